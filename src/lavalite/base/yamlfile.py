@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -37,6 +38,26 @@ _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": 
 _SURPRISING_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
+@dataclass(slots=True, frozen=True)
+class YamlText:
+    """What was read of a text: with `faults`, as far as it can be read all the same.
+
+    `whole` is false where reading had to end early; then `value` is None.
+    """
+
+    value: Any
+    lines: dict[Path, int]
+    faults: list[Fault]
+    whole: bool
+
+
+def read_yaml(text: str, file: str) -> YamlText:
+    """As `parse_yaml`, but the faults are a value: for a reader that wants to find its own as well."""
+    builder = _Builder(text, file)
+    value = builder.document()
+    return YamlText(value, builder.lines, builder.faults, builder.whole)
+
+
 def parse_yaml(text: str, file: str) -> tuple[Any, dict[Path, int]]:
     """The one document in `text`, and the line (from 1) of every value in it by path.
 
@@ -44,11 +65,10 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Path, int]]:
     text; dates stay text; an empty text is None. `file` is only a name for messages; it may be empty.
     Raises InputError with every fault found; a syntax error ends the search.
     """
-    builder = _Builder(text, file)
-    value = builder.document()
-    if builder.faults:
-        raise InputError(faults=builder.faults)
-    return value, builder.lines
+    read = read_yaml(text, file)
+    if read.faults:
+        raise InputError(faults=read.faults)
+    return read.value, read.lines
 
 
 def dotted(path: Path) -> str:
@@ -80,12 +100,15 @@ class _Builder:
         self._events: Iterator[Any] = iter(())
         self.lines: dict[Path, int] = {(): 1}
         self.faults: list[Fault] = []
+        self.whole = False
 
     def document(self) -> Any:
         """The value, or None with `faults` filled."""
         try:
             self._events = iter(yaml.parse(self._text, Loader=_Loader))
-            return self._only_document()
+            value = self._only_document()
+            self.whole = True
+            return value
         except _TooMuchError:
             pass
         except yaml.MarkedYAMLError as error:

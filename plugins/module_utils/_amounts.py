@@ -1,0 +1,81 @@
+# -*- coding: utf-8 -*-
+# Copyright: LavaLite authors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Amounts as people write them, to the integers that `/v1` keeps: milli-cores, bytes, milli-GPUs, bits a second.
+
+The spellings are those of pools.yml: `0.5`, `256GiB`, `25Gbit/s`, `1h30m`. No float takes part; what is below a byte
+or a bit a second is dropped. What cannot be read is a ValueError that says what to write.
+"""
+
+from __future__ import absolute_import, annotations, division, print_function
+
+__metaclass__ = type
+
+import re
+from fractions import Fraction
+
+_NUMBER = re.compile(r"([0-9]{1,40}(?:\.[0-9]{1,40})?)([A-Za-z/]*)")
+_BYTES = dict(
+    [("B", 1)]
+    + [(prefix + "iB", 1024**power) for power, prefix in enumerate("KMGTPE", 1)]
+    + [(prefix + "B", 1000**power) for power, prefix in enumerate("kMGTPE", 1)]
+)
+_BITS = dict((prefix + "bit/s", 1000**power) for power, prefix in enumerate(["", "k", "M", "G", "T", "P"]))
+_SECONDS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+_DURATION = re.compile("".join("(?:([0-9]{1,20})%s)?" % unit for unit, _size in _SECONDS))
+
+
+def milli(text, field):
+    """`0.5` → 500."""
+    hint = "Write a number such as 4 or 0.5"
+    number, unit = _split(text, field, hint)
+    thousandths = number * 1000
+    if unit or thousandths.denominator != 1:
+        raise _unreadable(text, field, hint)
+    return int(thousandths)
+
+
+def byte_count(text, field):
+    """`256GiB` → 274877906944. A bare number other than 0 is refused: of what?"""
+    return _with_unit(text, _BYTES, field, "Write a size such as 512MiB or 2GB")
+
+
+def bits_per_second(text, field):
+    """`25Gbit/s` → 25000000000."""
+    return _with_unit(text, _BITS, field, "Write a bandwidth such as 10Gbit/s")
+
+
+def seconds(text, field):
+    """`15m` → 900, `1h30m` → 5400."""
+    plain = str(text).strip()
+    if plain == "0":
+        return 0
+    match = _DURATION.fullmatch(plain)
+    if not plain or not match:
+        raise _unreadable(text, field, "Write a duration such as 90s, 15m or 1h30m")
+    return sum(int(count) * size for count, (_unit, size) in zip(match.groups(), _SECONDS) if count)
+
+
+def _with_unit(text, units, field, hint):
+    number, unit = _split(text, field, hint)
+    if number == 0 and not unit:
+        return 0
+    if unit not in units:
+        raise _unreadable(text, field, hint)
+    exact = number * units[unit]
+    if 0 < exact < 1:
+        raise _unreadable(text, field, hint)
+    return exact.numerator // exact.denominator
+
+
+def _split(text, field, hint):
+    match = _NUMBER.fullmatch(str(text).strip())
+    if not match:
+        raise _unreadable(text, field, hint)
+    return Fraction(match.group(1)), match.group(2)
+
+
+def _unreadable(text, field, hint):
+    return ValueError("%s: %s is not understood. %s." % (field, str(text)[:40], hint))

@@ -1,0 +1,75 @@
+# -*- coding: utf-8 -*-
+# Copyright: LavaLite authors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A job's spec from a module's options, and the key under which the same spec is submitted only once."""
+
+from __future__ import absolute_import, annotations, division, print_function
+
+__metaclass__ = type
+
+import hashlib
+import json
+import re
+
+from ansible_collections.lavalite.cluster.plugins.module_utils import _amounts
+
+_ARRAY = re.compile(r"^([0-9]{1,9})(?:-([0-9]{1,9})(?:[:/]([0-9]{1,9}))?)?$")
+_AMOUNTS = (
+    ("cpu", "cpu_milli", _amounts.milli),
+    ("memory", "memory_bytes", _amounts.byte_count),
+    ("gpu", "gpu_milli", _amounts.milli),
+    ("gpu_memory", "gpu_memory_bytes", _amounts.byte_count),
+    ("storage", "storage_bytes", _amounts.byte_count),
+    ("network", "network_bits_per_second", _amounts.bits_per_second),
+)
+_PLAIN = ("queue", "host", "policy", "priority", "retries", "rerunnable", "hold", "cwd", "stdout_path", "stderr_path")
+
+
+def spec_of(params):
+    """The API's JobSpec of the options; what was not given is left to the server. Raises ValueError."""
+    spec = dict(name=params["name"], command=params["command"])
+    for field in _PLAIN:
+        if params.get(field) is not None:
+            spec[field] = params[field]
+    if params.get("array"):
+        spec["array"] = _array(params["array"])
+    request = _request(params)
+    if request:
+        spec["request"] = request
+    if params.get("walltime"):
+        spec["walltime_seconds"] = _amounts.seconds(params["walltime"], "walltime")
+    if params.get("depends"):
+        spec["depends"] = [dict(job=item["job"], kind=item["kind"]) for item in params["depends"]]
+    if params.get("environment"):
+        spec["environment"] = dict((str(k), str(v)) for k, v in params["environment"].items())
+    return spec
+
+
+def key_prefix(spec):
+    """The same for the same spec, whoever runs the module and how often."""
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return "ansible-%s-" % hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:40]
+
+
+def _request(params):
+    request = {}
+    for option, field, parse in _AMOUNTS:
+        if params.get(option) is not None:
+            request[field] = parse(params[option], option)
+    if params.get("gpu_model"):
+        request["gpu_model"] = params["gpu_model"]
+    if params.get("pools"):
+        request["pools"] = dict((str(k), str(v)) for k, v in params["pools"].items())
+    if params.get("floating"):
+        request["floating"] = dict((str(k), int(v)) for k, v in params["floating"].items())
+    return request
+
+
+def _array(text):
+    match = _ARRAY.match(text.strip())
+    if not match:
+        raise ValueError("array: %s is not understood. Write 1-8, or 0-100:10 for every tenth." % text[:40])
+    first = int(match.group(1))
+    return dict(first=first, last=int(match.group(2) or first), step=int(match.group(3) or 1))

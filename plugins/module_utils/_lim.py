@@ -1,0 +1,68 @@
+# -*- coding: utf-8 -*-
+# Copyright: LavaLite authors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Two questions to the node's own LIM, on its Unix socket: who leads, and a token for the API, please.
+
+Frames are four bytes of length, big-endian, and JSON. LIM tells by the socket's credentials who asks.
+"""
+
+from __future__ import absolute_import, annotations, division, print_function
+
+__metaclass__ = type
+
+import json
+import struct
+
+from ansible_collections.lavalite.cluster.plugins.module_utils._client import connect_unix
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+class LeaderSource:
+    """Called, it answers with (the leader's address, a token for it). Raises OSError or ValueError with a reason."""
+
+    def __init__(self, socket_path, timeout_seconds):
+        self._socket_path = socket_path
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self):
+        try:
+            connection = connect_unix(self._socket_path, self._timeout_seconds)
+        except OSError as error:
+            raise ValueError("%s: %s" % (self._socket_path, error.strerror or error)) from None
+        with connection, connection.makefile("rb") as stream:
+            hello = dict(type="hello", software_version="ansible", cluster="", node="", role="local")
+            self._ask(connection, stream, hello, "welcome")
+            leader = self._ask(connection, stream, dict(type="who_leads"), "leader")
+            url = leader.get("api_url")
+            if not url:
+                raise ValueError("%s: no leader is known yet" % self._socket_path)
+            granted = self._ask(connection, stream, dict(type="ask_token", audience="api"), "granted")
+            return str(url), str(granted.get("token") or "")
+
+    def _ask(self, connection, stream, frame, wanted):
+        payload = json.dumps(frame).encode("utf-8")
+        connection.sendall(struct.pack(">I", len(payload)) + payload)
+        answer = self._read(stream)
+        if answer.get("type") == "refused":
+            raise ValueError("%s: LIM refuses: %s" % (self._socket_path, str(answer.get("message"))[:500]))
+        if answer.get("type") != wanted:
+            raise ValueError("%s: LIM did not answer as expected" % self._socket_path)
+        return answer
+
+    def _read(self, stream):
+        head = stream.read(4)
+        if len(head) < 4:
+            raise ValueError("%s: LIM closed the connection" % self._socket_path)
+        length = struct.unpack(">I", head)[0]
+        if not 0 < length <= MAX_FRAME_BYTES:
+            raise ValueError("%s: this is not LIM's socket" % self._socket_path)
+        raw = stream.read(length)
+        if len(raw) < length:
+            raise ValueError("%s: LIM closed the connection" % self._socket_path)
+        answer = json.loads(raw.decode("utf-8"))
+        if not isinstance(answer, dict):
+            raise ValueError("%s: this is not LIM's socket" % self._socket_path)
+        return answer

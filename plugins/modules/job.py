@@ -1,0 +1,323 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright: LavaLite authors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import absolute_import, annotations, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: job
+short_description: A job, submitted once
+version_added: "0.1.0"
+description:
+  - Submits a job unless one of the same O(name) and with the same options is live, or has succeeded.
+    A job that failed, or was cancelled, is submitted again.
+  - With O(state=cancelled), ends every live job of that name.
+author: LavaLite authors (@lavalite)
+options:
+  name:
+    description: The job's name, by which it is found again.
+    type: str
+    required: true
+  state:
+    description: Whether the job should be there, or be ended.
+    type: str
+    choices: [present, cancelled]
+    default: present
+  command:
+    description:
+      - The program and its arguments. Required with O(state=present).
+      - No shell reads it. For one, write V([/bin/sh, -c, …]).
+    type: list
+    elements: str
+  array:
+    description: Task indices, as V(1-8), or V(0-100:10) for every tenth.
+    type: str
+  queue:
+    description: The queue. Without it, the default queue.
+    type: str
+  host:
+    description: The logical host on which all of the job runs.
+    type: str
+  cpu:
+    description: Cores a task, as V(4) or V(0.5).
+    type: str
+  memory:
+    description: Memory a task, as V(2GiB).
+    type: str
+  gpu:
+    description: GPUs a task, as V(1) or V(0.5).
+    type: str
+  gpu_model:
+    description: The model that the GPUs must be of.
+    type: str
+  gpu_memory:
+    description: Memory that each GPU must have, as V(40GiB).
+    type: str
+  storage:
+    description: Storage a task, as V(100GiB).
+    type: str
+  network:
+    description: Bandwidth a task, as V(10Gbit/s).
+    type: str
+  floating:
+    description: How many of each floating resource, such as licences, a task takes.
+    type: dict
+  pools:
+    description: The pool for each kind, where it is not the default pool.
+    type: dict
+  policy:
+    description: The placement policy, where it is not the queue's.
+    type: str
+  priority:
+    description: The priority among the jobs of the same queue.
+    type: int
+  walltime:
+    description: For how long an attempt may run, as V(15m).
+    type: str
+  retries:
+    description: How often a task that failed is tried again.
+    type: int
+  rerunnable:
+    description: Whether a task may be started elsewhere once its node is lost.
+    type: bool
+  hold:
+    description: Whether the job waits until it is released.
+    type: bool
+  depends:
+    description: Jobs that must have ended before this one starts.
+    type: list
+    elements: dict
+    suboptions:
+      job:
+        description: The number of the job.
+        type: int
+        required: true
+      kind:
+        description: How it must have ended. V(done) is with success, V(exit) without, V(ended) either way.
+        type: str
+        choices: [done, exit, ended]
+        default: done
+  cwd:
+    description: The folder in which it runs, on the node.
+    type: str
+  environment:
+    description: Variables of its environment.
+    type: dict
+  stdout_path:
+    description: Where standard output goes, on the node. C(%J) is the job, C(%I) the task.
+    type: str
+  stderr_path:
+    description: Where standard error goes, on the node.
+    type: str
+  wait:
+    description: Whether to wait until the job has ended. The module fails if it did not succeed.
+    type: bool
+    default: false
+  timeout:
+    description: For how long to wait, in seconds.
+    type: int
+    default: 600
+  output:
+    description: Whether to return what the tasks wrote. At most 1,000 tasks are read.
+    type: bool
+    default: false
+extends_documentation_fragment:
+  - lavalite.cluster.connection
+  - lavalite.cluster.connection.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Eight tasks on one logical host
+  lavalite.cluster.job:
+    name: nightly
+    command: [/usr/bin/python3, /srv/nightly.py, "%I"]
+    array: 1-8
+    host: analytics
+    cpu: 1
+    memory: 1GiB
+    wait: true
+    output: true
+    unix_socket: /run/lavalite/api.sock
+  register: nightly
+
+- name: No such job any more
+  lavalite.cluster.job:
+    name: nightly
+    state: cancelled
+    unix_socket: /run/lavalite/api.sock
+"""
+
+RETURN = r"""
+id:
+  description: The number of the job. Absent in check mode where it would be submitted.
+  returned: with O(state=present)
+  type: int
+  sample: 4711
+job:
+  description: The job, as it was seen last.
+  returned: with O(state=present)
+  type: dict
+cancelled:
+  description: The numbers of the jobs that were ended.
+  returned: with O(state=cancelled)
+  type: list
+  elements: int
+outputs:
+  description: What each task wrote to standard output.
+  returned: with O(output=true)
+  type: list
+  elements: dict
+  sample: [{task: 1, stdout: "done\n"}]
+stdout:
+  description: The same, one after the other.
+  returned: with O(output=true)
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run, with_connection
+from ansible_collections.lavalite.cluster.plugins.module_utils._client import path_of
+from ansible_collections.lavalite.cluster.plugins.module_utils._errors import ApiError, Fault
+from ansible_collections.lavalite.cluster.plugins.module_utils._jobspec import key_prefix, spec_of
+from ansible_collections.lavalite.cluster.plugins.module_utils._waiting import until
+
+ENDED_BADLY = ("failed", "cancelled")
+ENDED = ENDED_BADLY + ("succeeded",)
+MAX_TASKS_READ = 1000
+
+
+def jobs_named(client, name):
+    return [job for job in client.items("/v1/jobs", dict(name=name)) if job.get("name") == name]
+
+
+def present(client, params, check_mode):
+    try:
+        spec = spec_of(params)
+    except ValueError as error:
+        raise ApiError(0, [Fault("bad_input", str(error))]) from None
+    prefix = key_prefix(spec)
+    same = [job for job in jobs_named(client, params["name"]) if str(job.get("key")).startswith(prefix)]
+    good = [job for job in same if job.get("state") not in ENDED_BADLY]
+    if good:
+        job, changed = max(good, key=lambda one: one["id"]), False
+    else:
+        job, changed = submit(client, spec, prefix, same, check_mode), True
+    result = dict(changed=changed, diff=dict(before={}, after=spec) if changed else dict(before=spec, after=spec))
+    if job is None:
+        return result
+    if params["wait"] and not check_mode:
+        job = wait_for(client, job, params["timeout"])
+    result.update(id=job["id"], job=job)
+    if params["output"]:
+        result.update(read_output(client, job))
+    return result
+
+
+def submit(client, spec, prefix, earlier, check_mode):
+    """The new job, or None in check mode. The key counts on from the last try, so two at once make one job."""
+    last = max([job["id"] for job in earlier] or [0])
+    batch = dict(jobs=[dict(spec=spec, key="%s%d" % (prefix, last))])
+    answer = client.post("/v1/jobs", batch, dict(dry_run="true") if check_mode else None).body
+    return None if check_mode else client.get(path_of("jobs", answer["ids"][0])).body
+
+
+def wait_for(client, job, timeout_seconds):
+    """The job once it has ended well. Raises ApiError where it has not, with the reason of the first bad task."""
+
+    def poll():
+        seen = client.get(path_of("jobs", job["id"])).body
+        return seen if seen["state"] in ENDED else None
+
+    ended = until(poll, timeout_seconds)
+    if ended is None:
+        why = client.get(path_of("jobs", job["id"])).body
+        text = "job %d is %s after %d s" % (job["id"], why["state"], timeout_seconds)
+        hint = why.get("why") or "Raise timeout, or see `lavalite explain %d`." % job["id"]
+        raise ApiError(0, [Fault("timeout", text, hint=hint)])
+    if ended["state"] in ENDED_BADLY:
+        raise ApiError(0, [Fault("job_" + ended["state"], bad_end_sentence(client, ended))])
+    return ended
+
+
+def bad_end_sentence(client, job):
+    tasks = client.items(path_of("jobs", job["id"], "tasks"), dict(state=job["state"]))
+    first = next(iter(tasks), None) or {}
+    text = "job %d %s: task %s, exit code %s" % (job["id"], job["state"], first.get("index"), first.get("exit_code"))
+    reason = first.get("reason")
+    stderr = read_stream(client, job["id"], first.get("index"), "stderr")[-2000:].strip()
+    return text + (", " + reason if reason else "") + (". It wrote: " + stderr if stderr else "")
+
+
+def read_output(client, job):
+    outputs = []
+    for task in client.items(path_of("jobs", job["id"], "tasks")):
+        if len(outputs) >= MAX_TASKS_READ:
+            break
+        outputs.append(dict(task=task["index"], stdout=read_stream(client, job["id"], task["index"], "stdout")))
+    return dict(outputs=outputs, stdout="".join(one["stdout"] for one in outputs))
+
+
+def read_stream(client, job_id, task, stream):
+    """What a task wrote; nothing where it wrote nothing or never ran."""
+    if task is None:
+        return ""
+    try:
+        raw = client.get(path_of("jobs", job_id, "output"), dict(task=task, stream=stream)).raw
+    except ApiError as error:
+        if error.status == 404:
+            return ""
+        raise
+    return raw.decode("utf-8", "replace")
+
+
+def cancelled(client, params, check_mode):
+    live = [job for job in jobs_named(client, params["name"]) if job.get("state") not in ENDED]
+    if not check_mode:
+        for job in live:
+            client.post(path_of("jobs", job["id"], "cancel"), {})
+    states = dict((str(job["id"]), job["state"]) for job in live)
+    after = dict((number, "cancelled") for number in states)
+    return dict(changed=bool(live), cancelled=[job["id"] for job in live], diff=dict(before=states, after=after))
+
+
+def arguments():
+    texts = ("array", "queue", "host", "cpu", "memory", "gpu", "gpu_model", "gpu_memory", "storage", "network")
+    texts += ("policy", "walltime", "cwd", "stdout_path", "stderr_path")
+    options = dict((name, dict(type="str")) for name in texts)
+    options.update((name, dict(type="dict")) for name in ("floating", "pools", "environment"))
+    options.update((name, dict(type="int")) for name in ("priority", "retries"))
+    options.update((name, dict(type="bool")) for name in ("rerunnable", "hold"))
+    kinds = dict(type="str", choices=["done", "exit", "ended"], default="done")
+    return with_connection(
+        name=dict(type="str", required=True),
+        state=dict(type="str", choices=["present", "cancelled"], default="present"),
+        command=dict(type="list", elements="str"),
+        depends=dict(type="list", elements="dict", options=dict(job=dict(type="int", required=True), kind=kinds)),
+        wait=dict(type="bool", default=False),
+        timeout=dict(type="int", default=600),
+        output=dict(type="bool", default=False),
+        **options,
+    )
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=arguments(),
+        supports_check_mode=True,
+        required_if=[("state", "present", ("command",))],
+    )
+    work = present if module.params["state"] == "present" else cancelled
+    run(module, lambda client: work(client, module.params, module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

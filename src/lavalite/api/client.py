@@ -1,0 +1,264 @@
+"""/v1 as typed calls. Every error is a LavaLiteError with the server's own words (lavalite.api.transport).
+
+All calls but `delete_entry` and `requeue` may be repeated without harm, and are, while the leader moves: a submit
+carries a key that this side makes, everything else says what should be and not what should change.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from lavalite.api.models import (
+    CancelAsk,
+    Change,
+    Commitment,
+    Definition,
+    DefinitionPut,
+    DefinitionResult,
+    EntryPut,
+    Explanation,
+    Host,
+    Job,
+    Node,
+    Page,
+    Plan,
+    Pool,
+    Queue,
+    Status,
+    Submit,
+    SubmitBatch,
+    Submitted,
+    Task,
+)
+from lavalite.api.transport import FindTargets, Target, Transport
+from lavalite.base.clock import Clock
+from lavalite.base.errors import LavaLiteError
+
+PAGE_ITEMS = 1000
+FOLLOW_SILENCE_SECONDS = 60.0
+"""A followed output that is silent for so long is asked for again at its offset: a dead leader says nothing."""
+
+MAX_BREAKS = 5
+"""So often in a row may an output break off without a byte."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+__all__ = ["Client", "FindTargets", "Target"]
+
+
+class Client:
+    """Calls of /v1. `targets` are addresses, or a function that finds them anew for each round of tries."""
+
+    def __init__(
+        self,
+        targets: FindTargets | Sequence[Target],
+        *,
+        timeout_seconds: float = 15.0,
+        ca_path: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        find = targets if callable(targets) else lambda: targets
+        self._transport = Transport(find, timeout_seconds=timeout_seconds, ca_path=ca_path, clock=clock)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    # --- what there is ----------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        return self._get("/v1/status", Status)
+
+    def nodes(self) -> Iterator[Node]:
+        return self._pages("/v1/nodes", Node)
+
+    def node(self, name: str) -> Node:
+        return self._get(f"/v1/nodes/{_part(name)}", Node)
+
+    def drain(self, name: str, reason: str = "") -> Node:
+        """Place nothing more on a node. Operators only."""
+        return self._send("POST", f"/v1/nodes/{_part(name)}/drain", Node, params={"reason": reason})
+
+    def undrain(self, name: str) -> Node:
+        return self._send("POST", f"/v1/nodes/{_part(name)}/resume", Node)
+
+    def pools(self) -> Iterator[Pool]:
+        return self._pages("/v1/pools", Pool)
+
+    def pool(self, name: str) -> Pool:
+        return self._get(f"/v1/pools/{_part(name)}", Pool)
+
+    def queues(self) -> Iterator[Queue]:
+        return self._pages("/v1/queues", Queue)
+
+    def queue(self, name: str) -> Queue:
+        return self._get(f"/v1/queues/{_part(name)}", Queue)
+
+    def hosts(self) -> Iterator[Host]:
+        return self._pages("/v1/hosts", Host)
+
+    def host(self, name: str) -> Host:
+        return self._get(f"/v1/hosts/{_part(name)}", Host)
+
+    def commitments(self) -> Iterator[Commitment]:
+        return self._pages("/v1/commitments", Commitment)
+
+    # --- the definition ---------------------------------------------------------------------------------------
+
+    def definition(self) -> Definition:
+        return self._get("/v1/definition", Definition)
+
+    def put_definition(
+        self, definition: DefinitionPut, *, dry_run: bool = False, if_version: int | None = None
+    ) -> DefinitionResult:
+        """Apply the whole document. Raises ConflictError where `if_version` is not the one that stands."""
+        headers = {"If-Match": f'"{if_version}"'} if if_version is not None else {}
+        return self._send("PUT", "/v1/definition", DefinitionResult, definition, _dry(dry_run), headers)
+
+    def plan(self, definition: DefinitionPut) -> Plan:
+        """What the logical hosts of this document would be. Changes nothing."""
+        return self._send("POST", "/v1/plan", Plan, definition)
+
+    def put_entry(self, section: str, name: str, entry: EntryPut, *, dry_run: bool = False) -> DefinitionResult:
+        """`section` is pools, queues or hosts."""
+        return self._send("PUT", f"/v1/{section}/{_part(name)}", DefinitionResult, entry, _dry(dry_run))
+
+    def delete_entry(self, section: str, name: str, *, dry_run: bool = False) -> DefinitionResult:
+        path = f"/v1/{section}/{_part(name)}"
+        response = self._transport.request("DELETE", path, params=_dry(dry_run), repeatable=dry_run)
+        return _parse(response, DefinitionResult)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def jobs(self, **filters: str) -> Iterator[Job]:
+        """`filters`: state, user, queue, host, name."""
+        return self._pages("/v1/jobs", Job, {k: v for k, v in filters.items() if v})
+
+    def job(self, job_id: int) -> Job:
+        return self._get(f"/v1/jobs/{job_id}", Job)
+
+    def tasks(self, job_id: int, *, state: str = "") -> Iterator[Task]:
+        return self._pages(f"/v1/jobs/{job_id}/tasks", Task, {"state": state} if state else {})
+
+    def explain(self, job_id: int) -> Explanation:
+        return self._get(f"/v1/explain/{job_id}", Explanation)
+
+    def submit(self, jobs: Sequence[Submit], *, dry_run: bool = False) -> Submitted:
+        """Submit all or none. A job without a key gets one here, so that a repeated try makes no second job."""
+        keyed = [job if job.key else job.model_copy(update={"key": uuid.uuid4().hex}) for job in jobs]
+        return self._send("POST", "/v1/jobs", Submitted, SubmitBatch(jobs=keyed), _dry(dry_run))
+
+    def cancel(self, job_id: int, tasks: list[int] | None = None, force: bool = False) -> Job:
+        """`tasks` are array indices; None means all. `force`: what is UNKNOWN counts as ended."""
+        return self._send("POST", f"/v1/jobs/{job_id}/cancel", Job, CancelAsk(tasks=tasks, force=force))
+
+    def hold(self, job_id: int) -> Job:
+        return self._send("POST", f"/v1/jobs/{job_id}/hold", Job)
+
+    def release(self, job_id: int) -> Job:
+        return self._send("POST", f"/v1/jobs/{job_id}/release", Job)
+
+    def suspend(self, job_id: int) -> Job:
+        return self._send("POST", f"/v1/jobs/{job_id}/suspend", Job)
+
+    def resume(self, job_id: int) -> Job:
+        return self._send("POST", f"/v1/jobs/{job_id}/resume", Job)
+
+    def requeue(self, job_id: int) -> Job:
+        """End what runs, and start it again: the one verb that is not repeated when its answer is lost."""
+        return _parse(self._transport.request("POST", f"/v1/jobs/{job_id}/requeue", repeatable=False), Job)
+
+    def output(
+        self, job_id: int, *, task: int | None = None, stream: str = "stdout", follow: bool = False, offset: int = 0
+    ) -> Iterator[bytes]:
+        """Bytes of a task's output from `offset`; until it ends with `follow`. Goes on where it was, if it breaks."""
+        params: dict[str, Any] = {"stream": stream, "follow": str(follow).lower()}
+        if task is not None:
+            params["task"] = task
+        path, silence = f"/v1/jobs/{job_id}/output", FOLLOW_SILENCE_SECONDS if follow else 15.0
+        failures = 0
+        while True:
+            try:
+                with self._transport.stream(
+                    path, params=params | {"offset": offset}, silence_seconds=silence
+                ) as body:
+                    for chunk in body.iter_bytes():
+                        offset += len(chunk)
+                        failures = 0
+                        yield chunk
+                return
+            except httpx.ReadTimeout:
+                if not follow:
+                    raise LavaLiteError(f"The output of job {job_id} stopped coming", code="timeout") from None
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > MAX_BREAKS:
+                    raise LavaLiteError(f"The output of job {job_id} broke off ({error})") from None
+
+    def events(self) -> Iterator[Change]:
+        """Changes as they happen, until the connection ends."""
+        with self._transport.stream("/v1/events", silence_seconds=FOLLOW_SILENCE_SECONDS) as body:
+            for line in body.iter_lines():
+                if line.startswith("data:"):
+                    yield Change.model_validate_json(line.removeprefix("data:"))
+
+    # --- shared -----------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, model: type[Model]) -> Model:
+        return _parse(self._transport.request("GET", path), model)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        model: type[Model],
+        body: BaseModel | None = None,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Model:
+        content = body.model_dump(mode="json") if body is not None else None
+        response = self._transport.request(method, path, params=params, body=content, headers=headers)
+        return _parse(response, model)
+
+    def _pages(self, path: str, model: type[Model], params: dict[str, str] | None = None) -> Iterator[Model]:
+        cursor: str | None = None
+        while True:
+            here = {"limit": PAGE_ITEMS, **(params or {}), **({"cursor": cursor} if cursor else {})}
+            page = _parse(self._transport.request("GET", path, params=here), Page[model])  # type: ignore[valid-type]
+            yield from page.items
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+
+def _parse(response: httpx.Response, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(response.content)
+    except (ValidationError, json.JSONDecodeError) as error:
+        where = f"{response.request.method} {response.request.url.path}"
+        hint = "Is this a LavaLite API, and of a release near this one?"
+        raise LavaLiteError(f"{where} answered what is no {model.__name__}", code="bad_answer", hint=hint) from error
+
+
+def _dry(dry_run: bool) -> dict[str, Any] | None:
+    return {"dry_run": "true"} if dry_run else None
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path, whatever a person typed."""
+    return quote(name, safe="")

@@ -1,0 +1,298 @@
+"""What /v1 takes and answers. One idea has one name everywhere: YAML key, CLI column, API field, Ansible variable.
+
+    GET    /v1/status                                    Status
+    GET    /v1/nodes            /v1/nodes/NAME           Page of Node, Node
+    GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
+    GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue
+    GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host
+    PUT    /v1/{pools,queues,hosts}/NAME                 EntryPut → DefinitionResult      ?dry_run=true
+    DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true
+    GET    /v1/definition                                Definition (ETag)
+    PUT    /v1/definition                                DefinitionPut → DefinitionResult ?dry_run=true
+    GET    /v1/jobs                                      Page of Job     ?state= &user= &queue= &host= &name=
+    POST   /v1/jobs                                      SubmitBatch → Submitted          ?dry_run=true
+    GET    /v1/jobs/N                                    Job (with `why` while it waits)
+    GET    /v1/jobs/N/tasks                              Page of Task    ?state=
+    POST   /v1/jobs/N/cancel                             CancelAsk → Job
+    POST   /v1/jobs/N/hold|release|suspend|resume|requeue  → Job
+    GET    /v1/jobs/N/output                             bytes           ?task= &stream= &follow= &offset=
+    GET    /v1/explain/N                                 Explanation
+    GET    /v1/commitments                               Page of Commitment
+    GET    /v1/events                                    server-sent events, one Change each
+    POST   /v1/plan                                      DefinitionPut → Plan
+
+Errors: `{"errors": [{code, message, field, hint, file, line}, …]}`; 400 bad input, 401, 403, 404, 409 conflict,
+412 version, 429 too much, 503 not the leader or the store is down; a backup answers 307 to where the leader is.
+Collections: `?limit=` (at most 1,000) and `?cursor=`; `next_cursor` is null on the last page.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lavalite.model.job import JobSpec
+
+Item = TypeVar("Item")
+
+
+class Shape(BaseModel):
+    """Answers may grow fields: a client ignores what it does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Ask(BaseModel):
+    """Requests may not: an unknown field is a mistake and is said to be one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Shape, Generic[Item]):
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class ApiFault(Shape):
+    code: str
+    message: str
+    field: str = ""
+    hint: str = ""
+    file: str = ""
+    line: int = 0
+
+
+class Errors(Shape):
+    errors: list[ApiFault]
+
+
+class Status(Shape):
+    """`lim` is master or backup; `counts` are jobs by state and nodes by state."""
+
+    cluster: str
+    node: str
+    lim: str
+    mbatchd: str
+    epoch: tuple[int, int] | None
+    version: str
+    started_at: float
+    now: float
+    store: dict[str, Any] = {}
+    nodes: dict[str, int] = {}
+    jobs: dict[str, int] = {}
+    tasks: dict[str, int] = {}
+    commitments: int = 0
+    loop_lag_ms: float = 0.0
+    api_url: str = ""
+
+
+class Amounts(Shape):
+    """Of one kind, in the kind's unit: milli-cores, bytes, milli-GPUs, bits a second."""
+
+    capacity: int
+    committed: int
+    free: int
+
+
+class Node(Shape):
+    """`state`: ready, drained, silent (LIM hears nothing), unknown (no session), lost."""
+
+    name: str
+    state: str
+    labels: dict[str, list[str]] = {}
+    resources: dict[str, Amounts] = {}
+    gpu_models: list[str] = []
+    hosts: list[str] = []
+    tasks: int = 0
+    boot_id: str = ""
+    journal_id: str = ""
+    software_version: str = ""
+    offer_version: int = 0
+    beat_age_seconds: float | None = None
+    round_trip_ms: float | None = None
+    lost_beats: int = 0
+
+
+class Pool(Shape):
+    name: str
+    kinds: list[str]
+    default: bool = False
+    nodes: list[str] = []
+    resources: dict[str, Amounts] = {}
+    spec: dict[str, Any] = {}
+    version: int = 0
+
+
+class Queue(Shape):
+    name: str
+    priority: int
+    policy: str
+    default: bool = False
+    pending: int = 0
+    running: int = 0
+    spec: dict[str, Any] = {}
+    version: int = 0
+
+
+class HostPart(Shape):
+    id: str
+    kind: str
+    amount: int
+    provider: str
+    pool: str = ""
+    devices: list[str] = []
+    circuit: str = ""
+
+
+class Host(Shape):
+    """A logical host. `reason` says why it is not composed. `used` is what jobs on it hold, per kind."""
+
+    name: str
+    state: str
+    anchor: str = ""
+    pools: list[str] = []
+    parts: list[HostPart] = []
+    resources: dict[str, Amounts] = {}
+    reason: str = ""
+    spec: dict[str, Any] = {}
+    version: int = 0
+
+
+class Job(Shape):
+    """`counts` are tasks by state; `why` is one sentence, only while something of it waits."""
+
+    id: int
+    name: str
+    user: str
+    queue: str
+    host: str = ""
+    state: str
+    command: list[str]
+    array: str = ""
+    tasks: int
+    counts: dict[str, int]
+    submitted_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    nodes: list[str] = []
+    why: str = ""
+    key: str = ""
+    request: dict[str, Any] = {}
+    depends: list[str] = []
+    rerunnable: bool = False
+    walltime_seconds: int | None = None
+
+
+class Task(Shape):
+    """`index` is the array index, 0 where the job is no array."""
+
+    job: int
+    index: int
+    state: str
+    attempt: int = 0
+    node: str = ""
+    exit_code: int | None = None
+    reason: str = ""
+    started_at: float | None = None
+    ended_at: float | None = None
+
+
+class Commitment(Shape):
+    owner: str
+    shares: list[dict[str, Any]]
+    epoch: tuple[int, int]
+    committed_at: float
+    state: str = ""
+    node: str = ""
+
+
+class Explanation(Shape):
+    """Why a job waits: `filters` counts the nodes that each filter turned away; `lacks` is what the nearest lacks."""
+
+    job: int
+    state: str
+    asks: str = ""
+    nodes: int = 0
+    filters: dict[str, int] = {}
+    nearest: str = ""
+    lacks: dict[str, int] = {}
+    held_by: list[str] = []
+    waits_for: list[str] = []
+    sentence: str = ""
+
+
+class Definition(Shape):
+    """The applied document: sections of entries as they were typed. `version` is 0 before the first."""
+
+    version: int
+    cluster: str = ""
+    pools: dict[str, Any] = {}
+    logical_hosts: dict[str, Any] = {}
+    queues: dict[str, Any] = {}
+    links: list[Any] = []
+    owned: dict[str, list[str]] = {}
+
+
+class DefinitionPut(Ask):
+    """The whole document as text (`file` is named in errors). `purge` removes what it owned and no longer has."""
+
+    text: str = Field(max_length=8 * 1024 * 1024)
+    file: str = "pools.yml"
+    purge: bool = False
+
+
+class EntryPut(Ask):
+    """One entry as it would stand in pools.yml. `if_version` is the definition's version it was read at."""
+
+    spec: dict[str, Any]
+    if_version: int | None = None
+
+
+class DefinitionResult(Shape):
+    """`before` and `after` are the documents; `hosts` what every logical host is or would be."""
+
+    changed: bool
+    version: int
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    hosts: list[Host] = []
+
+
+class Plan(Shape):
+    hosts: list[Host]
+
+
+class Submit(Ask):
+    """`key` is made by the client: the same key again answers with the job of the first time."""
+
+    spec: JobSpec
+    key: str = Field(default="", max_length=128)
+
+
+class SubmitBatch(Ask):
+    jobs: list[Submit] = Field(min_length=1, max_length=5000)
+
+
+class Submitted(Shape):
+    """Job ids, in the order of the batch. `existing` are those that a key had made before."""
+
+    ids: list[int]
+    existing: list[int] = []
+
+
+class CancelAsk(Ask):
+    """`tasks` are array indices, all if absent. `force`: an operator says that what is UNKNOWN has ended."""
+
+    tasks: list[int] | None = Field(default=None, max_length=100_000)
+    force: bool = False
+
+
+class Change(Shape):
+    """What /v1/events tells: `kind` job, task, node, host or definition; `name` which; `state` what it is now."""
+
+    kind: str
+    name: str
+    state: str
+    at: float

@@ -1,0 +1,247 @@
+"""What there is: the cluster's state, nodes, pools, queues and logical hosts; and who leads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import BaseModel
+
+from lavalite import __version__
+from lavalite.api.models import Amounts, Host, HostPart, Node, Pool, Queue, Status
+from lavalite.base.errors import InputError
+from lavalite.cli.connect import Place, at_place
+from lavalite.cli.output import (
+    Column,
+    Format,
+    Output,
+    Watch,
+    fields,
+    machine,
+    moment,
+    progress,
+    say,
+    show_lists,
+    working,
+)
+from lavalite.model.amounts import approximate_bytes, format_amount, format_duration
+from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE
+
+Named = TypeVar("Named", bound=BaseModel)
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Only these.", show_default=False)]
+
+
+def amount_text(kind: str, amount: int) -> str:
+    """Sizes that machines report are odd: four digits of them are enough for eyes."""
+    return approximate_bytes(amount) if kind in (MEMORY, STORAGE) else format_amount(kind, amount)
+
+
+def free_text(resources: dict[str, Amounts], kind: str) -> str:
+    """`12/16`: free of what there is; nothing where there is none of the kind."""
+    found = resources.get(kind)
+    return f"{amount_text(kind, found.free)}/{amount_text(kind, found.capacity)}" if found and found.capacity else ""
+
+
+def floating_text(resources: dict[str, Amounts]) -> str:
+    kinds = sorted(set(resources) - {CPU, MEMORY, GPU, STORAGE, NETWORK})
+    return " ".join(f"{kind} {resources[kind].free}/{resources[kind].capacity}" for kind in kinds)
+
+
+def part_text(host: Host, kind: str) -> str:
+    """`128GiB + 128GiB far`, `2TiB at n03`, `4 A100`: what is at the anchor, and what is from elsewhere."""
+    near = [p for p in host.parts if p.kind == kind and p.provider == host.anchor]
+    texts = [format_amount(kind, sum(p.amount for p in near))] if near else []
+    texts += [_far_text(kind, p) for p in host.parts if p.kind == kind and p.provider != host.anchor]
+    if not texts and kind in host.resources:
+        return format_amount(kind, host.resources[kind].capacity)
+    return " + ".join(texts)
+
+
+def _far_text(kind: str, part: HostPart) -> str:
+    amount = format_amount(kind, part.amount)
+    return f"{amount} far" if kind == MEMORY else f"{amount} at {part.provider}"
+
+
+def gpu_text(host: Host) -> str:
+    """`4 A100` where the definition names the model."""
+    asked = host.spec.get("gpu")
+    model = str(asked.get("model", "")) if isinstance(asked, dict) else ""
+    text = part_text(host, GPU)
+    return f"{text} {model}".strip() if text else ""
+
+
+NODE_COLUMNS: list[Column[Node]] = [
+    Column("NODE", lambda n: n.name),
+    Column("STATE", lambda n: n.state),
+    Column("CPU", lambda n: free_text(n.resources, CPU)),
+    Column("MEMORY", lambda n: free_text(n.resources, MEMORY)),
+    Column("GPU", lambda n: " ".join(filter(None, [free_text(n.resources, GPU), *n.gpu_models]))),
+    Column("STORAGE", lambda n: free_text(n.resources, STORAGE)),
+    Column("TASKS", lambda n: n.tasks),
+    Column("HOSTS", lambda n: " ".join(n.hosts)),
+    Column("NETWORK", lambda n: free_text(n.resources, NETWORK), wide=True),
+    Column("BEAT", lambda n: f"{n.beat_age_seconds:.1f}s" if n.beat_age_seconds is not None else "", wide=True),
+    Column("TRIP", lambda n: f"{n.round_trip_ms:.1f}ms" if n.round_trip_ms is not None else "", wide=True),
+    Column("LOST", lambda n: n.lost_beats, wide=True),
+    Column("VERSION", lambda n: n.software_version, wide=True),
+    Column("LABELS", lambda n: " ".join(f"{k}={','.join(v)}" for k, v in sorted(n.labels.items())), wide=True),
+]
+
+POOL_COLUMNS: list[Column[Pool]] = [
+    Column("POOL", lambda p: p.name),
+    Column("KINDS", lambda p: " ".join(p.kinds)),
+    Column("DEFAULT", lambda p: "yes" if p.default else ""),
+    Column("NODES", lambda p: len(p.nodes) or ""),
+    Column("CPU", lambda p: free_text(p.resources, CPU)),
+    Column("MEMORY", lambda p: free_text(p.resources, MEMORY)),
+    Column("GPU", lambda p: free_text(p.resources, GPU)),
+    Column("STORAGE", lambda p: free_text(p.resources, STORAGE)),
+    Column("FLOATING", lambda p: floating_text(p.resources)),
+    Column("MEMBERS", lambda p: " ".join(p.nodes), wide=True),
+]
+
+QUEUE_COLUMNS: list[Column[Queue]] = [
+    Column("QUEUE", lambda q: q.name),
+    Column("PRIORITY", lambda q: q.priority),
+    Column("POLICY", lambda q: q.policy),
+    Column("DEFAULT", lambda q: "yes" if q.default else ""),
+    Column("PENDING", lambda q: q.pending),
+    Column("RUNNING", lambda q: q.running),
+    Column("LIMITS", lambda q: _mapping_text(q.spec.get("limits")), wide=True),
+]
+
+HOST_COLUMNS: list[Column[Host]] = [
+    Column("HOST", lambda h: h.name),
+    Column("STATE", lambda h: h.state),
+    Column("CPU", lambda h: part_text(h, CPU)),
+    Column("MEMORY", lambda h: part_text(h, MEMORY)),
+    Column("GPU", gpu_text),
+    Column("STORAGE", lambda h: part_text(h, STORAGE)),
+    Column("ANCHOR", lambda h: h.anchor),
+    Column("FROM", lambda h: " ".join(dict.fromkeys(p.provider for p in h.parts))),
+    Column("NETWORK", lambda h: part_text(h, NETWORK), wide=True),
+    Column("USED", lambda h: _used_text(h), wide=True),
+    Column("POOLS", lambda h: " ".join(h.pools), wide=True),
+    Column("REASON", lambda h: h.reason, wide=True),
+]
+
+
+def _mapping_text(value: object) -> str:
+    return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+
+
+def _used_text(host: Host) -> str:
+    held = [(kind, a.committed) for kind, a in host.resources.items() if a.committed]
+    return ", ".join(format_amount(kind, amount, named=True) for kind, amount in held)
+
+
+def host_columns(hosts: Iterable[Host]) -> list[Column[Host]]:
+    """REASON is shown as soon as there is one."""
+    if not any(h.reason for h in hosts):
+        return HOST_COLUMNS
+    last = HOST_COLUMNS[-1]
+    return [*HOST_COLUMNS[:-1], Column(last.header, last.text)]
+
+
+def _chosen(names: list[str] | None, one: Callable[[str], Named], all_: Callable[[], Iterable[Named]]) -> list[Named]:
+    return [one(name) for name in names] if names else list(all_())
+
+
+@at_place
+def status(place: Place, output: Output = Format.TABLE) -> None:
+    """Say who leads, and what there is."""
+    with place.client() as client:
+        found = working(client.status)
+    say(status_text(found) if output in (Format.TABLE, Format.WIDE) else machine(found, output))
+
+
+def status_text(found: Status) -> str:
+    def counts(by_state: dict[str, int]) -> str:
+        return ", ".join(f"{count} {state}" for state, count in by_state.items() if count) or "none"
+
+    up = format_duration(max(0, int(found.now - found.started_at)))
+    size = found.store.get("size_bytes")
+    store = str(found.store.get("kind", "")) + (f", {approximate_bytes(size)}" if isinstance(size, int) else "")
+    return fields(
+        [
+            ("cluster", found.cluster),
+            ("leader", f"{found.node} since {moment(found.started_at)} ({up})"),
+            ("epoch", ".".join(map(str, found.epoch)) if found.epoch else ""),
+            ("version", found.version),
+            ("lim", found.lim),
+            ("mbatchd", found.mbatchd),
+            ("store", store),
+            ("nodes", counts(found.nodes)),
+            ("jobs", counts(found.jobs)),
+            ("tasks", counts(found.tasks)),
+            ("commitments", found.commitments),
+            ("api", found.api_url),
+        ]
+    )
+
+
+@at_place
+def nodes(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List nodes: what is free of what each has."""
+    with place.client() as client:
+        show_lists(lambda: _chosen(names, client.node, client.nodes), NODE_COLUMNS, output, watch)
+
+
+@at_place
+def pools(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List pools."""
+    with place.client() as client:
+        show_lists(lambda: _chosen(names, client.pool, client.pools), POOL_COLUMNS, output, watch)
+
+
+@at_place
+def queues(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List queues."""
+    with place.client() as client:
+        show_lists(lambda: _chosen(names, client.queue, client.queues), QUEUE_COLUMNS, output, watch)
+
+
+@at_place
+def hosts(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List logical hosts, and where their parts are from."""
+    with place.client() as client:
+        show_lists(lambda: _chosen(names, client.host, client.hosts), host_columns, output, watch)
+
+
+@at_place
+def drain(
+    place: Place,
+    names: Annotated[list[str], typer.Argument(metavar="NODE…")],
+    reason: Annotated[str, typer.Option(help="Why, for whoever looks.")] = "",
+) -> None:
+    """Place nothing more on nodes; what runs there goes on."""
+    with place.client() as client:
+        for name in names:
+            say(f"node {name}: {client.drain(name, reason).state}")
+
+
+@at_place
+def undrain(place: Place, names: Annotated[list[str], typer.Argument(metavar="NODE…")]) -> None:
+    """Place work on drained nodes again."""
+    with place.client() as client:
+        for name in names:
+            say(f"node {name}: {client.undrain(name).state}")
+
+
+@at_place
+def resign(place: Place) -> None:
+    """Ask the LIM of this machine to hand leadership to another candidate."""
+    from lavalite.cli import lim_socket
+
+    if place.api:
+        hint = "Run it on the leading node, without --api and LAVALITE_API."
+        raise InputError("leadership is handed over on the leading node", field="--api", hint=hint)
+    with progress("handing over"):
+        answer = lim_socket.resign(place.lim_socket)
+    say(answer or "handed over")
+
+
+def version() -> None:
+    """Print the version."""
+    say(f"lavalite {__version__}")

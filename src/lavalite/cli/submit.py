@@ -1,0 +1,231 @@
+"""`lavalite submit`: from what was typed to a job, and waiting for its end."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from lavalite.api.models import Job, Submit
+from lavalite.base.errors import Fault, InputError, LavaLiteError
+from lavalite.cli.connect import Place, at_place
+from lavalite.cli.output import Format, Output, machine, note, progress, say
+from lavalite.model.amounts import parse_bandwidth, parse_bytes, parse_count, parse_cpu, parse_duration, parse_gpu
+from lavalite.model.job import Array, Dependency, DependencyKind, JobSpec
+from lavalite.model.task import FINAL, TaskState
+
+POLL_SECONDS = 0.25
+SLOWEST_POLL_SECONDS = 2.0
+ENDED = frozenset(state.value for state in FINAL)
+
+_ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
+_AMOUNTS: dict[str, tuple[str, Any]] = {
+    "cpu": ("cpu_milli", parse_cpu),
+    "memory": ("memory_bytes", parse_bytes),
+    "gpu": ("gpu_milli", parse_gpu),
+    "gpu_memory": ("gpu_memory_bytes", parse_bytes),
+    "storage": ("storage_bytes", parse_bytes),
+    "network": ("network_bits_per_second", parse_bandwidth),
+}
+
+
+def parse_array(text: str) -> Array:
+    """`1-8`, `0-100:10` or `5`. Raises InputError."""
+    match = _ARRAY.fullmatch(text)
+    if not match:
+        raise InputError(f"{text} is no array", field="--array", hint="Write it as 1-8, or 0-100:10 for each tenth.")
+    try:
+        return Array(first=int(match[1]), last=int(match[2] or match[1]), step=int(match[3] or 1))
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(message, field="--array", hint="Write it as 1-8.") from None
+
+
+def parse_after(text: str) -> list[Dependency]:
+    """`done:12,exit:13,ended:14`; a bare number means done. Raises InputError."""
+    depends = []
+    for part in text.split(","):
+        kind, _, number = part.strip().rpartition(":")
+        if (kind and kind not in set(DependencyKind)) or not number.isdecimal() or int(number) < 1:
+            hint = "Write it as done:12, exit:12 or ended:12; several with commas."
+            raise InputError(f"{part.strip() or 'nothing'} is no dependency", field="--after", hint=hint)
+        depends.append(Dependency(kind=DependencyKind(kind or "done"), job=int(number)))
+    return depends
+
+
+def parse_pairs(texts: list[str], option: str, example: str) -> dict[str, str]:
+    """`NAME=VALUE` each. Raises InputError."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{text} is no NAME=VALUE", field=option, hint=f"Write it as {option} {example}.")
+        pairs[name] = value
+    return pairs
+
+
+def make_request(amounts: dict[str, str], gpu_model: str, floating: list[str], pools: list[str]) -> dict[str, Any]:
+    """The request of one task, from amounts as people write them. Raises InputError with every fault."""
+    faults: list[Fault] = []
+    request: dict[str, Any] = {"gpu_model": gpu_model, "pools": parse_pairs(pools, "--pool", "gpu=gpus")}
+    asked = [(name, *_AMOUNTS[name], text) for name, text in amounts.items() if text]
+    counted = parse_pairs(floating, "--floating", "matlab=1")
+    request["floating"] = {}
+    for name, target, parse, text in asked:
+        try:
+            request[target] = parse(text)
+        except InputError as error:
+            faults += [_at(fault, f"--{name.replace('_', '-')}") for fault in error.faults]
+    for name, text in counted.items():
+        try:
+            request["floating"][name] = parse_count(text)
+        except InputError as error:
+            faults += [_at(fault, f"--floating {name}") for fault in error.faults]
+    if faults:
+        raise InputError(faults=faults)
+    return request
+
+
+def make_spec(values: dict[str, Any]) -> JobSpec:
+    """The job, or an InputError that names the options that are wrong."""
+    try:
+        return JobSpec.model_validate(values)
+    except ValidationError as error:
+        faults = []
+        for found in error.errors(include_url=False):
+            steps = [str(step).replace("_", "-") for step in found["loc"] if step != "request"]
+            message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "it should be", 1)
+            faults.append(
+                Fault("bad_input", message, f"--{steps[0]}" if steps else "", "See `lavalite submit --help`.")
+            )
+        raise InputError(faults=faults) from None
+
+
+def _at(fault: Fault, option: str) -> Fault:
+    return Fault(fault.code, fault.message, option, fault.hint)
+
+
+def _command(command: list[str], shell: str) -> list[str]:
+    if shell and command:
+        raise InputError("--shell and a command exclude each other", field="--shell", hint="Give one of the two.")
+    if not shell and not command:
+        hint = "Write it last: lavalite submit -- COMMAND ARGS, or --shell 'TEXT' to have a shell read it."
+        raise InputError("there is no command", hint=hint)
+    return ["/bin/sh", "-c", shell] if shell else command
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        raise InputError("this folder is gone", field="--cwd", hint="Go to another, or give --cwd.") from None
+
+
+_RESOURCES = "What one task needs"
+_PLACE = "Where and when"
+
+
+@at_place
+def submit(
+    place: Place,
+    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND ARGS…", show_default=False)] = None,
+    shell: Annotated[str, typer.Option(metavar="TEXT", help="Run this text by /bin/sh, instead of a command.")] = "",
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    array: Annotated[str, typer.Option(metavar="1-8[:STEP]", help="One task for each index.")] = "",
+    cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5.", rich_help_panel=_RESOURCES)] = "1",
+    memory: Annotated[str, typer.Option(help="Memory: 16GiB.", rich_help_panel=_RESOURCES)] = "",
+    gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
+    gpu_model: Annotated[str, typer.Option(help="Only GPUs of this model.", rich_help_panel=_RESOURCES)] = "",
+    gpu_memory: Annotated[str, typer.Option(help="Memory that each GPU has.", rich_help_panel=_RESOURCES)] = "",
+    storage: Annotated[str, typer.Option(help="Local storage: 1TiB.", rich_help_panel=_RESOURCES)] = "",
+    network: Annotated[str, typer.Option(help="Bandwidth: 10Gbit/s.", rich_help_panel=_RESOURCES)] = "",
+    floating: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="Licences.", rich_help_panel=_RESOURCES)
+    ] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=POOL", help="From which pool.", rich_help_panel=_RESOURCES)
+    ] = None,
+    queue: Annotated[str, typer.Option(help="Queue; else the default one.", rich_help_panel=_PLACE)] = "",
+    host: Annotated[str, typer.Option(help="Run on this logical host.", rich_help_panel=_PLACE)] = "",
+    policy: Annotated[str, typer.Option(help="Placement policy; else the queue's.", rich_help_panel=_PLACE)] = "",
+    priority: Annotated[int, typer.Option(help="Among jobs of the queue.", rich_help_panel=_PLACE)] = 0,
+    after: Annotated[
+        str, typer.Option(metavar="done:12,…", help="Wait for jobs: done, exit, ended.", rich_help_panel=_PLACE)
+    ] = "",
+    hold: Annotated[bool, typer.Option("--hold", help="Wait for `release`.", rich_help_panel=_PLACE)] = False,
+    walltime: Annotated[str, typer.Option(metavar="15m", help="Ended after so long.")] = "",
+    retries: Annotated[int, typer.Option(help="Try so often again if it fails.")] = 0,
+    rerunnable: Annotated[bool, typer.Option("--rerunnable", help="May start again elsewhere.")] = False,
+    cwd: Annotated[str, typer.Option(metavar="DIR", help="Where it runs; else this folder.")] = "",
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Its environment: these alone.")] = None,
+    stdout: Annotated[str, typer.Option(metavar="PATH", help="Write there; %J is the job, %I the task.")] = "",
+    stderr: Annotated[str, typer.Option(metavar="PATH", help="As --stdout.")] = "",
+    key: Annotated[str, typer.Option(help="The same key again names the same job.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit 0 if it succeeded, else 1.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether it would be taken.")] = False,
+    output: Output = Format.TABLE,
+) -> int:
+    """Submit a job. Its environment is what --env says: nothing of this shell's is taken along."""
+    amounts = {"cpu": cpu, "memory": memory, "gpu": gpu, "gpu_memory": gpu_memory}
+    amounts |= {"storage": storage, "network": network}
+    spec = make_spec(
+        {
+            "name": name,
+            "command": _command(command or [], shell),
+            "array": parse_array(array) if array else None,
+            "queue": queue,
+            "host": host,
+            "request": make_request(amounts, gpu_model, floating or [], pool or []),
+            "policy": policy,
+            "priority": priority,
+            "walltime_seconds": _duration(walltime),
+            "retries": retries,
+            "rerunnable": rerunnable,
+            "hold": hold,
+            "depends": parse_after(after) if after else [],
+            "cwd": cwd or _here(),
+            "environment": parse_pairs(env or [], "--env", "LANG=C"),
+            "stdout_path": stdout,
+            "stderr_path": stderr,
+        }
+    )
+    with place.client() as client:
+        with progress("submitting"):
+            submitted = client.submit([Submit(spec=spec, key=key)], dry_run=dry_run)
+        if output in (Format.JSON, Format.YAML):
+            say(machine(submitted, output))
+        elif dry_run:
+            say("good: it would be taken, nothing was submitted")
+        for job_id in submitted.ids if not dry_run else []:
+            if output in (Format.TABLE, Format.WIDE):
+                say(f"job {job_id}{' (submitted before)' if job_id in submitted.existing else ''}")
+            if wait:
+                return wait_for(client.job, job_id)
+    return 0
+
+
+def _duration(text: str) -> int | None:
+    try:
+        return parse_duration(text) if text else None
+    except InputError as error:
+        raise InputError(faults=[_at(fault, "--walltime") for fault in error.faults]) from None
+
+
+def wait_for(read: Any, job_id: int) -> int:
+    """Wait until the job has ended, and say how; 0 if it succeeded, else 1. `read` gets a Job by its number."""
+    pause = POLL_SECONDS
+    with progress(f"waiting for job {job_id}") as words:
+        while True:
+            job: Job = read(job_id)
+            if job.state in ENDED:
+                break
+            words(f"job {job_id} {job.state}{': ' + job.why if job.why else ''}")
+            time.sleep(pause)
+            pause = min(pause * 1.2, SLOWEST_POLL_SECONDS)
+    code = "" if job.exit_code in (None, 0) else f" (exit code {job.exit_code})"
+    note(f"job {job_id} {job.state}{code}")
+    return 0 if job.state == TaskState.SUCCEEDED else LavaLiteError.exit_code

@@ -1,0 +1,113 @@
+"""What is said no to before anything changes. Every fault is found, named, and told with the way out."""
+
+from __future__ import annotations
+
+from lavalite.base.errors import Fault, InputError, UnknownNameError
+from lavalite.control.explain import asked
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import JobState
+from lavalite.ledger.book import FLOATING
+from lavalite.model.host import HostState
+from lavalite.model.job import JobSpec
+from lavalite.model.resources import KINDS
+from lavalite.placement.columns import whole_gpus
+from lavalite.placement.filters import never_fits
+from lavalite.placement.policies import POLICIES
+from lavalite.placement.reasons import Refusal
+
+
+def admit(state: ClusterState, spec: JobSpec, now: float) -> None:
+    """Raise InputError with every fault of a job that could not run here, or UnknownNameError for a bad name."""
+    faults = [*_names(state, spec), *_amounts(spec), *_limits(state, spec)]
+    if not faults:
+        refuse_if_never(state, spec, now)
+        return
+    error = UnknownNameError if faults[0].code == "unknown_name" else InputError
+    raise error(faults=faults)
+
+
+def refuse_if_never(state: ClusterState, spec: JobSpec, now: float) -> None:
+    """Raise InputError where no node known, or the host named, could take one task even if it were idle.
+
+    Where no node is known at all, everything is let in: they may be about to come.
+    """
+    why = never(state, spec, now)
+    if why is not None:
+        raise InputError(
+            f"{asked(spec.request, state.pools_of(spec), spec.host)} can never be had here: {why.sentence()}",
+            code="never_fits",
+            field="request",
+            hint="Ask for less, or for another pool; `lavalite nodes` shows what there is.",
+        )
+
+
+def never(state: ClusterState, spec: JobSpec, now: float) -> Refusal | None:
+    """Why the job could never be placed; None if it could, or where nothing is known yet."""
+    host = state.hosts.get(spec.host)
+    if not state.nodes or (host is not None and host.state is not HostState.COMPOSED):
+        return None
+    state.refresh_columns(now)
+    return never_fits(state.columns, state.request_class(spec))
+
+
+def find_job(state: ClusterState, job_id: int) -> JobState:
+    """The job. Raises UnknownNameError."""
+    job = state.jobs.get(job_id)
+    if job is None:
+        raise UnknownNameError(
+            f"there is no job {job_id}",
+            field="job",
+            hint="It may have ended long ago; `lavalite jobs` lists those that are known.",
+        )
+    return job
+
+
+def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
+    faults = []
+    if spec.queue and spec.queue != state.default_queue and spec.queue not in state.specs.queues:
+        faults.append(_unknown("queue", spec.queue, "queue", sorted(state.specs.queues) or [state.default_queue]))
+    if spec.host and spec.host not in state.hosts:
+        faults.append(_unknown("logical host", spec.host, "host", sorted(state.hosts)))
+    if spec.policy and spec.policy not in POLICIES:
+        faults.append(_unknown("policy", spec.policy, "policy", list(POLICIES)))
+    for kind, pool in spec.request.pools.items():
+        known = state.specs.pools.get(pool)
+        if known is None:
+            faults.append(_unknown("pool", pool, f"request.pools.{kind}", sorted(state.specs.pools)))
+        elif kind not in KINDS or kind not in known.kinds:
+            message = f"pool {pool} has no {kind}"
+            faults.append(Fault("bad_pool", message, f"request.pools.{kind}", f"It has {', '.join(known.kinds)}."))
+    for kind, amount in spec.request.floating.items():
+        capacity = state.book.capacity(FLOATING, kind)
+        if amount > capacity:
+            message = f"{amount} {kind} asked, the floating pools have {capacity}"
+            faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
+    for dependency in spec.depends:
+        if dependency.job not in state.jobs:
+            hint = "Depend on a job that was submitted before and is still known."
+            faults.append(Fault("unknown_name", f"there is no job {dependency.job}", "depends", hint))
+    return faults
+
+
+def _amounts(spec: JobSpec) -> list[Fault]:
+    request, faults = spec.request, []
+    if not whole_gpus(request.gpu_milli):
+        message = f"{request.gpu_milli} milli-GPUs are neither whole GPUs nor a part of one"
+        faults.append(Fault("bad_amount", message, "request.gpu_milli", "Ask for 1000, 2000, …, or less than 1000."))
+    if not request.gpu_milli and (request.gpu_model or request.gpu_memory_bytes):
+        message = "a GPU is described, but none is asked for"
+        faults.append(Fault("bad_amount", message, "request.gpu_milli", "Say how many, in thousandths."))
+    return faults
+
+
+def _limits(state: ClusterState, spec: JobSpec) -> list[Fault]:
+    limit = state.queue(spec.queue or state.default_queue).walltime_seconds
+    if limit is None or spec.walltime_seconds is None or spec.walltime_seconds <= limit:
+        return []
+    message = f"{spec.walltime_seconds} s asked, queue {spec.queue or state.default_queue} allows {limit} s"
+    return [Fault("over_limit", message, "walltime_seconds", "Ask for less, or take another queue.")]
+
+
+def _unknown(what: str, name: str, field: str, known: list[str]) -> Fault:
+    hint = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known[:20])}." if known else "There is none yet."
+    return Fault("unknown_name", f"there is no {what} {name}", field, hint)

@@ -1,0 +1,116 @@
+"""The one way in: what happened and what time it is, and out come the actions, in order.
+
+    event ──► reconciler: job, health, composer, retention ──► scheduler, if anything could start now ──► actions
+
+Everything is decided from (state, event, now) alone. `now` is in seconds since the Unix epoch, by a clock that never
+steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A stepped clock would declare nodes lost.
+"""
+
+from __future__ import annotations
+
+from lavalite.control import composer, health, job
+from lavalite.control.actions import Action, Wake
+from lavalite.control.events import (
+    CancelRequested,
+    CommitConfirmed,
+    CommitUnwound,
+    DefinitionApplied,
+    DrainRequested,
+    Event,
+    HoldRequested,
+    HostRemoved,
+    Loaded,
+    MembersSeen,
+    NodeBeat,
+    NodeDisconnected,
+    NodeRegistered,
+    NodeReported,
+    ReleaseRequested,
+    RequeueRequested,
+    ResumeRequested,
+    SignalRequested,
+    Submitted,
+    Tick,
+)
+from lavalite.control.outbox import Outbox
+from lavalite.control.retention import forget_finished
+from lavalite.control.scheduler import schedule
+from lavalite.control.state import ClusterState
+
+
+def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
+    """Take in one event. IllegalTransition and LedgerBroken are bugs of ours: then the process must end."""
+    out = Outbox()
+    state.wake(now)
+    _react(state, event, now, out)
+    if state.compose_wanted:
+        composer.compose(state, now, out)
+    if state.schedule_wanted:
+        schedule(state, now, out)
+    _ask_to_be_woken(state, out)
+    return out.actions(state)
+
+
+def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
+    match event:
+        case Tick():
+            health.watch(state, now, out)
+            composer.look_again(state)
+            forget_finished(state, now)
+        case NodeBeat():
+            health.beat(state, event, now)
+        case NodeReported():
+            health.reports(state, event, now, out)
+        case NodeRegistered():
+            health.registered(state, event, now, out)
+        case NodeDisconnected(node):
+            health.disconnected(state, node)
+        case MembersSeen():
+            health.members_seen(state, event)
+        case CommitConfirmed(batch_id):
+            if state.batches[batch_id].host:
+                composer.confirmed(state, batch_id)
+            else:
+                job.confirmed(state, event, now, out)
+        case CommitUnwound(batch_id):
+            if state.batches[batch_id].host:
+                composer.unwound(state, batch_id)
+            else:
+                job.unwound(state, event, now)
+        case Loaded():
+            health.service_began(state, now)
+        case DefinitionApplied():
+            composer.applied(state, event)
+        case HostRemoved(host):
+            composer.removed(state, host)
+        case Submitted(record):
+            state.add_job(record)
+        case _:
+            _obey(state, event, now, out)
+
+
+def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
+    """What people want of jobs and nodes. One that is gone in the meantime wants nothing any more."""
+    match event:
+        case CancelRequested(job_id) if job_id in state.jobs:
+            job.cancelled(state, event, now, out)
+        case RequeueRequested(job_id) if job_id in state.jobs:
+            job.requeued(state, event, now, out)
+        case SignalRequested(job_id) if job_id in state.jobs:
+            job.signalled(state, event, out)
+        case HoldRequested(job_id) if job_id in state.jobs:
+            state.set_held(state.jobs[job_id], True)
+        case ReleaseRequested(job_id) if job_id in state.jobs:
+            state.set_held(state.jobs[job_id], False)
+        case DrainRequested(node, reason) if node in state.nodes:
+            state.set_drained(state.nodes[node], True, reason)
+        case ResumeRequested(node) if node in state.nodes:
+            state.set_drained(state.nodes[node], False)
+        case _:
+            pass
+
+
+def _ask_to_be_woken(state: ClusterState, out: Outbox) -> None:
+    if state.next_wake is not None and state.next_wake != state.wake_told:
+        out.at_once.append(Wake(state.next_wake))
+    state.wake_told = state.next_wake

@@ -1,0 +1,219 @@
+"""What may happen. The shell turns frames, API calls and time into these; `decide` takes them one at a time.
+
+An event has happened: it is never refused here. What a person asks for is checked first (control.admission), so
+that a refusal can be answered before anything changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lavalite.model.job import JobRecord
+from lavalite.model.resources import NodeOffer
+from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
+from lavalite.model.task import AttemptId
+
+
+@dataclass(slots=True, frozen=True)
+class Specs:
+    """What a definition means, each by its name. Empty before the first one."""
+
+    pools: dict[str, PoolSpec] = field(default_factory=dict)
+    queues: dict[str, QueueSpec] = field(default_factory=dict)
+    hosts: dict[str, HostSpec] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Loaded:
+    """The store has been read (ClusterState.load) and service begins. Lost nodes are counted from now on."""
+
+
+@dataclass(slots=True, frozen=True)
+class Tick:
+    """Time has passed. Send one at least every second, and one at each `Wake`."""
+
+
+# --- from people ----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class DefinitionApplied:
+    """The whole of pools.yml. `document` is stored as it is, `specs` is what it means.
+
+    Hosts that stand in it no more are left alone, or released once unused where `purge` says so.
+    """
+
+    document: bytes
+    specs: Specs
+    purge: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class HostRemoved:
+    """A logical host is to go; it is released once no job holds anything of it."""
+
+    host: str
+
+
+@dataclass(slots=True, frozen=True)
+class Submitted:
+    """A job that admission let in. Its id comes from `ClusterState.next_job_id()`."""
+
+    record: JobRecord
+
+
+@dataclass(slots=True, frozen=True)
+class CancelRequested:
+    """`tasks` are array indices; None means all. With `force`, UNKNOWN tasks count as ended: a person says so."""
+
+    job: int
+    tasks: tuple[int, ...] | None = None
+    force: bool = False
+    by: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class SignalRequested:
+    """Stop running tasks in place, or let stopped ones go on."""
+
+    job: int
+    action: Literal["suspend", "resume"]
+    tasks: tuple[int, ...] | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class RequeueRequested:
+    """Stop the live tasks and try them again from the start; this is charged to no retry."""
+
+    job: int
+    tasks: tuple[int, ...] | None = None
+    by: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class HoldRequested:
+    """Keep the job's pending tasks from starting."""
+
+    job: int
+
+
+@dataclass(slots=True, frozen=True)
+class ReleaseRequested:
+    """Undo a hold."""
+
+    job: int
+
+
+@dataclass(slots=True, frozen=True)
+class DrainRequested:
+    """Start nothing new on the node; what runs there runs on."""
+
+    node: str
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class ResumeRequested:
+    """Undo a drain."""
+
+    node: str
+
+
+# --- from agents ----------------------------------------------------------------------------------------------
+
+ReportedState = Literal["refused", "started", "suspended", "resumed", "ended"]
+
+
+@dataclass(slots=True, frozen=True)
+class AttemptReported:
+    """What an agent's journal says of an attempt. `at` is the node's wall clock; a negative code is a signal."""
+
+    id: AttemptId
+    state: ReportedState
+    at: float
+    exit_code: int | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class NodeRegistered:
+    """An agent's session began. `attempts`: all that are unfinished or unacknowledged in its journal."""
+
+    node: str
+    boot_id: str
+    journal_id: str
+    offer: NodeOffer
+    attempts: tuple[AttemptReported, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class NodeReported:
+    """Answered by Acknowledge(node, seq) once all that follows from it is durable."""
+
+    node: str
+    seq: int
+    attempts: tuple[AttemptReported, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class NodeBeat:
+    """A beat on the agent's session that was (or is about to be) acknowledged. The offer travels if it changed."""
+
+    node: str
+    offer: NodeOffer | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class NodeDisconnected:
+    """The agent's session ended. Nothing is lost yet."""
+
+    node: str
+
+
+@dataclass(slots=True, frozen=True)
+class MembersSeen:
+    """Which nodes beat to the leading LIM. One it says nothing of is judged by its agent alone."""
+
+    alive: frozenset[str]
+    silent: frozenset[str]
+
+
+# --- from the ledger ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class CommitConfirmed:
+    """The batch of a Commit is durable."""
+
+    batch_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class CommitUnwound:
+    """Nothing of the batch was written, and nothing of it ever will be."""
+
+    batch_id: int
+
+
+Event = (
+    Loaded
+    | Tick
+    | DefinitionApplied
+    | HostRemoved
+    | Submitted
+    | CancelRequested
+    | SignalRequested
+    | RequeueRequested
+    | HoldRequested
+    | ReleaseRequested
+    | DrainRequested
+    | ResumeRequested
+    | NodeRegistered
+    | NodeReported
+    | NodeBeat
+    | NodeDisconnected
+    | MembersSeen
+    | CommitConfirmed
+    | CommitUnwound
+)

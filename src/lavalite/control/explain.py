@@ -1,0 +1,133 @@
+"""Why a job waits, exactly: each filter and how many nodes it turned away, the nearest fit, and what it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lavalite.control.job import PENDING
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import ASSUMED, WAITING, JobState
+from lavalite.ledger.book import FLOATING
+from lavalite.model.amounts import format_amount
+from lavalite.model.job import Dependency, Request
+from lavalite.model.specs import format_kind, sorted_kinds
+from lavalite.model.task import TaskState
+from lavalite.placement.filters import refusal
+
+
+@dataclass(slots=True)
+class Explanation:
+    """Field by field what the API answers. `filters` counts nodes by the reason that turned them away."""
+
+    job: int
+    state: str
+    asks: str = ""
+    nodes: int = 0
+    filters: dict[str, int] = field(default_factory=dict)
+    nearest: str = ""
+    lacks: dict[str, int] = field(default_factory=dict)
+    held_by: list[str] = field(default_factory=list)
+    waits_for: list[str] = field(default_factory=list)
+    sentence: str = ""
+
+
+def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
+    """Why the job's pending tasks have not started; empty reasons where none is pending."""
+    told = Explanation(job.id, job.state.value, asks=asked(job.spec.request, state.pools_of(job.spec), job.spec.host))
+    if not job.by_state().get(PENDING):
+        told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
+        return told
+    told.waits_for = _waits_for(state, job, now)
+    if not told.waits_for and job.ready:
+        _explain_room(state, job, now, told)
+    told.sentence = (
+        told.sentence or " ".join(told.waits_for) or "It is its turn as soon as a scheduler pass is through."
+    )
+    return told
+
+
+def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
+    """`4 A100, 16 cpu, 128GiB memory, pool gpus, on host trainer`: for people."""
+    amounts = request.amounts()
+    words = [format_kind(kind, amounts[kind], request.gpu_model) for kind in sorted_kinds(amounts)]
+    words += [f"{amount} {kind}" for kind, amount in request.floating.items() if amount]
+    words += [f"pool {pool}" for pool in sorted(set(pools.values()))] if not host else [f"on host {host}"]
+    return ", ".join(words)
+
+
+def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
+    """What keeps it back, other than room."""
+    reasons = []
+    if job.held:
+        reasons.append("It is held; release it to let it start.")
+    reasons += [_dependency(state, d) for d in job.spec.depends if not state.is_met(d.job, d.kind)]
+    if job.sleeping and job.spec.not_before is not None:
+        reasons.append(f"It is not to start for another {_seconds(job.spec.not_before - now)}.")
+    if job.counts.get(ASSUMED) and not job.ready:
+        reasons.append("It is placed; its commitment is being written.")
+    elif job.counts.get(WAITING) and not job.ready:
+        soonest = min(job.wakes.values(), default=now)
+        reasons.append(f"Its last attempt ended; it is tried again in {_seconds(soonest - now)}.")
+    if not reasons:
+        reasons += _limits(state, job)
+    if not reasons and not job.spec.host and not any(n.connected for n in state.nodes.values()):
+        reasons.append("No node is connected.")
+    return reasons
+
+
+def _dependency(state: ClusterState, dependency: Dependency) -> str:
+    other = state.jobs.get(dependency.job)
+    if other is None:
+        return f"It depends on job {dependency.job}, which is not known any more; this can never be met."
+    if other.unfinished:
+        return f"It waits for job {dependency.job} to be {dependency.kind.value}; that is {other.state.value}."
+    return (
+        f"It depends on job {dependency.job} being {dependency.kind.value}, but that {other.state.value}; "
+        "this can never be met."
+    )
+
+
+def _limits(state: ClusterState, job: JobState) -> list[str]:
+    reasons = []
+    limit = state.queue(job.queue).tasks_per_user
+    if limit is not None and state.user_tasks.get((job.queue, job.spec.user), 0) >= limit:
+        reasons.append(f"Queue {job.queue} lets {job.spec.user} run {limit} tasks at a time.")
+    for kind, amount in job.spec.request.floating.items():
+        free, capacity = state.book.free(FLOATING, kind), state.book.capacity(FLOATING, kind)
+        if amount > free:
+            reasons.append(f"It needs {amount} {kind}; {free} of {capacity} are free.")
+    return reasons
+
+
+def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanation) -> None:
+    state.refresh_columns(now)
+    wanted = state.request_class(job.spec)
+    why = refusal(state.columns, wanted)
+    if why is None:
+        told.sentence = "It fits now, and starts when those before it in the order have been placed."
+        return
+    told.nodes, told.nearest, told.lacks = why.nodes, why.nearest, dict(why.lacks)
+    told.filters = {reason.value: count for reason, count in why.turned_away.items()}
+    told.sentence = why.sentence()
+    if why.nearest:
+        told.held_by = holders(state, why.nearest, list(why.lacks))
+
+
+def holders(state: ClusterState, provider: str, kinds: list[str]) -> list[str]:
+    """Who holds these kinds of a provider, the largest share first: at most ten, as `job 4702 (2 gpu)`."""
+    words: list[tuple[int, str]] = []
+    for kind in kinds:
+        for owner, amount in state.book.holders(provider, kind).items():
+            parts = owner.split("/")
+            name = f"job {parts[1]}" if parts[0] == "job" else f"host {parts[1]}"
+            words.append((amount, f"{name} ({format_amount(kind, amount, named=True)})"))
+    return [word for _, word in sorted(words, key=lambda entry: (-entry[0], entry[1]))[:10]]
+
+
+def waits(job: JobState) -> bool:
+    """Whether any task of it is pending."""
+    return bool(job.by_state().get(TaskState.PENDING))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{max(0, round(seconds))} s"

@@ -1,0 +1,192 @@
+"""The state as it is stored: what to write after each decision, and how a new leader reads it all back.
+
+take_writes   whatever the state's methods marked as changed, in an order in which a crash loses nothing
+load          everything there is, to the same state again; agents then tell what happened meanwhile
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lavalite.base.errors import LavaLiteError
+from lavalite.control.events import Specs
+from lavalite.control.settings import Settings
+from lavalite.control.state import ClusterState, Dirty, NodeState, host_owner
+from lavalite.control.tasks import FINAL_CODES, JobState, TaskKey, TaskRun, commitment_of
+from lavalite.model.host import LogicalHost
+from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk
+from lavalite.model.node import NodeRecord
+from lavalite.model.task import CHUNK_TASKS
+from lavalite.store.keys import Keys
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class BadRecord(LavaLiteError):
+    """A stored record cannot be read. Nothing is served on top of half a state."""
+
+    default_code = "bad_record"
+
+
+def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
+    """Everything that changed since this was asked last: key and value, None to delete it.
+
+    What a task became comes before its commitment goes, so that a crash in between loses nothing.
+    """
+    dirty, state.dirty = state.dirty, Dirty()
+    keys = state.keys
+    if dirty.definition:
+        yield keys.definition, state.document
+    for name in dirty.nodes:
+        yield keys.resources(name), _encode_node(state.nodes[name])
+    for name in dirty.hosts:
+        host = state.hosts.get(name)
+        yield keys.host(name), host.model_dump_json().encode() if host else None
+        if host is None:
+            yield keys.commitment(host_owner(name)), None
+    if dirty.jobs:
+        yield keys.job_counter, str(state.last_job_id).encode()
+    for job_id in dirty.jobs:
+        yield from _new_job(keys, state.jobs[job_id])
+    for job_id, chunk in dirty.chunks:
+        if job_id in state.jobs:
+            yield keys.task_chunk(job_id, chunk), state.jobs[job_id].encode_chunk(chunk)
+    for key in dirty.tasks:
+        yield keys.commitment(key.owner), _commitment(state, key)
+    for job in dirty.gone_jobs.values():
+        yield from _gone_job(keys, job)
+
+
+def _commitment(state: ClusterState, key: TaskKey) -> bytes | None:
+    """The record of a durable commitment; None where it is gone, or assumed: then its Commit writes it."""
+    run = state.runs.get(key)
+    if run is None or run.assumed:
+        return None
+    return commitment_of(run, state.book.shares(key.owner)).model_dump_json().encode()
+
+
+def _encode_node(node: NodeState) -> bytes:
+    record = NodeRecord(
+        offer=node.offer, journal_id=node.journal_id, drained=node.drained, drain_reason=node.drain_reason
+    )
+    return record.model_dump_json().encode()
+
+
+def _new_job(keys: Keys, job: JobState) -> Iterator[tuple[str, bytes]]:
+    record = JobRecord(id=job.id, spec=job.spec, submitted_at=job.submitted_at, submit_key=job.submit_key)
+    yield keys.job(job.id), record.model_dump_json(exclude_defaults=True).encode()
+    if job.submit_key:
+        yield keys.job_key(job.submit_key), str(job.id).encode()
+
+
+def _gone_job(keys: Keys, job: JobState) -> Iterator[tuple[str, None]]:
+    """The job last, so that a crash in between leaves it to be found and removed again."""
+    for chunk in range((len(job.codes) + CHUNK_TASKS - 1) // CHUNK_TASKS):
+        yield keys.task_chunk(job.id, chunk), None
+    if job.submit_key:
+        yield keys.job_key(job.submit_key), None
+    yield keys.job(job.id), None
+
+
+# --- reading it back ----------------------------------------------------------------------------------------------
+
+
+def load(
+    keys: Keys,
+    epoch: tuple[int, int],
+    records: Iterable[tuple[str, bytes]],
+    *,
+    specs: Specs | None = None,
+    settings: Settings | None = None,
+) -> ClusterState:
+    """The state that the records hold, in whatever order they come. Feed Loaded next.
+
+    `specs` is what the record `definition` means. Raises BadRecord.
+    """
+    state = ClusterState(keys, epoch, settings)
+    found: dict[str, list[tuple[str, bytes]]] = {}
+    for key, value in records:
+        section, _, rest = key.removeprefix(keys.root).partition("/")
+        found.setdefault(section, []).append((rest, value))
+    for _, value in found.get("definition", ()):
+        state.document = value
+    for rest, value in found.get("resources", ()):
+        record = _read(NodeRecord, f"resources/{rest}", value)
+        node = state.set_node(record.offer, record.journal_id)
+        node.drained, node.drain_reason = record.drained, record.drain_reason
+    hosts = [_read(LogicalHost, f"hosts/{rest}", value) for rest, value in found.get("hosts", ())]
+    state.restore_hosts(hosts)
+    state.restore_specs(specs or Specs())
+    for _, value in found.get("counters", ()):
+        state.last_job_id = max(state.last_job_id, int(value))
+    jobs = [_read(JobRecord, f"jobs/{rest}", value) for rest, value in found.get("jobs", ())]
+    chunks = [(rest, _read(TaskChunk, f"tasks/{rest}", value)) for rest, value in found.get("tasks", ())]
+    commitments = [
+        _read(CommitmentRecord, f"commitments/{rest}", value) for rest, value in found.get("commitments", ())
+    ]
+    state.dirty = Dirty()
+    state.restore_jobs(sorted(jobs, key=lambda job: job.id), _by_position(chunks))
+    for commitment in commitments:
+        _restore(state, commitment)
+    state.settle_all()
+    return state
+
+
+def _by_position(chunks: list[tuple[str, TaskChunk]]) -> dict[int, list[tuple[int, TaskChunk]]]:
+    by_job: dict[int, list[tuple[int, TaskChunk]]] = {}
+    for rest, chunk in chunks:
+        job_id, _, number = rest.partition("/")
+        by_job.setdefault(int(job_id), []).append((int(number), chunk))
+    return by_job
+
+
+def _restore(state: ClusterState, record: CommitmentRecord) -> None:
+    """Take a commitment over, unless it is stale: the end of what held it was written before it was deleted."""
+    if record.owner.startswith("host/"):
+        if record.owner.removeprefix("host/") in state.hosts:
+            state.book.restore(record)
+        else:
+            state.dirty.hosts[record.owner.removeprefix("host/")] = None
+        return
+    key = TaskKey(record.job, record.task)
+    job = state.jobs.get(key.job)
+    position = job.position_of(key.task) if job else None
+    if (
+        job is None
+        or position is None
+        or job.codes[position] in FINAL_CODES
+        or record.attempt <= job.attempts.get(position, 0)
+    ):
+        state.dirty.tasks[key] = None
+        return
+    run = TaskRun(
+        key,
+        position,
+        record.attempt,
+        record.node,
+        record.journal_id,
+        record.committed_at,
+        record.epoch,
+        record.state,
+        assumed=False,
+        started_at=record.started_at,
+        cancel_requested=record.cancel_requested,
+        requeue_requested=record.requeue_requested,
+        maybe_sent=True,
+    )
+    state.restore_run(run, record)
+
+
+def _read(model: type[Model], name: str, value: bytes) -> Model:
+    try:
+        return model.model_validate_json(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadRecord(
+            f"stored record {name} cannot be read: {where}: {first['msg']}",
+            hint="Was it written by a newer release? Restore a backup, or start that release again.",
+        ) from None

@@ -1,0 +1,135 @@
+"""What is placed next, and where. Runs whenever something changed that could let a task start.
+
+    waiting classes ──► heap by (queue priority, job priority, submission) ──► head job ──► policy ──► runs of tasks
+                                    ▲                                             │
+                                    └──── next job of the class ◄── placed all ───┤
+                                          the whole class is left out ◄── no room ┘
+
+A class that does not fit is left out of the pass as a whole, however many jobs are in it, so a pass costs what it
+places and one look at each class. What comes later in the order may start where what comes first does not fit.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from lavalite.control.actions import Wake
+from lavalite.control.outbox import Outbox
+from lavalite.control.state import Batch, ClusterState, WaitingClass
+from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
+from lavalite.ledger.book import FLOATING
+from lavalite.model.job import CommitmentRecord, Share
+from lavalite.model.resources import GPU
+from lavalite.placement.policies import POLICIES
+
+_Place = tuple[int, int, int, WaitingClass]
+
+
+def schedule(state: ClusterState, now: float, out: Outbox) -> None:
+    """Place what fits, at most `max_placements` tasks; a Wake asks for the rest."""
+    state.schedule_wanted = False
+    state.refresh_columns(now)
+    left = state.settings.max_placements
+    records: list[CommitmentRecord] = []
+    order = [place for waiting in state.classes.values() if (place := _head(state, waiting)) is not None]
+    heapq.heapify(order)
+    while order and left:
+        *_, waiting = heapq.heappop(order)
+        job = state.jobs[waiting.jobs[0][1]]
+        wanted = min(job.ready, left, _allowed(state, waiting, job))
+        placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
+        left -= placed
+        again = _head(state, waiting)
+        if placed == wanted and wanted and again is not None:
+            heapq.heappush(order, again)
+    if not left:
+        state.schedule_wanted = True
+        out.at_once.append(Wake(now))
+    limit = state.settings.max_txn_operations
+    for first in range(0, len(records), limit):
+        part = records[first : first + limit]
+        out.commit(state, Batch(tasks=tuple(TaskKey(r.job, r.task) for r in part)), part)
+
+
+def _head(state: ClusterState, waiting: WaitingClass) -> _Place | None:
+    """Where the first job of the class stands in the order of all; None if none waits."""
+    if not waiting.jobs:
+        return None
+    priority, job_id = waiting.jobs[0]
+    return (-state.queue(waiting.queue).priority, priority, job_id, waiting)
+
+
+def _allowed(state: ClusterState, waiting: WaitingClass, job: JobState) -> int:
+    """How many more tasks limits and floating resources allow."""
+    allowed = job.ready
+    per_user = state.queue(waiting.queue).tasks_per_user
+    if per_user is not None:
+        allowed = min(allowed, per_user - state.user_tasks.get((waiting.queue, job.spec.user), 0))
+    for kind, amount in job.spec.request.floating.items():
+        if amount:
+            allowed = min(allowed, state.book.free(FLOATING, kind) // amount)
+    return max(0, allowed)
+
+
+def _place(
+    state: ClusterState,
+    waiting: WaitingClass,
+    job: JobState,
+    wanted: int,
+    now: float,
+    records: list[CommitmentRecord],
+) -> int:
+    """Place up to so many tasks of the job; how many were."""
+    placed = 0
+    policy = POLICIES.get(waiting.policy) or POLICIES["best-fit"]
+    choice = waiting.wanted.choice(state.columns, state.turns.get(waiting.queue, -1))
+    for row, tasks in list(policy.runs(choice, wanted)):
+        provider = state.columns.names[row]
+        state.turns[waiting.queue] = row
+        for _ in range(tasks):
+            record = _place_one(state, waiting, job, provider, row, now)
+            if record is None:
+                return placed
+            records.append(record)
+            placed += 1
+            if waiting.wanted.gpu is not None:
+                state.refresh_columns(now)  # the next one must not be given the same devices
+    state.refresh_columns(now)
+    return placed
+
+
+def _place_one(
+    state: ClusterState, waiting: WaitingClass, job: JobState, provider: str, row: int, now: float
+) -> CommitmentRecord | None:
+    node = state.node_of(provider)
+    if node is None:
+        return None
+    position = job.next_ready()
+    run = TaskRun(
+        TaskKey(job.id, job.indices[position]),
+        position,
+        job.attempts.get(position, 0) + 1,
+        node.name,
+        node.journal_id,
+        now,
+        state.epoch,
+    )
+    shares = _shares(state, waiting, job, provider, row)
+    return commitment_of(run, shares) if state.assume(run, shares) else None
+
+
+def _shares(state: ClusterState, waiting: WaitingClass, job: JobState, provider: str, row: int) -> list[Share]:
+    wanted = waiting.wanted
+    shares = [
+        Share(
+            provider=provider,
+            kind=kind,
+            amount=amount,
+            devices=wanted.pick_devices(state.columns.devices(row)) if kind == GPU else [],
+            pool=wanted.pools.get(kind, ""),
+        )
+        for kind, amount in wanted.amounts.items()
+    ]
+    floating = job.spec.request.floating
+    shares += [Share(provider=FLOATING, kind=kind, amount=amount) for kind, amount in floating.items() if amount]
+    return shares

@@ -1,0 +1,26 @@
+"""The numbers that the reconcilers go by. One place, one default each; mbatchd fills them from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """All times in seconds."""
+
+    max_placements: int = 1000
+    """Most tasks placed in one call of `decide`; a Wake asks for the rest."""
+    max_txn_operations: int = 128
+    """Most writes in one action: the store's own limit."""
+    max_txn_bytes: int = 1024 * 1024
+    beat_seconds: float = 2.0
+    silent_after_seconds: float = 10.0
+    """A node whose agent was not heard of for this long gets nothing new."""
+    backoff_first_seconds: float = 1.0
+    backoff_most_seconds: float = 300.0
+    stop_grace_seconds: float = 10.0
+    keep_finished_jobs: int = 10_000
+    keep_finished_seconds: float = 7 * 86400.0
+    max_removals: int = 100
+    """Most finished jobs removed in one tick."""

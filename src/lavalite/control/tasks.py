@@ -1,0 +1,251 @@
+"""Jobs as the scheduler holds them: a byte a task, and an object only for tasks that hold something.
+
+The bytes are the letters of model.task.STATE_CODES, and two more, both of them PENDING to everybody else:
+
+    P ready to be placed        A placed and assumed, its commitment not durable yet        W backed off until a time
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lavalite.model.job import CommitmentRecord, JobSpec, Share, TaskChunk
+from lavalite.model.task import (
+    CHUNK_TASKS,
+    FINAL,
+    LIVE,
+    STATE_CODES,
+    STATES_BY_CODE,
+    AttemptId,
+    TaskState,
+    allowed,
+    job_state,
+)
+
+READY, ASSUMED, WAITING = ord("P"), ord("A"), ord("W")
+CODES: dict[TaskState, int] = {state: ord(code) for state, code in STATE_CODES.items()}
+STATES: dict[int, TaskState] = {
+    **{ord(code): state for code, state in STATES_BY_CODE.items()},
+    ASSUMED: TaskState.PENDING,
+    WAITING: TaskState.PENDING,
+}
+FINAL_CODES = frozenset(CODES[state] for state in FINAL)
+AS_STORED = bytes.maketrans(b"AWCRSU", b"PPPPPP")
+"""A live task's state is in its commitment; in its chunk it is what it falls back to."""
+
+
+class IllegalTransition(AssertionError):
+    """A transition that the table does not have was tried: a bug, and nothing that could be gone on from."""
+
+
+class TaskKey(NamedTuple):
+    """`task` is the array index, 0 where the job is no array."""
+
+    job: int
+    task: int
+
+    @property
+    def owner(self) -> str:
+        """The name its commitment goes by."""
+        return f"job/{self.job}/{self.task}"
+
+
+class End(NamedTuple):
+    """How a task ended. `exit_code` is negative for a signal, absent where it never ran."""
+
+    exit_code: int | None = None
+    reason: str = ""
+    node: str = ""
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    def stored(self) -> dict[str, Any]:
+        return {k: v for k, v in self._asdict().items() if v not in (None, "")}
+
+
+@dataclass(slots=True, eq=False)
+class TaskRun:
+    """A task that holds a commitment. `assumed` until that is durable; `state` is its live state after that."""
+
+    key: TaskKey
+    position: int
+    attempt: int
+    node: str
+    journal_id: str
+    committed_at: float
+    epoch: tuple[int, int] = (0, 0)
+    state: TaskState = TaskState.COMMITTED
+    assumed: bool = True
+    started_at: float | None = None
+    cancel_requested: bool = False
+    requeue_requested: bool = False
+    maybe_sent: bool = False
+    """Whether the agent may have heard of it."""
+    lost_since: float | None = None
+    """Since when its agent has been gone for good, so far as we know: its journal is another one now."""
+
+    @property
+    def id(self) -> AttemptId:
+        return AttemptId(self.key.job, self.key.task, self.attempt)
+
+
+@dataclass(slots=True, eq=False)
+class JobState:
+    """One job. Positions count from 0 in `indices`; letters, counts and cursor are kept in step by `set_code`."""
+
+    id: int
+    spec: JobSpec
+    submitted_at: float
+    submit_key: str
+    indices: range
+    codes: bytearray
+    counts: dict[int, int]
+    attempts: dict[int, int] = field(default_factory=dict)
+    charges: dict[int, int] = field(default_factory=dict)
+    ends: dict[int, End] = field(default_factory=dict)
+    wakes: dict[int, float] = field(default_factory=dict)
+    held: bool = False
+    sleeping: bool = False
+    """Whether it is too early for it to start."""
+    hold_changed: bool = False
+    queue: str = ""
+    class_key: tuple[Any, ...] = ()
+    """Under which it waits; empty while it does not."""
+    unmet: set[int] = field(default_factory=set)
+    """Jobs that it depends on and that have not ended as it needs."""
+    cursor: int = 0
+    """No task before this position is ready."""
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @classmethod
+    def new(cls, job_id: int, spec: JobSpec, submitted_at: float, submit_key: str = "") -> JobState:
+        indices = spec.indices()
+        codes = bytearray(b"P" * len(indices))
+        return cls(job_id, spec, submitted_at, submit_key, indices, codes, {READY: len(codes)}, held=spec.hold)
+
+    @property
+    def ready(self) -> int:
+        """How many tasks could be placed now, were the job free to start."""
+        return self.counts.get(READY, 0)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.codes) - sum(self.counts.get(code, 0) for code in FINAL_CODES)
+
+    @property
+    def state(self) -> TaskState:
+        return job_state(STATES[code] for code, count in self.counts.items() if count)
+
+    def state_of(self, position: int) -> TaskState:
+        return STATES[self.codes[position]]
+
+    def by_state(self) -> dict[TaskState, int]:
+        """How many tasks are in each state, states without any left out."""
+        sums: dict[TaskState, int] = {}
+        for code, count in self.counts.items():
+            if count:
+                sums[STATES[code]] = sums.get(STATES[code], 0) + count
+        return sums
+
+    def position_of(self, index: int) -> int | None:
+        """Where the array index stands; None if the job has no such task."""
+        return self.indices.index(index) if index in self.indices else None
+
+    def next_ready(self) -> int:
+        """The first task that is ready. There must be one."""
+        self.cursor = self.codes.index(READY, self.cursor)
+        return self.cursor
+
+    def positions(self, codes: frozenset[int] | None = None) -> Iterator[int]:
+        """All positions, or those with one of the letters."""
+        return (p for p, code in enumerate(self.codes) if codes is None or code in codes)
+
+    def move(self, position: int, after: TaskState) -> None:
+        """Change a task's state as the table allows. Raises IllegalTransition."""
+        before = self.state_of(position)
+        if not allowed(before, after):
+            raise IllegalTransition(f"task {self.id}.{self.indices[position]}: {before} → {after}")
+        self.set_code(position, CODES[after])
+
+    def set_code(self, position: int, code: int) -> None:
+        """Change the letter. Within PENDING only; everything else goes through `move`."""
+        old = self.codes[position]
+        self.counts[old] -= 1
+        self.counts[code] = self.counts.get(code, 0) + 1
+        self.codes[position] = code
+        if code == READY:
+            self.cursor = min(self.cursor, position)
+
+    # --- as stored ------------------------------------------------------------------------------------------
+
+    def encode_chunk(self, chunk: int) -> bytes:
+        """The record of 8,192 tasks. By hand, since a pydantic model of thousands of entries is slow."""
+        first = chunk * CHUNK_TASKS
+        span = range(first, min(first + CHUNK_TASKS, len(self.codes)))
+        stored: dict[str, Any] = {"states": bytes(self.codes[first : span.stop]).translate(AS_STORED).decode()}
+        attempts = {p: n for p, n in _within(self.attempts, span) if n != self._usual_attempts(p)}
+        columns: dict[str, dict[int, Any]] = {
+            "attempts": attempts,
+            "charges": dict(_within(self.charges, span)),
+            "ends": {p: end.stored() for p, end in _within(self.ends, span)},
+            "wakes": dict(_within(self.wakes, span)),
+        }
+        stored.update({name: column for name, column in columns.items() if column})
+        if chunk == 0 and self.hold_changed:
+            stored["held"] = self.held
+        return json.dumps(stored, separators=(",", ":")).encode()
+
+    def load_chunk(self, chunk: int, record: TaskChunk) -> None:
+        """Take over what is stored. All tasks are ready, waiting or ended after it."""
+        first = chunk * CHUNK_TASKS
+        for offset, letter in enumerate(record.states.encode()):
+            if letter != self.codes[first + offset]:
+                self.set_code(first + offset, letter)
+            if letter in FINAL_CODES and (usual := self._usual_attempts(first + offset)):
+                self.attempts[first + offset] = usual
+        self.attempts.update({int(p): n for p, n in record.attempts.items()})
+        self.charges.update({int(p): n for p, n in record.charges.items()})
+        for p, e in record.ends.items():
+            self.ends[int(p)] = End(e.exit_code, e.reason, e.node, e.started_at, e.ended_at)
+        for p, at in record.wakes.items():
+            self.wakes[int(p)] = at
+            self.set_code(int(p), WAITING)
+        if record.held is not None:
+            self.held, self.hold_changed = record.held, True
+
+    def _usual_attempts(self, position: int) -> int:
+        """How many attempts have ended, where nothing is stored of it."""
+        return 1 if self.codes[position] in (CODES[TaskState.SUCCEEDED], CODES[TaskState.FAILED]) else 0
+
+
+def _within(column: dict[int, Any], span: range) -> Iterator[tuple[int, Any]]:
+    """The entries of a sparse column whose positions are in the span."""
+    if len(column) > len(span):
+        return ((p, column[p]) for p in span if p in column)
+    return ((p, value) for p, value in column.items() if p in span)
+
+
+def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
+    """The record of a task that holds `shares`."""
+    return CommitmentRecord(
+        owner=run.key.owner,
+        epoch=run.epoch,
+        shares=list(shares),
+        committed_at=run.committed_at,
+        job=run.key.job,
+        task=run.key.task,
+        attempt=run.attempt,
+        node=run.node,
+        journal_id=run.journal_id,
+        state=run.state,
+        started_at=run.started_at,
+        cancel_requested=run.cancel_requested,
+        requeue_requested=run.requeue_requested,
+    )
+
+
+LIVE_CODES = frozenset(CODES[state] for state in LIVE)

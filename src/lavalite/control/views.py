@@ -1,0 +1,228 @@
+"""The state as people see it: plain dictionaries, field by field what /v1 answers.
+
+Collections are generators in a stable order, so that the API can cut pages from them without building all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from lavalite.control.explain import explain
+from lavalite.control.state import ClusterState, NodeState
+from lavalite.control.tasks import End, JobState, TaskKey, commitment_of
+from lavalite.ledger.book import FLOATING
+from lavalite.model.host import LogicalHost
+from lavalite.model.resources import GPU
+from lavalite.model.specs import PoolSpec, QueueSpec
+from lavalite.model.task import TaskState
+from lavalite.placement.columns import READY
+from lavalite.placement.reasons import Reason
+
+View = dict[str, Any]
+
+
+def amounts(state: ClusterState, provider: str) -> dict[str, dict[str, int]]:
+    """Capacity, committed and free by kind. `free` is 0 where more is committed than there is."""
+    return {
+        kind: {
+            "capacity": state.book.capacity(provider, kind),
+            "committed": state.book.committed(provider, kind),
+            "free": state.book.free(provider, kind),
+        }
+        for kind in sorted(state.book.kinds(provider))
+    }
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+def nodes(state: ClusterState, now: float) -> Iterator[View]:
+    return (node(state, state.nodes[name], now) for name in sorted(state.nodes))
+
+
+def node(state: ClusterState, found: NodeState, now: float) -> View:
+    return {
+        "name": found.name,
+        "state": node_state(state, found, now),
+        "labels": found.offer.labels,
+        "resources": amounts(state, found.name),
+        "gpu_models": sorted({d.model for d in found.offer.devices(GPU) if d.model}),
+        "hosts": sorted(h.name for h in state.hosts.values() if any(p.provider == found.name for p in h.parts)),
+        "tasks": len(found.runs),
+        "boot_id": found.boot_id,
+        "journal_id": found.journal_id,
+        "offer_version": found.offer.version,
+        "beat_age_seconds": max(0.0, now - found.heard_at) if found.registered else None,
+    }
+
+
+def node_state(state: ClusterState, found: NodeState, now: float) -> str:
+    """ready, drained, silent (beats are missing), unknown (no session), lost (no session for lost_after)."""
+    row = state.node_row_state(found, now)
+    if row == READY:
+        return "ready"
+    if found.registered:
+        return "drained" if row == Reason.DRAINING else "silent"
+    return "lost" if now - found.heard_at >= state.queue(state.default_queue).lost_after_seconds else "unknown"
+
+
+# --- pools, queues, hosts -------------------------------------------------------------------------------------------
+
+
+def pools(state: ClusterState) -> Iterator[View]:
+    members = state.pool_members()
+    return (pool(state, state.specs.pools[name], members[name]) for name in sorted(state.specs.pools))
+
+
+def pool(state: ClusterState, spec: PoolSpec, members: list[str] | None = None) -> View:
+    """`resources` sums up the kinds of the pool over its nodes, or tells of what floats."""
+    names = sorted(state.pool_members()[spec.name] if members is None else members)
+    sums: dict[str, dict[str, int]] = {}
+    providers = [(name, kind) for name in names for kind in spec.kinds]
+    for provider, kind in [*providers, *((FLOATING, kind) for kind in spec.floating)]:
+        one = sums.setdefault(kind, {"capacity": 0, "committed": 0, "free": 0})
+        one["capacity"] += state.book.capacity(provider, kind)
+        one["committed"] += state.book.committed(provider, kind)
+        one["free"] += state.book.free(provider, kind)
+    kinds = [*spec.kinds, *spec.floating]
+    return {"name": spec.name, "kinds": kinds, "default": spec.default, "nodes": names, "resources": sums}
+
+
+def queues(state: ClusterState) -> Iterator[View]:
+    named = state.specs.queues or {state.default_queue: state.queue(state.default_queue)}
+    counts: dict[str, dict[TaskState, int]] = {}
+    for found in state.jobs.values():
+        if found.unfinished:
+            sums = counts.setdefault(found.queue, {})
+            for task_state, count in found.by_state().items():
+                sums[task_state] = sums.get(task_state, 0) + count
+    return (queue(state, named[name], counts.get(name, {})) for name in sorted(named))
+
+
+def queue(state: ClusterState, spec: QueueSpec, counts: dict[TaskState, int]) -> View:
+    return {
+        "name": spec.name,
+        "priority": spec.priority,
+        "policy": spec.policy,
+        "default": spec.name == state.default_queue,
+        "pending": counts.get(TaskState.PENDING, 0),
+        "running": counts.get(TaskState.RUNNING, 0),
+    }
+
+
+def hosts(state: ClusterState) -> Iterator[View]:
+    return (host(state, state.hosts[name]) for name in sorted(state.hosts))
+
+
+def host(state: ClusterState, found: LogicalHost) -> View:
+    return {
+        "name": found.name,
+        "state": found.state.value,
+        "anchor": found.anchor,
+        "pools": found.pools,
+        "parts": [part.model_dump() for part in found.parts],
+        "resources": amounts(state, found.name),
+        "reason": found.reason,
+        "version": found.version,
+    }
+
+
+# --- jobs and tasks -------------------------------------------------------------------------------------------------
+
+
+def jobs(state: ClusterState, after: int = 0) -> Iterator[View]:
+    """In the order of their ids, from the one after `after` on; without `why`, which is worked out for one job."""
+    return (job(state, state.jobs[job_id]) for job_id in list(state.jobs) if job_id > after)
+
+
+def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
+    """With `now`, also `why` it waits."""
+    spec = found.spec
+    counts = found.by_state()
+    single = found.ends.get(0) if len(found.codes) == 1 else None
+    waits = now is not None and TaskState.PENDING in counts
+    return {
+        "id": found.id,
+        "name": spec.name,
+        "user": spec.user,
+        "queue": found.queue,
+        "host": spec.host,
+        "state": found.state.value,
+        "command": spec.command,
+        "array": _array(found),
+        "tasks": len(found.codes),
+        "counts": {task_state.value: count for task_state, count in sorted(counts.items())},
+        "submitted_at": found.submitted_at,
+        "started_at": found.started_at,
+        "ended_at": None if found.unfinished else found.ended_at,
+        "exit_code": single.exit_code if single and not found.unfinished else None,
+        "nodes": _nodes(state, found),
+        "why": explain(state, found, now).sentence if waits and now is not None else "",
+        "key": found.submit_key,
+        "request": spec.request.model_dump(exclude_defaults=True),
+        "depends": [f"{d.kind.value}({d.job})" for d in spec.depends],
+        "rerunnable": spec.rerunnable,
+        "walltime_seconds": spec.walltime_seconds,
+        "held": found.held,
+    }
+
+
+def tasks(state: ClusterState, found: JobState, cursor: int = 0, limit: int = 1000) -> list[View]:
+    """At most `limit` tasks from the position `cursor` on; the next page begins after so many more."""
+    return [task(state, found, p) for p in islice(range(cursor, len(found.codes)), limit)]
+
+
+def task(state: ClusterState, found: JobState, position: int) -> View:
+    index = found.indices[position]
+    run = state.runs.get(TaskKey(found.id, index))
+    end = found.ends.get(position) or End()
+    live = run is not None and not run.assumed
+    return {
+        "job": found.id,
+        "index": index,
+        "state": found.state_of(position).value,
+        "attempt": run.attempt if run is not None and live else found.attempts.get(position, 0),
+        "node": run.node if run is not None and live else end.node,
+        "exit_code": None if live else end.exit_code,
+        "reason": "" if live else end.reason,
+        "started_at": run.started_at if run is not None and live else end.started_at,
+        "ended_at": None if live else end.ended_at,
+    }
+
+
+def commitments(state: ClusterState) -> Iterator[View]:
+    """What is durably held, by owner."""
+    for key, run in sorted(state.runs.items()):
+        if not run.assumed:
+            yield commitment_of(run, state.book.shares(key.owner)).model_dump(mode="json")
+
+
+def counts(state: ClusterState, now: float) -> dict[str, dict[str, int]]:
+    """Nodes, jobs and tasks by state."""
+    sums: dict[str, dict[str, int]] = {"nodes": {}, "jobs": {}, "tasks": {}}
+    for found_node in state.nodes.values():
+        _add(sums["nodes"], node_state(state, found_node, now), 1)
+    for found in state.jobs.values():
+        _add(sums["jobs"], found.state.value, 1)
+        for task_state, count in found.by_state().items():
+            _add(sums["tasks"], task_state.value, count)
+    return sums
+
+
+def _add(sums: dict[str, int], name: str, count: int) -> None:
+    sums[name] = sums.get(name, 0) + count
+
+
+def _array(found: JobState) -> str:
+    array = found.spec.array
+    if array is None:
+        return ""
+    return f"{array.first}-{array.last}" + (f":{array.step}" if array.step != 1 else "")
+
+
+def _nodes(state: ClusterState, found: JobState) -> list[str]:
+    """Nodes on which it runs or, over, ran; of a large array only those of its first thousand tasks."""
+    names = {task(state, found, position)["node"] for position in range(min(len(found.codes), 1000))}
+    return sorted(names - {""})

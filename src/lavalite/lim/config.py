@@ -1,0 +1,124 @@
+"""The one configuration of LIM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from lavalite.base.config import Config
+from lavalite.base.errors import InputError
+from lavalite.lim.core import Timing
+from lavalite.model.job import Name
+from lavalite.store.open import StoreConfig
+from lavalite.wire.address import check_listener, parse_address
+from lavalite.wire.tls import TlsConfig
+
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not listened on)
+
+
+class SuperviseConfig(Config):
+    """How the leading LIM runs mbatchd: as its `child`, as a `systemd` unit, or not at all (`none`)."""
+
+    mode: Literal["child", "systemd", "none"] = "child"
+    command: tuple[str, ...] = Field(default=(), description="child: the program and its arguments.")
+    unit: str = Field(default="lavalite-mbatchd.service", description="systemd: the unit to start and stop.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mode == "child" and self.command and not self.command[0]:
+            raise ValueError("command begins with an empty text. Write the program, then its arguments.")
+        return self
+
+
+class LimConfig(Config):
+    """Addresses are `HOST:PORT`. `advertise` is what others dial where `listen` does not say it."""
+
+    cluster: Name
+    node: Name
+    state_path: Path
+    socket_path: Path | None = None
+    lock_path: Path | None = None
+    listen: str = "127.0.0.1:7869"
+    advertise: str = ""
+    tls: TlsConfig | None = None
+    insecure: bool = False
+    candidate: bool = False
+    candidates: tuple[str, ...] = Field((), description="HOST:PORT of the LIM on each candidate node.")
+    priority: int = Field(5, ge=1, le=10, description="Who has a higher one campaigns first.")
+    store: StoreConfig | None = Field(None, description="Candidates only.")
+    lease_ttl_seconds: int = Field(5, ge=2, le=300)
+    drain_seconds: float = Field(10.0, ge=0, le=300, description="What mbatchd gets to end in at a hand-over.")
+    beat_seconds: float = Field(1.0, gt=0, le=60)
+    discover_seconds: float = Field(30.0, gt=0, le=3600, description="Between looks at this node's resources.")
+    storage_path: Path | None = Field(None, description="What is offered as storage; default: state_path.")
+    trust_bundle_path: Path | None = None
+    key_path: Path | None = None
+    labels: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)
+    supervise: SuperviseConfig = SuperviseConfig()
+    mbatchd_address: str = "127.0.0.1:6881"
+    api_url: str = "http://127.0.0.1:6880"
+
+    @field_validator("listen", "advertise", "mbatchd_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return _checked(value) if value else value
+
+    @field_validator("candidates")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_checked(address) for address in value)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.candidate and self.store is None:
+            raise ValueError("a candidate needs a store. Add store:, or set candidate: false.")
+        if not self.candidate and self.store is not None:
+            raise ValueError("only candidates reach the store. Remove store:, or set candidate: true.")
+        if not self.candidate and not self.candidates:
+            raise ValueError("nobody to ask who leads. List the candidates' LIMs under candidates:.")
+        if self.candidate and self.supervise.mode == "child" and not self.supervise.command:
+            raise ValueError("supervise.mode child needs supervise.command. Write mbatchd's program and arguments.")
+        if not self.advertise and parse_address(self.listen, "listen").host in ANY_ADDRESS:
+            raise ValueError(f"others cannot dial {self.listen}. Set advertise: HOST:PORT.")
+        return self
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.lease_ttl_seconds, self.priority, drain_seconds=self.drain_seconds)
+
+    @property
+    def local_socket_path(self) -> Path:
+        return self.socket_path or self.state_path / "lim.sock"
+
+    @property
+    def master_lock_path(self) -> Path:
+        return self.lock_path or self.state_path / "master.lock"
+
+    @property
+    def node_key_path(self) -> Path:
+        return self.key_path or self.state_path / "node.key"
+
+    @property
+    def label_values(self) -> dict[str, list[str]]:
+        return {k: [v] if isinstance(v, str) else list(v) for k, v in self.labels.items()}
+
+
+def check_config(config: LimConfig) -> None:
+    """What the model alone cannot know. Raises InputError."""
+    check_listener(config.listen, config.tls is not None, config.insecure)
+    parse_address(f"unix:{config.local_socket_path.absolute()}", "socket_path")
+    if config.tls is not None:
+        config.tls.server_context()
+        config.tls.client_context()
+
+
+def _checked(text: str) -> str:
+    try:
+        address = parse_address(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    if address.path:
+        raise ValueError(f"{text!r} is a Unix socket. Write HOST:PORT.")
+    return text

@@ -1,0 +1,236 @@
+"""mbatchd: loads the state under the leadership of the local LIM, serves, and ends when that is over.
+
+take leadership ──► take writer ──► load ──► serve ──► stop asked: drain, close, 0
+                                               └─────► leadership lost, fenced, broken: 1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+import structlog
+
+from lavalite import __version__
+from lavalite.base.clock import Clock, SystemClock
+from lavalite.base.daemon import daemon_main
+from lavalite.base.errors import FencedError, InputError, LavaLiteError
+from lavalite.base.steady import SteadyTime
+from lavalite.control.events import Loaded
+from lavalite.control.records import load
+from lavalite.control.state import ClusterState
+from lavalite.ledger.committer import Committer
+from lavalite.ledger.fence import take_writer
+from lavalite.mbatchd.changes import Changes
+from lavalite.mbatchd.config import MbatchdConfig
+from lavalite.mbatchd.definition import DefinitionDesk
+from lavalite.mbatchd.document import stored_specs
+from lavalite.mbatchd.hosts_here import HostNews
+from lavalite.mbatchd.http import make_app
+from lavalite.mbatchd.identity import Doorman
+from lavalite.mbatchd.jobs import JobDesk
+from lavalite.mbatchd.leadership import Lead, Leadership
+from lavalite.mbatchd.nodes import NodeDesk
+from lavalite.mbatchd.reader import Reader
+from lavalite.mbatchd.scheduler import Scheduler
+from lavalite.mbatchd.servers import ApiServers
+from lavalite.mbatchd.service import Service
+from lavalite.mbatchd.sessions import AgentSessions
+from lavalite.store.base import Store, range_all
+from lavalite.store.keys import Keys
+from lavalite.store.open import open_store
+from lavalite.wire.address import check_listener, parse_address
+from lavalite.wire.connection import FrameServer
+from lavalite.wire.tokens import TrustBundle
+
+DRAIN_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(config: MbatchdConfig, stop: asyncio.Event) -> None:
+    """Serve until `stop`. Raises FencedError when the leadership is over first."""
+    clock = SystemClock()
+    _make_state_folder(config)
+    leadership = Leadership(config.lim_socket_path, config.cluster, config.node, clock)
+    lead = await leadership.take()
+    store = await open_store(config.store, clock)
+    following = asyncio.create_task(leadership.run())
+    try:
+        serving = asyncio.create_task(_serve_led(config, stop, clock, leadership, lead, store))
+        await _first(serving, leadership.lost.wait())
+        if not serving.done():
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise FencedError(f"mbatchd ends: {leadership.reason}")
+        await serving
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await store.close()
+
+
+@dataclass(slots=True)
+class _Core:
+    """What holds state, as opposed to what serves it."""
+
+    state: ClusterState
+    committer: Committer
+    service: Service
+
+
+async def _serve_led(
+    config: MbatchdConfig, stop: asyncio.Event, clock: Clock, leadership: Leadership, lead: Lead, store: Store
+) -> None:
+    core = await _load(config, clock, leadership, lead, store)
+    bundle = TrustBundle.load(config.bundle_path)
+    sessions = AgentSessions(
+        config.cluster, config.node, leadership, bundle, clock, core.service, config.beat_seconds
+    )
+    core.service.connect(sessions.post, sessions.close)
+    news = HostNews(core.state, lead.epoch, sessions.post)
+    sessions.on_hosts_applied = news.note_applied
+    changes = Changes(core.service.time)
+    core.service.on_applied += [news.heard, changes.heard]
+    frames = FrameServer(
+        config.listen,
+        sessions.greet,
+        sessions.serve,
+        ssl_context=config.tls.server_context() if config.tls else None,
+    )
+    core.committer.start()
+    try:
+        core.service.apply(Loaded())
+        await frames.start()
+        reader = Reader(
+            core.service,
+            sessions,
+            leadership,
+            core.committer,
+            store,
+            cluster=config.cluster,
+            node=config.node,
+            api_url=_api_url(config, config.api_listen),
+        )
+        scheduler = Scheduler(
+            reader,
+            JobDesk(core.service, sessions.output, config.max_unfinished_tasks),
+            NodeDesk(core.service),
+            DefinitionDesk(core.service, reader, config.cluster),
+            changes,
+        )
+        app = make_app(scheduler, Doorman(bundle, lead.epoch, clock))
+        servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)
+        await servers.start()
+        try:
+            await leadership.announce(config.advertise or frames.address, _api_url(config, servers.address))
+            log.info("mbatchd serves", version=__version__, epoch=lead.epoch, listen=frames.address)
+            await _until_over(core, leadership, stop)
+        finally:
+            await servers.close()
+    finally:
+        await frames.close()
+        await core.committer.close()
+
+
+async def _load(config: MbatchdConfig, clock: Clock, leadership: Leadership, lead: Lead, store: Store) -> _Core:
+    """Become the writer, then read everything: nobody else writes any more."""
+    keys = Keys(config.cluster)
+    fence = await take_writer(store, keys, lead.leader_create_revision, lead.epoch, uuid.uuid4().hex)
+    records, revision = await range_all(store, keys.root)
+    stored = {record.key: record.value for record in records}
+    specs = stored_specs(stored.get(keys.definition, b""), config.cluster)
+    state = load(keys, lead.epoch, stored.items(), specs=specs, settings=config.settings)
+    log.info("state loaded", revision=revision, records=len(records), jobs=len(state.jobs), nodes=len(state.nodes))
+    committer = Committer(store, fence, clock, may_continue=leadership.holds)
+    return _Core(state, committer, Service(state, committer, SteadyTime(clock), lead.epoch, config.cluster))
+
+
+async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) -> None:
+    ticking = asyncio.create_task(core.service.run())
+    membership = asyncio.create_task(_follow_members(core.service, leadership))
+    try:
+        await _first(
+            stop.wait(),
+            core.committer.fenced.wait(),
+            core.service.failed.wait(),
+            _end_of(ticking),
+            _end_of(membership),
+        )
+        for task in (ticking, membership):
+            if task.done():
+                await task  # its error is what ends us
+        if core.committer.fenced.is_set():
+            raise FencedError("mbatchd ends: another scheduler has taken over")
+        if core.service.failed.is_set():
+            raise LavaLiteError("mbatchd ends: its state broke; see the log", code="broken")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await core.committer.drain()
+        log.info("mbatchd stops as asked")
+    finally:
+        for task in (ticking, membership):
+            task.cancel()
+        await asyncio.gather(ticking, membership, return_exceptions=True)
+
+
+async def _follow_members(service: Service, leadership: Leadership) -> None:
+    while True:
+        await leadership.members_changed.wait()
+        leadership.members_changed.clear()
+        service.see_members(leadership.members)
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Return when the first is done; the others, where they are only waits, are ended."""
+    tasks = [wait if isinstance(wait, asyncio.Task) else asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task, wait in zip(tasks, waits, strict=True):
+            if task is not wait:
+                task.cancel()
+
+
+def _api_url(config: MbatchdConfig, listen: str) -> str:
+    return config.api_url or f"{'https' if config.tls else 'http'}://{listen}"
+
+
+def _make_state_folder(config: MbatchdConfig) -> None:
+    try:
+        config.state_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make {config.state_path}: {error.strerror}",
+            field="state_path",
+            hint="Make it, writable for this user, or set another state_path.",
+        ) from None
+
+
+def check(config: MbatchdConfig) -> None:
+    """What the model alone cannot know. Raises InputError."""
+    for listen in (config.listen, config.api_listen):
+        check_listener(listen, config.tls is not None, config.insecure)
+    parse_address(f"unix:{config.socket_path.absolute()}", "api_socket_path")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return daemon_main(
+        "lavalite-mbatchd",
+        MbatchdConfig,
+        serve,
+        argv,
+        description="The scheduler. Started by the leading LIM.",
+        check=check,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

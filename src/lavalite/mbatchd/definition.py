@@ -1,0 +1,98 @@
+"""What people ask of the definition: apply a whole document, put or delete an entry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lavalite.api import models
+from lavalite.base.errors import ConflictError, InputError, UnknownNameError
+from lavalite.control.events import DefinitionApplied
+from lavalite.mbatchd.document import sections, specs_of, typed
+from lavalite.mbatchd.reader import Reader
+from lavalite.mbatchd.service import Service
+from lavalite.model.pools import load_pools, pools_from
+from lavalite.model.specs import NodeCapacity
+
+NAMED_SECTIONS = ("pools", "logical_hosts", "queues")
+SECTION_OF = {"pools": "pools", "queues": "queues", "hosts": "logical_hosts"}
+"""Section of the document by what the API's path says."""
+
+
+class DefinitionDesk:
+    """Applies documents and entries. Everything is checked whole before anything changes."""
+
+    def __init__(self, service: Service, reader: Reader, cluster: str) -> None:
+        self._service, self._reader, self._cluster = service, reader, cluster
+
+    def current(self) -> models.Definition:
+        return models.Definition.model_validate(self._stored())
+
+    async def apply(self, ask: models.DefinitionPut, *, dry_run: bool) -> models.DefinitionResult:
+        """The whole document. Raises InputError with all faults, by file and line."""
+        document = load_pools(ask.text, ask.file, self._nodes())
+        if document.cluster != self._cluster:
+            raise InputError(
+                f"this document is for cluster {document.cluster}, and here is {self._cluster}",
+                code="wrong_cluster",
+                field="cluster",
+                hint="Apply it where it belongs, or mend its cluster:.",
+            )
+        before, asked_for = self._stored(), document.canonical()
+        after = {**before, "links": asked_for["links"] or before["links"], "owned": dict(before["owned"])}
+        for section in NAMED_SECTIONS:
+            owned, asked = set(before["owned"].get(section, ())), asked_for[section]
+            kept = {n: e for n, e in before[section].items() if not (ask.purge and n in owned and n not in asked)}
+            after[section] = {**kept, **asked}
+            after["owned"][section] = sorted((owned & kept.keys()) | asked.keys())
+        return await self._change(before, after, purge=ask.purge, dry_run=dry_run)
+
+    async def put_entry(
+        self, path: str, name: str, ask: models.EntryPut, *, dry_run: bool
+    ) -> models.DefinitionResult:
+        """Add one entry or change it. Raises InputError, ConflictError when the definition was changed meanwhile."""
+        before, section = self._stored(), SECTION_OF[path]
+        if ask.if_version is not None and ask.if_version != before["version"]:
+            raise ConflictError(
+                f"the definition is at version {before['version']}, not {ask.if_version}",
+                code="version_changed",
+                hint="Read it again, then put.",
+            )
+        after = {**before, section: {**before[section], name: ask.spec}}
+        return await self._change(before, after, purge=False, dry_run=dry_run)
+
+    async def delete_entry(self, path: str, name: str, *, dry_run: bool) -> models.DefinitionResult:
+        """Remove one entry; a host goes when nothing on it is in use."""
+        before, section = self._stored(), SECTION_OF[path]
+        if name not in before[section]:
+            raise UnknownNameError(f"there is no {name} under {section}", field=section)
+        after = {**before, section: {n: e for n, e in before[section].items() if n != name}}
+        after["owned"] = {s: [n for n in names if (s, n) != (section, name)] for s, names in before["owned"].items()}
+        return await self._change(before, after, purge=True, dry_run=dry_run)
+
+    async def _change(
+        self, before: dict[str, Any], after: dict[str, Any], *, purge: bool, dry_run: bool
+    ) -> models.DefinitionResult:
+        document = pools_from(typed(after), self._nodes())
+        specs = specs_of(document)
+        changed = typed(before) != typed(after) or before["owned"] != after["owned"]
+        if changed:
+            after = {**after, "version": before["version"] + 1}
+        result = models.DefinitionResult(
+            changed=typed(before) != typed(after),
+            version=after["version"],
+            before=sections(before),
+            after=sections(after),
+            hosts=self._reader.planned(specs.hosts.values()),
+        )
+        if changed and not dry_run:
+            await self._service.apply(DefinitionApplied(json.dumps(after, sort_keys=True).encode(), specs, purge))
+            result.hosts = [h for h in self._reader.hosts() if h.name in specs.hosts]
+        return result
+
+    def _stored(self) -> dict[str, Any]:
+        return self._service.document
+
+    def _nodes(self) -> list[NodeCapacity] | None:
+        """What the document is held against; nothing is while no node is known."""
+        return [NodeCapacity.from_offer(n.offer) for n in self._service.state.nodes.values()] or None

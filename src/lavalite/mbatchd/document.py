@@ -1,0 +1,51 @@
+"""The definition as it is stored: pools.yml as it was applied, merged with entries that were put one by one.
+
+One JSON document: the sections as they were typed, which entries the document itself owns (as opposed to those put
+one by one), and a version that grows with each change.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lavalite.control.events import Specs
+from lavalite.model.pools import DEFINED, PoolsDocument, pools_from
+
+
+def decode_document(stored: bytes, cluster: str) -> dict[str, Any]:
+    """The stored document, or an empty one. Sections that this release does not know are kept."""
+    empty = {
+        "version": 0,
+        "cluster": cluster,
+        "pools": {},
+        "logical_hosts": {},
+        "queues": {},
+        "links": [],
+        "owned": {},
+    }
+    return {**empty, **(json.loads(stored) if stored else {})}
+
+
+def sections(document: dict[str, Any]) -> dict[str, Any]:
+    """What is applied to a cluster."""
+    return {section: document[section] for section in DEFINED}
+
+
+def typed(document: dict[str, Any]) -> dict[str, Any]:
+    """What pools.yml would say."""
+    return {"plugin": "lavalite.cluster.pools", "cluster": document["cluster"], **sections(document)}
+
+
+def specs_of(document: PoolsDocument) -> Specs:
+    """What control works with."""
+    return Specs(
+        pools={p.name: p for p in document.pool_specs()},
+        queues={q.name: q for q in document.queue_specs()},
+        hosts={h.name: h for h in document.hosts()},
+    )
+
+
+def stored_specs(stored: bytes, cluster: str) -> Specs:
+    """What a stored document means. It was checked when it was applied."""
+    return specs_of(pools_from(typed(decode_document(stored, cluster))))

@@ -1,0 +1,161 @@
+"""What people ask of jobs. Everything is durable before it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Literal
+
+from lavalite.api import models
+from lavalite.base.errors import ConflictError, Fault, InputError, LavaLiteError
+from lavalite.control import events, views
+from lavalite.control.admission import admit, find_job
+from lavalite.control.tasks import JobState
+from lavalite.mbatchd.identity import Identity
+from lavalite.mbatchd.output import OutputStreams
+from lavalite.mbatchd.service import Service
+from lavalite.model.job import JobRecord, JobSpec
+from lavalite.model.task import FINAL, AttemptId
+
+Verb = Literal["hold", "release", "suspend", "resume", "requeue"]
+
+
+class JobDesk:
+    """Submit, cancel, hold, and read output."""
+
+    def __init__(self, service: Service, output: OutputStreams, max_unfinished_tasks: int) -> None:
+        self._service, self._output = service, output
+        self._max_unfinished_tasks = max_unfinished_tasks
+
+    async def submit(self, batch: models.SubmitBatch, who: Identity, *, dry_run: bool) -> models.Submitted:
+        """All jobs of the batch, or none. A key that is known answers with its job, whoever asks first."""
+        faults = []
+        specs: list[JobSpec] = []
+        for place, ask in enumerate(batch.jobs):
+            spec = ask.spec.model_copy(update={"user": who.user, "uid": who.uid, "gid": who.gid})
+            specs.append(spec)
+            try:
+                admit(self._service.state, spec, self._service.time.now())
+            except InputError as error:
+                faults += [_placed(f, place, len(batch.jobs)) for f in error.faults]
+        if faults:
+            raise InputError(faults=faults)
+        self._demand_room(sum(len(s.indices()) for s in specs))
+        if dry_run:
+            return models.Submitted(ids=[])
+        ids, existing, written = [], [], []
+        for ask, spec in zip(batch.jobs, specs, strict=True):
+            key = f"{who.uid}:{ask.key}" if ask.key else ""
+            known = self._service.state.submit_keys.get(key) if key else None
+            if known is not None:
+                ids.append(known)
+                existing.append(known)
+                continue
+            record = JobRecord(
+                id=self._service.state.next_job_id(),
+                spec=spec,
+                submitted_at=self._service.time.now(),
+                submit_key=key,
+            )
+            written.append(self._service.apply(events.Submitted(record)))
+            ids.append(record.id)
+        await asyncio.gather(*written)
+        return models.Submitted(ids=ids, existing=existing)
+
+    async def cancel(self, job_id: int, tasks: list[int] | None, who: Identity, *, force: bool) -> None:
+        """End what runs and what waits. Cancelling what has ended changes nothing."""
+        job = self._job(job_id)
+        who.demand_owner(job.spec.user, f"cancel job {job_id}")
+        if force:
+            who.demand_operator("say that a task on a lost node has ended")
+        indices = job.spec.indices()
+        for task in tasks or ():
+            if task not in indices:
+                raise InputError(f"job {job_id} has no task {task}", code="unknown_task", field="tasks")
+        asked = None if tasks is None else tuple(tasks)
+        await self._service.apply(events.CancelRequested(job_id, asked, force, who.user))
+
+    async def act(self, job_id: int, verb: Verb, who: Identity) -> None:
+        job = self._job(job_id)
+        who.demand_owner(job.spec.user, f"{verb} job {job_id}")
+        if not job.unfinished:
+            raise ConflictError(f"job {job_id} has ended", code="job_ended")
+        await self._service.apply(_event(job_id, verb, who.user))
+
+    async def output(
+        self,
+        job_id: int,
+        task: int | None,
+        stream: Literal["stdout", "stderr"],
+        who: Identity,
+        *,
+        offset: int,
+        follow: bool,
+    ) -> AsyncIterator[bytes]:
+        """What the latest attempt at a task wrote. With `follow`, waits until it runs and goes on until it ends."""
+        job = self._job(job_id)
+        who.demand_owner(job.spec.user, f"read the output of job {job_id}")
+        index = self._task(job, task)
+        attempt, node = await self._attempt(job, index, follow=follow)
+        pieces = self._output.read(node, self._service.epoch, str(attempt), stream, offset=offset, follow=follow)
+        async for piece in pieces:
+            yield piece
+
+    async def _attempt(self, job: JobState, index: int, *, follow: bool) -> tuple[AttemptId, str]:
+        """The latest attempt and its node; while there is none, wait for it if `follow` says so."""
+        position = job.position_of(index)
+        assert position is not None, "the index was looked up before"
+        while True:
+            view = views.task(self._service.state, job, position)
+            if view["attempt"] and view["node"]:
+                return AttemptId(job.id, index, view["attempt"]), view["node"]
+            if not follow or job.state_of(position) in FINAL:
+                raise LavaLiteError(
+                    f"task {index} of job {job.id} has not run, it is {view['state']}",
+                    code="no_output",
+                    hint=f"See why with lavalite explain {job.id}.",
+                )
+            await self._service.next_event()
+
+    @staticmethod
+    def _task(job: JobState, task: int | None) -> int:
+        indices = job.spec.indices()
+        if task is None:
+            if len(indices) > 1:
+                raise InputError(
+                    f"job {job.id} has {len(indices)} tasks", code="which_task", field="task", hint="Name one."
+                )
+            return indices[0]
+        if task not in indices:
+            raise InputError(f"job {job.id} has no task {task}", code="unknown_task", field="task")
+        return task
+
+    def _job(self, job_id: int) -> JobState:
+        return find_job(self._service.state, job_id)
+
+    def _demand_room(self, tasks: int) -> None:
+        unfinished = sum(job.unfinished for job in self._service.state.jobs.values())
+        if unfinished + tasks > self._max_unfinished_tasks:
+            raise LavaLiteError(
+                f"{unfinished} tasks have not ended yet, and {self._max_unfinished_tasks} is the most",
+                code="too_many",
+                hint="Submit again when some have ended.",
+            )
+
+
+def _event(job_id: int, verb: Verb, user: str) -> events.Event:
+    if verb == "hold":
+        return events.HoldRequested(job_id)
+    if verb == "release":
+        return events.ReleaseRequested(job_id)
+    if verb == "requeue":
+        return events.RequeueRequested(job_id, by=user)
+    return events.SignalRequested(job_id, verb)
+
+
+def _placed(fault: Fault, place: int, jobs: int) -> Fault:
+    """In a batch, which of the jobs is meant."""
+    if jobs == 1:
+        return fault
+    return replace(fault, field=f"jobs.{place}.{fault.field}" if fault.field else f"jobs.{place}")

@@ -1,0 +1,110 @@
+"""Output of attempts, streamed from the agents on demand to whoever asked over the API.
+
+A stream has a number. The agent pushes pieces; they wait in a bounded queue for the reader. A reader that is too
+slow to follow is cut off with a word, so that it can come back with the offset it has reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lavalite.base.errors import LavaLiteError, UnreachableError
+from lavalite.wire.frames import AnyFrame, CancelRead, EpochPair, Output, Read
+
+MAX_PIECES = 256
+"""At most 16 MiB wait for one reader: 256 pieces of 64 KiB."""
+MAX_STREAMS = 1024
+
+
+@dataclass(slots=True)
+class _Stream:
+    node: str
+    pieces: asyncio.Queue[Output | LavaLiteError] = field(default_factory=lambda: asyncio.Queue(MAX_PIECES + 1))
+    cut: bool = False
+
+
+class OutputStreams:
+    """All streams that are being read now."""
+
+    def __init__(self, post: Callable[..., bool]) -> None:
+        self._post = post
+        self._numbers = itertools.count(1)
+        self._streams: dict[int, _Stream] = {}
+
+    async def read(
+        self,
+        node: str,
+        epoch: EpochPair,
+        attempt: str,
+        stream: Literal["stdout", "stderr"],
+        *,
+        offset: int = 0,
+        follow: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The bytes from `offset` on; with `follow` until the attempt ends. Raises LavaLiteError."""
+        if len(self._streams) >= MAX_STREAMS:
+            raise LavaLiteError("too many outputs are being read", code="too_many", hint="Try again later.")
+        number = next(self._numbers)
+        ask = Read(epoch=epoch, stream_id=number, attempt=attempt, stream=stream, offset=offset, follow=follow)
+        entry = self._streams[number] = _Stream(node)
+        ended = False
+        try:
+            self._ask(node, ask)
+            while True:
+                piece = await entry.pieces.get()
+                if isinstance(piece, LavaLiteError):
+                    raise piece
+                if piece.data_base64:
+                    yield _decoded(piece)
+                if piece.error:
+                    ended = True
+                    raise LavaLiteError(f"output of {attempt}: {piece.error}", code="no_output")
+                if piece.ended:
+                    ended = True
+                    return
+        finally:
+            del self._streams[number]
+            if not ended:
+                self._post(node, CancelRead(epoch=epoch, stream_id=number))
+
+    def take(self, node: str, frame: Output) -> None:
+        """A piece came. One for a stream that nobody reads any more is dropped."""
+        entry = self._streams.get(frame.stream_id)
+        if entry is None or entry.node != node or entry.cut:
+            return
+        if entry.pieces.qsize() >= MAX_PIECES:
+            entry.cut = True
+            entry.pieces.put_nowait(
+                LavaLiteError("the reader is too slow", code="too_slow", hint="Read on from there.")
+            )
+            return
+        entry.pieces.put_nowait(frame)
+
+    def node_gone(self, node: str) -> None:
+        for entry in self._streams.values():
+            if entry.node == node and not entry.cut:
+                entry.cut = True
+                entry.pieces.put_nowait(_gone(node))
+
+    def _ask(self, node: str, ask: AnyFrame) -> None:
+        if not self._post(node, ask):
+            raise _gone(node)
+
+
+def _gone(node: str) -> UnreachableError:
+    return UnreachableError(
+        f"node {node} is not connected, and its output is there", hint="Try again when it is back."
+    )
+
+
+def _decoded(piece: Output) -> bytes:
+    try:
+        return base64.b64decode(piece.data_base64, validate=True)
+    except binascii.Error:
+        raise LavaLiteError("the agent sent output that is no base64", code="bad_output") from None

@@ -1,0 +1,199 @@
+"""The state as the API answers it: control's views, with what only the shell knows added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, TypeVar
+
+from lavalite import __version__
+from lavalite.api import models
+from lavalite.base.errors import UnknownNameError
+from lavalite.control import views
+from lavalite.control.admission import find_job
+from lavalite.control.composer import plans
+from lavalite.control.explain import explain
+from lavalite.ledger.committer import Committer
+from lavalite.mbatchd.leadership import Leadership
+from lavalite.mbatchd.service import Service
+from lavalite.mbatchd.sessions import AgentSessions
+from lavalite.model.specs import HostSpec
+from lavalite.placement.reasons import Refusal
+from lavalite.store.base import Store, StoreUnavailable
+
+Named = TypeVar("Named", models.Pool, models.Queue)
+
+MAX_LOOKED_AT = 20_000
+"""Jobs that one call looks at for a page of those that match; the cursor goes on from there."""
+
+
+class Reader:
+    """Answers from memory. Never writes, never waits (but for the store's status)."""
+
+    def __init__(
+        self,
+        service: Service,
+        sessions: AgentSessions,
+        leadership: Leadership,
+        committer: Committer,
+        store: Store,
+        *,
+        cluster: str,
+        node: str,
+        api_url: str,
+    ) -> None:
+        self._service, self._state, self._sessions = service, service.state, sessions
+        self._leadership, self._committer, self._store = leadership, committer, store
+        self._cluster, self._node, self._api_url = cluster, node, api_url
+        self._started_at = service.time.now()
+
+    async def status(self) -> models.Status:
+        now = self._service.time.now()
+        counts = views.counts(self._state, now)
+        return models.Status(
+            cluster=self._cluster,
+            node=self._node,
+            lim="master",
+            mbatchd="running",
+            epoch=self._service.epoch,
+            version=__version__,
+            started_at=self._started_at,
+            now=now,
+            store=await self._store_status(),
+            nodes=counts["nodes"],
+            jobs=counts["jobs"],
+            tasks=counts["tasks"],
+            commitments=len(self._state.runs) + sum(bool(h.parts) for h in self._state.hosts.values()),
+            loop_lag_ms=round(1000 * self._service.loop_lag_seconds, 3),
+            api_url=self._api_url,
+        )
+
+    async def _store_status(self) -> dict[str, Any]:
+        committed = asdict(self._committer.counters)
+        try:
+            found = await self._store.status()
+        except StoreUnavailable as error:
+            return {"answers": False, "reason": error.fault.message, "commits": committed}
+        return {"answers": True, **asdict(found), "commits": committed}
+
+    # --- nodes, pools, queues, hosts ----------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[models.Node]:
+        return (self._node_of(view) for view in views.nodes(self._state, self._service.time.now()))
+
+    def node(self, name: str) -> models.Node:
+        found = self._state.nodes.get(name)
+        if found is None:
+            raise _unknown("node", name)
+        return self._node_of(views.node(self._state, found, self._service.time.now()))
+
+    def _node_of(self, view: dict[str, Any]) -> models.Node:
+        member = next((m for m in self._leadership.members if m.node == view["name"]), None)
+        if member is not None:
+            view |= {"round_trip_ms": member.round_trip_ms, "lost_beats": member.lost}
+        view["software_version"] = self._sessions.versions.get(view["name"], "")
+        return models.Node.model_validate(view)
+
+    def pools(self) -> Iterator[models.Pool]:
+        return (models.Pool.model_validate(self._with_spec("pools", v)) for v in views.pools(self._state))
+
+    def pool(self, name: str) -> models.Pool:
+        return _named(self.pools(), "pool", name)
+
+    def queues(self) -> Iterator[models.Queue]:
+        return (models.Queue.model_validate(self._with_spec("queues", v)) for v in views.queues(self._state))
+
+    def queue(self, name: str) -> models.Queue:
+        return _named(self.queues(), "queue", name)
+
+    def hosts(self) -> Iterator[models.Host]:
+        return (self._host_of(view) for view in views.hosts(self._state))
+
+    def host(self, name: str) -> models.Host:
+        found = self._state.hosts.get(name)
+        if found is None:
+            raise _unknown("host", name)
+        return self._host_of(views.host(self._state, found))
+
+    def _host_of(self, view: dict[str, Any]) -> models.Host:
+        spec = self._state.specs.hosts.get(view["name"])
+        return models.Host.model_validate({**view, "spec": asdict(spec) if spec else {}})
+
+    def _with_spec(self, section: str, view: dict[str, Any]) -> dict[str, Any]:
+        document = self._service.document
+        return {**view, "spec": document[section].get(view["name"]) or {}, "version": document["version"]}
+
+    def planned(self, specs: Iterable[HostSpec]) -> list[models.Host]:
+        """What these hosts are, or would be were they asked for now."""
+        wanted = list(specs)
+        found = plans(self._state, wanted, self._service.time.now())
+        hosts = []
+        for spec in wanted:
+            plan = found[spec.name]
+            if isinstance(plan, Refusal):
+                host = models.Host(name=spec.name, state="planned", reason=plan.sentence(), spec=asdict(spec))
+            else:
+                host = models.Host.model_validate({**plan.model_dump(mode="json"), "spec": asdict(spec)})
+            hosts.append(host)
+        return hosts
+
+    # --- jobs ---------------------------------------------------------------------------------------------
+
+    def jobs(self, limit: int, cursor: str, states: set[str], wanted: dict[str, str]) -> models.Page[models.Job]:
+        """Jobs after the id `cursor` that match. A page may be short, or empty, and yet not the last one."""
+        after = int(cursor) if cursor.isdecimal() else 0
+        items: list[models.Job] = []
+        looked_at = 0
+        for view in views.jobs(self._state, after):
+            if len(items) == limit or looked_at == MAX_LOOKED_AT:
+                return models.Page(items=items, next_cursor=str(after))
+            looked_at += 1
+            after = view["id"]
+            if states and view["state"] not in states:
+                continue
+            if all(not value or view[field] == value for field, value in wanted.items()):
+                items.append(_job(view))
+        return models.Page(items=items)
+
+    def job(self, job_id: int) -> models.Job:
+        """With `why` it waits."""
+        return _job(views.job(self._state, find_job(self._state, job_id), self._service.time.now()))
+
+    def tasks(self, job_id: int, limit: int, cursor: str, states: set[str]) -> models.Page[models.Task]:
+        found = find_job(self._state, job_id)
+        first = int(cursor) if cursor.isdecimal() else 0
+        items: list[models.Task] = []
+        for position in range(first, len(found.codes)):
+            if len(items) == limit:
+                return models.Page(items=items, next_cursor=str(position))
+            if not states or found.state_of(position).value in states:
+                items.append(models.Task.model_validate(views.task(self._state, found, position)))
+        return models.Page(items=items)
+
+    def explain(self, job_id: int) -> models.Explanation:
+        told = explain(self._state, find_job(self._state, job_id), self._service.time.now())
+        return models.Explanation.model_validate(asdict(told))
+
+    def commitments(self, limit: int, cursor: str) -> models.Page[models.Commitment]:
+        """By position: what is committed changes all the time, so a page is a look, not a snapshot."""
+        start = int(cursor) if cursor.isdecimal() else 0
+        found = list(islice(views.commitments(self._state), start, start + limit + 1))
+        items = [models.Commitment.model_validate(view) for view in found[:limit]]
+        return models.Page(items=items, next_cursor=str(start + limit) if len(found) > limit else None)
+
+
+def _job(view: dict[str, Any]) -> models.Job:
+    """The key without the user's id that it is stored under."""
+    return models.Job.model_validate({**view, "key": view["key"].partition(":")[2]})
+
+
+def _named(items: Iterable[Named], what: str, name: str) -> Named:
+    for item in items:
+        if item.name == name:
+            return item
+    raise _unknown(what, name)
+
+
+def _unknown(what: str, name: str) -> UnknownNameError:
+    return UnknownNameError(f"there is no {what} {name}", field=what, hint=f"See lavalite {what}s.")

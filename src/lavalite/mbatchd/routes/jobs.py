@@ -1,0 +1,96 @@
+"""Jobs: submit, look at, end, hold, and read what they wrote."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from lavalite.api import models
+from lavalite.mbatchd.http import TheScheduler, Who
+
+router = APIRouter(prefix="/v1")
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.get("/jobs")
+async def jobs(
+    scheduler: TheScheduler,
+    who: Who,
+    limit: Limit = 100,
+    cursor: str = "",
+    state: str = "",
+    user: str = "",
+    queue: str = "",
+    host: str = "",
+    name: str = "",
+) -> models.Page[models.Job]:
+    """Newest last. `state` may name several, separated by commas."""
+    wanted = {"user": user, "queue": queue, "host": host, "name": name}
+    return scheduler.reader.jobs(limit, cursor, set(filter(None, state.split(","))), wanted)
+
+
+@router.post("/jobs", status_code=201)
+async def submit(
+    scheduler: TheScheduler, who: Who, batch: models.SubmitBatch, dry_run: bool = False
+) -> models.Submitted:
+    return await scheduler.jobs.submit(batch, who, dry_run=dry_run)
+
+
+@router.get("/jobs/{job_id}")
+async def job(scheduler: TheScheduler, who: Who, job_id: int) -> models.Job:
+    return scheduler.reader.job(job_id)
+
+
+@router.get("/jobs/{job_id}/tasks")
+async def tasks(
+    scheduler: TheScheduler, who: Who, job_id: int, limit: Limit = 1000, cursor: str = "", state: str = ""
+) -> models.Page[models.Task]:
+    return scheduler.reader.tasks(job_id, limit, cursor, set(filter(None, state.split(","))))
+
+
+@router.get("/explain/{job_id}")
+async def explain(scheduler: TheScheduler, who: Who, job_id: int) -> models.Explanation:
+    return scheduler.reader.explain(job_id)
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def cancel(scheduler: TheScheduler, who: Who, job_id: int, ask: models.CancelAsk) -> models.Job:
+    await scheduler.jobs.cancel(job_id, ask.tasks, who, force=ask.force)
+    return scheduler.reader.job(job_id)
+
+
+@router.post("/jobs/{job_id}/{verb}")
+async def act(
+    scheduler: TheScheduler, who: Who, job_id: int, verb: Literal["hold", "release", "suspend", "resume", "requeue"]
+) -> models.Job:
+    await scheduler.jobs.act(job_id, verb, who)
+    return scheduler.reader.job(job_id)
+
+
+@router.get("/jobs/{job_id}/output")
+async def output(
+    scheduler: TheScheduler,
+    who: Who,
+    job_id: int,
+    task: int | None = None,
+    stream: Literal["stdout", "stderr"] = "stdout",
+    offset: Annotated[int, Query(ge=0)] = 0,
+    follow: bool = False,
+) -> StreamingResponse:
+    """The bytes from `offset` on. A failure in the middle ends the connection without its closing chunk."""
+    pieces = scheduler.jobs.output(job_id, task, stream, who, offset=offset, follow=follow)
+    try:
+        first = await anext(pieces)
+    except StopAsyncIteration:
+        first = b""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    return StreamingResponse(body(), media_type="application/octet-stream")

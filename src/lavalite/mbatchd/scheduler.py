@@ -1,0 +1,20 @@
+"""What the API talks to: the desks of one running scheduler, each for one noun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lavalite.mbatchd.changes import Changes
+from lavalite.mbatchd.definition import DefinitionDesk
+from lavalite.mbatchd.jobs import JobDesk
+from lavalite.mbatchd.nodes import NodeDesk
+from lavalite.mbatchd.reader import Reader
+
+
+@dataclass(slots=True)
+class Scheduler:
+    reader: Reader
+    jobs: JobDesk
+    nodes: NodeDesk
+    definition: DefinitionDesk
+    changes: Changes

@@ -1,0 +1,204 @@
+"""The agents' connections: one session a node, from Register to the end of the connection.
+
+    Hello ─► token verified ─► Welcome ─► Register ─► Registered ─► beats, reports, output ◄─► dispatches, stops
+
+A new session of a node ends the old one. What an agent sends becomes events for control; nothing is decided here.
+Everything that acts (a dispatch, an acknowledged beat) checks first that we still lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from lavalite import __version__
+from lavalite.base.clock import Clock
+from lavalite.base.errors import LavaLiteError, RefusedError
+from lavalite.control.events import (
+    AttemptReported,
+    Event,
+    NodeBeat,
+    NodeDisconnected,
+    NodeRegistered,
+    NodeReported,
+)
+from lavalite.mbatchd.leadership import Leadership
+from lavalite.mbatchd.output import OutputStreams
+from lavalite.model.resources import NodeOffer
+from lavalite.model.task import AttemptId
+from lavalite.wire.connection import Connection
+from lavalite.wire.frames import (
+    AnyFrame,
+    AttemptReport,
+    Beat,
+    BeatAck,
+    Bye,
+    Hello,
+    HostsApplied,
+    Output,
+    Refused,
+    Register,
+    Registered,
+    Report,
+    Welcome,
+)
+from lavalite.wire.tokens import AUDIENCE_MBATCHD, TrustBundle, verify
+
+REGISTER_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class EventSink(Protocol):
+    """Whoever turns events into actions."""
+
+    def apply(self, event: Event) -> object: ...
+
+
+class AgentSessions:
+    """Greets agents, keeps their sessions by node name, and turns their frames into events."""
+
+    def __init__(
+        self,
+        cluster: str,
+        node: str,
+        leadership: Leadership,
+        bundle: TrustBundle,
+        clock: Clock,
+        sink: EventSink,
+        beat_seconds: float,
+    ) -> None:
+        self._cluster, self._node = cluster, node
+        self._leadership, self._bundle, self._clock, self._sink = leadership, bundle, clock, sink
+        self._beat_seconds = beat_seconds
+        self.on_hosts_applied: Callable[[str, dict[str, int]], None] = lambda node, versions: None
+        self._sessions: dict[str, Connection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self.output = OutputStreams(self.post)
+        self.versions: dict[str, str] = {}
+        """Software version by node, of the last session."""
+
+    def connected(self, node: str) -> bool:
+        return node in self._sessions
+
+    async def greet(self, hello: Hello, connection: Connection) -> Welcome | Refused:
+        """Demand an agent of this cluster with a token for exactly this node and epoch."""
+        if hello.cluster != self._cluster:
+            return Refused(code="wrong_cluster", message=f"this is cluster {self._cluster}, not {hello.cluster}")
+        if hello.role != "agent":
+            return Refused(code="wrong_role", message="this port is for agents")
+        epoch = self._leadership.lead.epoch
+        try:
+            verify(
+                hello.token,
+                self._bundle,
+                subject=hello.node,
+                audience=AUDIENCE_MBATCHD,
+                epoch=epoch,
+                now=self._clock.now(),
+            )
+        except RefusedError as error:
+            return Refused(code=error.code, message=error.fault.message)
+        return Welcome(software_version=__version__, node=self._node, epoch=epoch)
+
+    async def serve(self, connection: Connection) -> None:
+        """One session, from Register to its end."""
+        node = connection.hello.node
+        async with asyncio.timeout(REGISTER_SECONDS):
+            frame = await connection.receive()
+        if not isinstance(frame, Register):
+            raise RefusedError(
+                f"the first frame of a session is a register, not {frame.type!r}", code="not_registered"
+            )
+        _demand_own_offer(node, frame.offer)
+        await self._replace(node, connection)
+        try:
+            self._register(connection, frame)
+            while True:
+                if not self._take(node, connection, await connection.receive()):
+                    return
+        finally:
+            if self._sessions.get(node) is connection:
+                del self._sessions[node]
+                self.output.node_gone(node)
+                self._sink.apply(NodeDisconnected(node))
+
+    def post(self, node: str, *frames: AnyFrame) -> bool:
+        """Queue frames for a node. False when it has no session: registering brings up what matters again."""
+        connection = self._sessions.get(node)
+        if connection is None or not self._leadership.holds():
+            return False
+        try:
+            connection.post(*frames)
+        except LavaLiteError as error:
+            log.info("an agent's session broke", node=node, reason=str(error))
+            return False
+        return True
+
+    def close(self, node: str, reason: str) -> None:
+        """End a node's session; the agent comes back if it can."""
+        connection = self._sessions.get(node)
+        if connection is not None:
+            task = asyncio.create_task(connection.close(reason))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _replace(self, node: str, connection: Connection) -> None:
+        old = self._sessions.pop(node, None)
+        if old is not None:
+            log.warning("a second session of a node ends its first", node=node, peer=connection.peer)
+            await old.close("another session of this node began")
+        self._sessions[node] = connection
+        self.versions[node] = connection.hello.software_version
+
+    def _register(self, connection: Connection, frame: Register) -> None:
+        node = connection.hello.node
+        self._leadership.check()
+        connection.post(Registered(epoch=self._leadership.lead.epoch, beat_seconds=self._beat_seconds))
+        log.info("agent registered", node=node, journal=frame.journal_id, attempts=len(frame.attempts))
+        self._sink.apply(
+            NodeRegistered(
+                node=node,
+                boot_id=frame.boot_id,
+                journal_id=frame.journal_id,
+                offer=frame.offer,
+                attempts=tuple(map(_reported, frame.attempts)),
+            )
+        )
+
+    def _take(self, node: str, connection: Connection, frame: AnyFrame) -> bool:
+        """Handle one frame. False ends the session."""
+        if isinstance(frame, Beat):
+            if frame.offer is not None:
+                _demand_own_offer(node, frame.offer)
+            self._leadership.check()
+            self._sink.apply(NodeBeat(node, frame.offer))
+            connection.post(BeatAck(seq=frame.seq, sent=frame.sent, epoch=self._leadership.lead.epoch))
+        elif isinstance(frame, Report):
+            self._sink.apply(NodeReported(node, frame.seq, tuple(map(_reported, frame.attempts))))
+        elif isinstance(frame, Output):
+            self.output.take(node, frame)
+        elif isinstance(frame, HostsApplied):
+            self.on_hosts_applied(node, frame.versions)
+        elif isinstance(frame, Bye):
+            return False
+        else:
+            raise RefusedError(f"an agent does not send {frame.type!r}", code="unexpected_frame")
+        return True
+
+
+def _reported(report: AttemptReport) -> AttemptReported:
+    try:
+        attempt = AttemptId.parse(report.id)
+    except ValueError:
+        raise RefusedError("an attempt's id is JOB.TASK.ATTEMPT", code="bad_attempt") from None
+    return AttemptReported(attempt, report.state, report.at, report.exit_code, report.reason[:500])
+
+
+def _demand_own_offer(node: str, offer: NodeOffer) -> None:
+    """A node speaks for itself alone."""
+    if offer.node != node or any(r.owner != node for r in offer.resources):
+        raise RefusedError(f"node {node} may offer its own resources only", code="not_yours")

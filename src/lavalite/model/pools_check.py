@@ -1,0 +1,208 @@
+"""What must hold between the entries of pools.yml, whatever the nodes are."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from lavalite.base.errors import InputError
+from lavalite.base.yamlfile import Path
+from lavalite.model.amounts import format_amount
+from lavalite.model.pools_document import PoolsDocument, read_quota
+from lavalite.model.pools_entries import HostEntry
+from lavalite.model.pools_faults import FaultList, did_you_mean
+from lavalite.model.resources import KINDS, MEMORY
+from lavalite.model.specs import FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, POLICIES
+
+MAX_HOSTS = 20_000
+MAX_NAME_CHARACTERS = 63
+GROUP_PREFIX = "lavalite_"
+_ANSIBLE_NAMES = frozenset({"all", "ungrouped", "localhost"})
+_RENAME = "Choose another name for the logical host."
+
+
+def check_entries(document: PoolsDocument, faults: FaultList) -> None:
+    """Add every fault that shows without knowing a node."""
+    for check in (
+        _host_names,
+        _host_pools,
+        _host_amounts,
+        _default_pools,
+        _floating,
+        _quotas,
+        _queues,
+        _links,
+        _capacity_keys,
+    ):
+        check(document, faults)
+
+
+def _host_names(document: PoolsDocument, faults: FaultList) -> None:
+    """Names are unique after `count` is written out, and are no node's and no group's."""
+    owner: dict[str, str] = {}
+    for entry_name, entry in document.logical_hosts.items():
+        path: Path = ("logical_hosts", entry_name)
+        for name in entry.expanded(entry_name):
+            if name in owner:
+                message = f"{name} is also a host of logical_hosts.{owner[name]}"
+                faults.add("duplicate_host", path, message, "Rename one of the two.")
+                break
+            if len(name) > MAX_NAME_CHARACTERS:
+                faults.add("bad_name", path, f"{name} is longer than 63 characters", _RENAME)
+                break
+            owner[name] = entry_name
+        if entry_name.startswith(GROUP_PREFIX) or entry_name in _ANSIBLE_NAMES:
+            faults.add("name_taken", path, f"{entry_name} is a name that Ansible groups have", _RENAME)
+        for name in entry.expanded(entry_name):
+            if name in document.capacity:
+                faults.add("name_taken", path, f"{name} is a node already", _RENAME)
+    if len(owner) > MAX_HOSTS:
+        faults.add("out_of_range", ("logical_hosts",), f"{len(owner)} hosts are too many", f"At most {MAX_HOSTS}.")
+
+
+def _host_pools(document: PoolsDocument, faults: FaultList) -> None:
+    """Each kind asked for has a pool: the one named, which must be for that kind, or the default."""
+    names = set(document.pools) | document.broken["pools"]
+    for entry_name, entry in document.logical_hosts.items():
+        named = entry.named_pools()
+        for kind, (pool, below) in named.items():
+            path: Path = ("logical_hosts", entry_name, *below)
+            if pool not in names:
+                faults.add("unknown_pool", path, f"there is no pool {pool}", did_you_mean(pool, names))
+            elif pool in document.pools and kind not in document.pools[pool].kinds:
+                fit = [name for name, spec in document.pools.items() if kind in spec.kinds]
+                hint = f"Pools for {kind}: {', '.join(fit)}." if fit else f"Add {kind} to its kinds."
+                faults.add("wrong_pool", path, f"pool {pool} is not for {kind}", hint)
+        for kind in entry.amounts():
+            _has_a_pool(document, faults, entry_name, entry, kind)
+
+
+def _has_a_pool(document: PoolsDocument, faults: FaultList, entry_name: str, entry: HostEntry, kind: str) -> None:
+    fit = [name for name, spec in document.pools.items() if kind in spec.kinds]
+    if document.pool_of(entry, kind) or not fit or document.broken["pools"]:
+        return
+    place = f"pool: {fit[0]}" if kind in ("gpu", "storage", "network") else f"pools: {{{kind}: {fit[0]}}}"
+    hint = f"Write {place}, or default: true at one pool for {kind}."
+    message = f"no pool is named, and no pool for {kind} is the default"
+    faults.add("no_pool", ("logical_hosts", entry_name, kind), message, hint)
+
+
+def _host_amounts(document: PoolsDocument, faults: FaultList) -> None:
+    for entry_name, entry in document.logical_hosts.items():
+        path: Path = ("logical_hosts", entry_name)
+        asked = entry.amounts()
+        if not entry.cpu:
+            hint = "A host is where its CPU is: write cpu: 1 or more."
+            faults.add("out_of_range", (*path, "cpu"), "no CPU is asked for", hint)
+        for kind, limit in entry.limits.amounts().items():
+            if limit < asked.get(kind, 0):
+                text = format_amount(kind, asked[kind])
+                message = f"{format_amount(kind, limit)} is less than the {text} it begins with"
+                faults.add("out_of_range", (*path, "limits", kind), message, f"Write {text} or more.")
+        if entry.far.memory and entry.far.memory.of(entry.memory) > entry.memory:
+            text = format_amount(MEMORY, entry.memory)
+            message = f"more may be far than the {text} asked for"
+            faults.add("out_of_range", (*path, "far", "memory"), message, f"Write {text} or less, or 100%.")
+
+
+def _default_pools(document: PoolsDocument, faults: FaultList) -> None:
+    for kind in KINDS:
+        defaults = [name for name, pool in document.pools.items() if pool.default and kind in pool.kinds]
+        for name in defaults[1:]:
+            message = f"pool {defaults[0]} is the default for {kind} already"
+            faults.add("two_defaults", ("pools", name, "default"), message, "Keep default: true at one of them.")
+
+
+def _floating(document: PoolsDocument, faults: FaultList) -> None:
+    owner: dict[str, str] = {}
+    for name, pool in document.pools.items():
+        for floating in pool.floating:
+            path: Path = ("pools", name, "floating", floating)
+            if floating in KINDS:
+                faults.add("bad_name", path, f"{floating} is a kind that nodes have", "Choose another name.")
+            if floating in owner:
+                message = f"pool {owner[floating]} has {floating} already"
+                faults.add("duplicate", path, message, "Keep it in one pool.")
+            owner.setdefault(floating, name)
+
+
+def _quotas(document: PoolsDocument, faults: FaultList) -> None:
+    for name, pool in document.pools.items():
+        for tenant, quota in pool.quota.items():
+            path: Path = ("pools", name, "quota", tenant)
+            try:
+                by_kind = read_quota(pool, quota)
+            except InputError as error:
+                fault = error.fault
+                faults.add(fault.code, (*path, fault.field), fault.message, fault.hint)
+                continue
+            for kind, amounts in by_kind.items():
+                if amounts.lend is not None and amounts.lend > amounts.nominal:
+                    text = format_amount(kind, amounts.nominal)
+                    message = f"more is lent than the {text} that is its own"
+                    faults.add("out_of_range", (*path, "lend"), message, f"Write {text} or less.")
+            if any(amounts.borrow for amounts in by_kind.values()) and not pool.cohort:
+                hint = "Write cohort: NAME at the pool, and at those it borrows from."
+                faults.add("missing", (*path, "borrow"), "the pool is in no cohort to borrow from", hint)
+
+
+def _queues(document: PoolsDocument, faults: FaultList) -> None:
+    defaults = [name for name, queue in document.queues.items() if queue.default]
+    for name in defaults[1:]:
+        message = f"queue {defaults[0]} is the default already"
+        faults.add("two_defaults", ("queues", name, "default"), message, "Keep default: true at one of them.")
+    if len(document.queues) > 1 and not defaults and not document.broken["queues"]:
+        hint = f"Write default: true at one: {', '.join(document.queues)}."
+        faults.add("no_default", ("queues",), "no queue is the default", hint)
+    for name, queue in document.queues.items():
+        path: Path = ("queues", name)
+        if queue.policy and queue.policy not in POLICIES:
+            hint = did_you_mean(queue.policy, POLICIES)
+            faults.add("unknown_policy", (*path, "policy"), f"there is no policy {queue.policy}", hint)
+        fence = FENCE_AFTER_SECONDS if queue.fence_after is None else queue.fence_after
+        lost = LOST_AFTER_SECONDS if queue.lost_after is None else queue.lost_after
+        if lost <= fence:
+            field = "lost_after" if queue.lost_after is not None else "fence_after"
+            hint = "A node must have stopped its work before it is given up: let lost_after be longer."
+            faults.add("out_of_range", (*path, field), "lost_after is not longer than fence_after", hint)
+        if queue.limits.walltime == 0:
+            faults.add("out_of_range", (*path, "limits", "walltime"), "no time at all", "Write 15m, or leave it out.")
+
+
+def _links(document: PoolsDocument, faults: FaultList) -> None:
+    """Links between switches go up: never in a circle, and none twice."""
+    above: dict[str, set[str]] = {}
+    for at, link in document.links.items():
+        if not isinstance(link.source, str):
+            continue
+        path: Path = ("links", at)
+        if link.to in above.get(link.source, ()):
+            faults.add("duplicate", path, f"{link.source} to {link.to} is written already", "Keep one of the two.")
+        circle = _way(above, link.to, link.source)
+        if circle:
+            message = f"{' → '.join([link.source, *circle])} goes in a circle"
+            faults.add("cyclic", path, message, "Write each link once, from the nodes upwards.")
+            continue
+        above.setdefault(link.source, set()).add(link.to)
+
+
+def _way(above: dict[str, set[str]], start: str, goal: str) -> list[str]:
+    """A way up from start to goal, both included; empty where there is none."""
+    ways = [[start]]
+    seen = {start}
+    while ways:
+        way = ways.pop()
+        if way[-1] == goal:
+            return way
+        for switch in sorted(above.get(way[-1], set()) - seen):
+            seen.add(switch)
+            ways.append([*way, switch])
+    return []
+
+
+def _capacity_keys(document: PoolsDocument, faults: FaultList) -> None:
+    """A label that is nearly a kind is a kind misspelled."""
+    for name, entry in document.capacity.items():
+        for label in entry.model_extra or {}:
+            if get_close_matches(label, KINDS, n=1, cutoff=0.75):
+                hint = did_you_mean(label, KINDS)
+                faults.add("unknown_key", ("capacity", name, label), "unknown key", hint)

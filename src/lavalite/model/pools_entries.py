@@ -1,0 +1,279 @@
+"""One entry of each section of pools.yml, as pydantic models: the spelling, and nothing that needs a second entry.
+
+What an entry may not hold is refused here; what holds between entries is in pools_check, what holds against real
+nodes in pools_fit. Amounts come out as integers in the kind's unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lavalite.base.errors import InputError
+from lavalite.model import amounts
+from lavalite.model.job import Name
+from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE
+from lavalite.model.selector import Selector
+
+MAX_COUNT = 10_000
+
+
+class Entry(BaseModel):
+    """Strict: a boolean is no number, a number no text, and an unknown key is a fault."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=False, arbitrary_types_allowed=True)
+
+
+def _reads(parse: Callable[[Any], Any]) -> BeforeValidator:
+    """Let `parse` read a value; its InputError becomes pydantic's, with code and hint kept."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value)
+        except InputError as error:
+            raise custom(error.code, error.fault.message, error.fault.hint) from error
+
+    return BeforeValidator(read)
+
+
+def custom(code: str, message: str, hint: str = "") -> PydanticCustomError:
+    """A fault of ours inside a pydantic validator."""
+    return PydanticCustomError("lavalite", "{message}", {"code": code, "message": message, "hint": hint})
+
+
+def _share_or_bytes(value: Any) -> Far:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return Far(per_mille=amounts.parse_share(value))
+    return Far(amount_bytes=amounts.parse_bytes(value))
+
+
+class Far(Entry):
+    """How much of a kind may be far: a share of it, or an amount."""
+
+    per_mille: int | None = None
+    amount_bytes: int = 0
+
+    def of(self, amount: int) -> int:
+        return self.amount_bytes if self.per_mille is None else amount * self.per_mille // 1000
+
+
+Cpu = Annotated[int, _reads(amounts.parse_cpu)]
+Gpu = Annotated[int, _reads(amounts.parse_gpu)]
+Bytes = Annotated[int, _reads(amounts.parse_bytes)]
+Bandwidth = Annotated[int, _reads(amounts.parse_bandwidth)]
+Seconds = Annotated[int, _reads(amounts.parse_duration)]
+Count = Annotated[int, _reads(amounts.parse_count)]
+FarAmount = Annotated[Far, _reads(_share_or_bytes)]
+Nodes = Annotated[Selector, _reads(Selector.parse)]
+Kind = Literal["cpu", "memory", "gpu", "storage", "network"]
+
+
+def _spelled_short(field: str) -> Any:
+    """A validator that reads `gpu: 4` as `gpu: {count: 4}`."""
+
+    def spread(value: Any) -> Any:
+        return value if isinstance(value, dict) else {field: value}
+
+    return model_validator(mode="before")(spread)
+
+
+class GpuAsk(Entry):
+    count: Gpu
+    model: str = ""
+    memory: Bytes = 0
+    pool: str = ""
+    topology: Literal["", "nvlink", "pcie", "numa"] = ""
+    _short = _spelled_short("count")
+
+    @model_validator(mode="after")
+    def _whole(self) -> GpuAsk:
+        if self.count > 1000 and self.count % 1000:
+            more = amounts.format_gpu(self.count - self.count % 1000 + 1000)
+            raise custom("out_of_range", "more than one GPU is counted whole", f"Write {more}.")
+        return self
+
+
+class StorageAsk(Entry):
+    size: Bytes
+    iops: Count = 0
+    pool: str = ""
+    _short = _spelled_short("size")
+
+
+class NetworkAsk(Entry):
+    bandwidth: Bandwidth
+    pool: str = ""
+    _short = _spelled_short("bandwidth")
+
+
+class FarAsk(Entry):
+    memory: FarAmount | None = None
+
+
+class Limits(Entry):
+    cpu: Cpu | None = None
+    memory: Bytes | None = None
+    gpu: Gpu | None = None
+    storage: Bytes | None = None
+    network: Bandwidth | None = None
+
+    def amounts(self) -> dict[str, int]:
+        return {kind: amount for kind in KINDS if (amount := getattr(self, kind)) is not None}
+
+
+class HostEntry(Entry):
+    """`logical_hosts.NAME`. `pools` names the pool of a kind that has no place of its own for it."""
+
+    cpu: Cpu
+    memory: Bytes = 0
+    gpu: GpuAsk | None = None
+    storage: StorageAsk | None = None
+    network: NetworkAsk | None = None
+    pools: dict[Kind, str] = {}
+    far: FarAsk = FarAsk()
+    near: Literal["node", "rack", "any"] = "any"
+    limits: Limits = Limits()
+    count: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+
+    def amounts(self) -> dict[str, int]:
+        """What each host of the entry asks for, zeros left out."""
+        asked = {
+            CPU: self.cpu,
+            MEMORY: self.memory,
+            GPU: self.gpu.count if self.gpu else 0,
+            STORAGE: self.storage.size if self.storage else 0,
+            NETWORK: self.network.bandwidth if self.network else 0,
+        }
+        return {kind: amount for kind, amount in asked.items() if amount}
+
+    def named_pools(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Pool by kind, with the path below the entry where it is named."""
+        named: dict[str, tuple[str, tuple[str, ...]]] = {
+            kind: (pool, ("pools", kind)) for kind, pool in self.pools.items()
+        }
+        for kind, ask in ((GPU, self.gpu), (STORAGE, self.storage), (NETWORK, self.network)):
+            if ask is not None and ask.pool:
+                named[kind] = (ask.pool, (kind, "pool"))
+        return named
+
+    def expanded(self, entry: str) -> list[str]:
+        """The names of its hosts: its own, or with `count` numbered from 1."""
+        return [entry] if self.count is None else [f"{entry}-{n}" for n in range(1, self.count + 1)]
+
+
+class QuotaEntry(Entry):
+    """Amounts as typed: one, where the pool has one kind, or a mapping by kind. Read once the kinds are known."""
+
+    nominal: Any
+    borrow: Any = None
+    lend: Any = None
+
+
+class PoolEntry(Entry):
+    nodes: Nodes | None = None
+    kinds: list[Kind] = []
+    default: bool = False
+    floating: dict[Name, Count] = {}
+    quota: dict[Name, QuotaEntry] = {}
+    cohort: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> PoolEntry:
+        if self.nodes is None and not self.floating:
+            raise custom("missing", "a pool of nothing", "Write nodes and kinds, or floating.")
+        if self.nodes is not None and not self.kinds:
+            raise custom("missing", "kinds are missing", "Write kinds: [cpu, memory], or what it is for.")
+        if self.nodes is None and (self.kinds or self.default):
+            raise custom("missing", "nodes are missing", "Write nodes: {group: lavalite_nodes}.")
+        if len(set(self.kinds)) != len(self.kinds):
+            raise custom("duplicate", "a kind stands twice in kinds", "Keep it once.")
+        return self
+
+
+class QueueLimits(Entry):
+    walltime: Seconds | None = None
+    tasks_per_user: Annotated[int, Field(ge=1)] | None = None
+
+
+class QueueEntry(Entry):
+    """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up."""
+
+    priority: Annotated[int, Field(ge=0, le=1_000_000)] = 30
+    policy: str = ""
+    default: bool = False
+    limits: QueueLimits = QueueLimits()
+    fence_after: Seconds | None = None
+    lost_after: Seconds | None = None
+
+
+class LinkEntry(Entry):
+    """`from` is a mapping of labels (each such node) or the name of a switch."""
+
+    source: Annotated[Selector | str, BeforeValidator(lambda value: _link_source(value))] = Field(alias="from")
+    to: Name
+    bandwidth: Bandwidth
+
+
+def _link_source(value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return Selector.parse(value)
+        except InputError as error:
+            raise custom(error.code, error.fault.message, error.fault.hint) from error
+    return value
+
+
+class CapacityGpu(Entry):
+    count: Annotated[int, Field(ge=0, le=1024)]
+    model: str = ""
+    memory: Bytes = 0
+    _short = _spelled_short("count")
+
+
+class CapacityEntry(BaseModel):
+    """`capacity.NODE`: amounts per kind; every other key is a label."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    cpu: Cpu = 0
+    memory: Bytes = 0
+    gpu: CapacityGpu | None = None
+    storage: Bytes = 0
+    network: Bandwidth = 0
+
+    @model_validator(mode="after")
+    def _labels_are_text(self) -> CapacityEntry:
+        for label, value in (self.model_extra or {}).items():
+            items = value if isinstance(value, list) else [value]
+            if any(isinstance(item, bool) or not isinstance(item, str | int) for item in items):
+                raise custom("bad_label", f"label {label} is not text", f"Write {label}: x, or {label}: [x, y].")
+        return self
+
+    def labels(self) -> dict[str, list[str]]:
+        return {
+            label: [str(item) for item in (value if isinstance(value, list) else [value])]
+            for label, value in (self.model_extra or {}).items()
+        }
+
+
+class Connection(Entry):
+    """Where the API is, and how it is spoken to. `mode`: live fails loudly, plan is offline, auto is either."""
+
+    plugin: Literal["lavalite.cluster.pools"] = "lavalite.cluster.pools"
+    cluster: Name
+    mode: Literal["live", "plan", "auto"] = "live"
+    api: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    token_path: str = ""
+    ca_path: str = ""
+    unix_socket: str = ""
+    timeout: Seconds = 10
+
+    @model_validator(mode="after")
+    def _urls(self) -> Connection:
+        for url in self.api:
+            if not url.startswith(("http://", "https://")) or " " in url:
+                raise custom("bad_url", f"{url[:60]} is no address of the API", "Write https://ctl1:6880.")
+        return self

@@ -1,0 +1,159 @@
+"""What pools.yml means once it is read: hosts one by one, pools, queues, links; and nodes as planning sees them.
+
+Amounts are integers per kind, in the kind's unit (model.resources). All are plain values, held by the thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from lavalite.model.amounts import format_amount
+from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer
+from lavalite.model.selector import Selector
+
+POLICIES = ("first-fit", "best-fit", "round-robin")
+"""The names a queue or a request may write; placement has a policy of each."""
+DEFAULT_POLICY = "best-fit"
+DEFAULT_QUEUE = "normal"
+FENCE_AFTER_SECONDS = 15 * 60
+LOST_AFTER_SECONDS = 16 * 60
+
+
+@dataclass(slots=True, frozen=True)
+class HostSpec:
+    """One logical host as it is asked for. `entry` is the name it has in pools.yml (`trainer` of `trainer-1`).
+
+    `far` is how much of a kind may come from another node, `limits` how far the application inside may grow a kind.
+    `pools` names the pool of each kind that has one.
+    """
+
+    name: str
+    amounts: dict[str, int]
+    entry: str = ""
+    gpu_model: str = ""
+    gpu_memory_bytes: int = 0
+    storage_iops: int = 0
+    pools: dict[str, str] = field(default_factory=dict)
+    near: str = "any"
+    far: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    topology: str = ""
+
+    def asked(self) -> str:
+        """`4 A100, 16 cpu, 128GiB memory, pool gpus`: for people."""
+        words = [format_kind(kind, self.amounts[kind], self.gpu_model) for kind in sorted_kinds(self.amounts)]
+        words += [f"pool {pool}" for pool in sorted(set(self.pools.values()))]
+        return ", ".join(words)
+
+
+@dataclass(slots=True, frozen=True)
+class Quota:
+    """What a tenant of a pool is sure of, may borrow beyond it, and lends at most; None is no limit."""
+
+    nominal: int
+    borrow: int | None = None
+    lend: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class PoolSpec:
+    """A selection of nodes for some kinds, or `floating` amounts that belong to no node.
+
+    `quota` is per tenant and kind.
+    """
+
+    name: str
+    selector: Selector | None = None
+    kinds: tuple[str, ...] = ()
+    default: bool = False
+    floating: dict[str, int] = field(default_factory=dict)
+    quota: dict[str, dict[str, Quota]] = field(default_factory=dict)
+    cohort: str = ""
+
+    def has(self, node: str, labels: Mapping[str, list[str]]) -> bool:
+        """Whether the node is in the pool."""
+        return self.selector is not None and self.selector.matches(node, labels)
+
+    def may_have(self, node: str, labels: Mapping[str, list[str]]) -> bool:
+        """As `has`, but a node whose groups are not known may be in any."""
+        return self.selector is not None and self.selector.may_match(node, labels)
+
+
+@dataclass(slots=True, frozen=True)
+class QueueSpec:
+    """One queue. Higher `priority` goes first. None is no limit."""
+
+    name: str
+    priority: int = 30
+    policy: str = DEFAULT_POLICY
+    default: bool = False
+    walltime_seconds: int | None = None
+    tasks_per_user: int | None = None
+    fence_after_seconds: int = FENCE_AFTER_SECONDS
+    lost_after_seconds: int = LOST_AFTER_SECONDS
+
+
+@dataclass(slots=True, frozen=True)
+class LinkSpec:
+    """Bandwidth from each selected node, or from the switch named `switch`, to the switch `to`."""
+
+    to: str
+    bits_per_second: int
+    selector: Selector | None = None
+    switch: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class NodeCapacity:
+    """A node as planning sees it. `devices` are those that are given out by name, per kind.
+
+    `labels["group"]` are the node's groups; without that label they are not known.
+    """
+
+    name: str
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)
+    devices: dict[str, tuple[Device, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_offer(cls, offer: NodeOffer) -> NodeCapacity:
+        """What a node's LIM found."""
+        kinds = {resource.kind for resource in offer.resources}
+        return cls(
+            name=offer.node,
+            labels={label: list(values) for label, values in offer.labels.items()},
+            amounts={kind: offer.amount(kind) for kind in kinds},
+            devices={kind: tuple(found) for kind in kinds if (found := offer.devices(kind))},
+        )
+
+    def gpu_models(self) -> set[str]:
+        return {device.model for device in self.devices.get(GPU, ()) if device.model}
+
+
+def fits_model(device: Device, model: str, memory_bytes: int) -> bool:
+    """Whether a GPU is of the model and has the memory asked for.
+
+    A model matches as a word of the device's name, whatever the case: `A100` is `NVIDIA A100-SXM4-80GB`.
+    """
+    return device.memory_bytes >= memory_bytes and _is_model(device.model, model)
+
+
+@lru_cache(maxsize=4096)
+def _is_model(name: str, asked: str) -> bool:
+    words = name.lower().replace("-", " ").replace("_", " ").split()
+    return all(word in words for word in asked.lower().replace("-", " ").replace("_", " ").split())
+
+
+def sorted_kinds(amounts: Mapping[str, int]) -> list[str]:
+    """Kinds in the order people list them: gpu first, as the rarest, then ours, then floating ones."""
+    order = {kind: at for at, kind in enumerate((GPU, CPU, *KINDS[1:2], *KINDS[3:]))}
+    return sorted(amounts, key=lambda kind: (order.get(kind, len(order)), kind))
+
+
+def format_kind(kind: str, amount: int, gpu_model: str = "") -> str:
+    """`4 A100`, `16 cpu`, `128GiB memory`."""
+    if kind == GPU and gpu_model:
+        return f"{format_amount(GPU, amount)} {gpu_model}"
+    return format_amount(kind, amount, named=True)

@@ -1,0 +1,103 @@
+"""Why a request does not fit: each row is counted under the first filter that turns it away. For people, so not fast.
+
+not the host or pool asked for → lacks a kind → no such device → too small even when empty   (never)
+→ draining → silent → too little free                                                       (not now)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lavalite.model.resources import GPU, WHOLE
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import GONE, READY, Bools, Columns
+from lavalite.placement.reasons import Reason, Refusal
+
+
+def refusal(columns: Columns, wanted: RequestClass) -> Refusal | None:
+    """Why no row can take one task now; None if one can."""
+    answer = _count(_looked_at(columns, wanted), [*_never(columns, wanted), *_not_now(columns, wanted)])
+    if answer is not None:
+        _nearest(columns, wanted, answer)
+    return answer
+
+
+def never_fits(columns: Columns, wanted: RequestClass) -> Refusal | None:
+    """Why no row could take one task even if all were idle; None if one could."""
+    answer = _count(_looked_at(columns, wanted), list(_never(columns, wanted)))
+    if answer is not None:
+        _nearest(columns, wanted, answer, of_capacity=True)
+    return answer
+
+
+def _never(columns: Columns, wanted: RequestClass) -> Iterator[tuple[Reason, Bools]]:
+    yield (Reason.NO_SUCH_HOST if wanted.host else Reason.NOT_IN_POOL), ~wanted.eligible(columns)
+    small = np.zeros(len(columns), dtype=np.bool_)
+    lacks = small.copy()
+    for kind, amount in wanted.amounts.items():
+        lacks |= columns.capacity(kind) == 0
+        small |= columns.capacity(kind) < amount
+    yield Reason.NO_KIND, lacks
+    if wanted.gpu is not None:
+        needed = max(1, wanted.amounts[GPU] // WHOLE)
+        of_model = np.array([_matching(columns, wanted, row) for row in range(len(columns))], dtype=np.int64)
+        yield Reason.NO_MODEL, of_model == 0
+        small |= of_model < needed
+    yield Reason.TOO_SMALL, small
+
+
+def _not_now(columns: Columns, wanted: RequestClass) -> Iterator[tuple[Reason, Bools]]:
+    states = np.array(columns.states, dtype=object)
+    for reason in (Reason.DRAINING, Reason.SILENT, Reason.HELD):
+        yield reason, states == reason.value
+    yield Reason.TOO_FEW_FREE, wanted.fits(columns) == 0
+
+
+def _matching(columns: Columns, wanted: RequestClass, row: int) -> int:
+    assert wanted.gpu is not None
+    return sum(map(wanted.gpu.accepts, columns.devices(row)))
+
+
+def _count(looked_at: Bools, filters: list[tuple[Reason, Bools]]) -> Refusal | None:
+    answer = Refusal()
+    left = looked_at.copy()
+    for reason, turned_away in filters:
+        here = left & turned_away
+        if here.any():
+            answer.turned_away[reason] = int(here.sum())
+        left &= ~here
+    return None if left.any() else answer
+
+
+def _looked_at(columns: Columns, wanted: RequestClass) -> Bools:
+    """The rows that there are: all nodes, or the one host that the request names."""
+    present = np.array([state != GONE for state in columns.states], dtype=np.bool_)
+    return present & (wanted.eligible(columns) if wanted.host else ~columns.is_host)
+
+
+def _nearest(columns: Columns, wanted: RequestClass, answer: Refusal, *, of_capacity: bool = False) -> None:
+    """The eligible row that lacks least, by the sum of the shares of what is asked."""
+    least: tuple[int, int] | None = None
+    for row in np.flatnonzero(wanted.eligible(columns) & _looked_at(columns, wanted)):
+        lacks = _lacks(columns, wanted, int(row), of_capacity=of_capacity)
+        if not of_capacity and columns.states[row] != READY:
+            continue
+        share = sum(lack * 100 // wanted.amounts[kind] for kind, lack in lacks.items())
+        if lacks and (least is None or share < least[0]):
+            least = (share, int(row))
+            answer.nearest, answer.lacks = columns.names[int(row)], lacks
+
+
+def _lacks(columns: Columns, wanted: RequestClass, row: int, *, of_capacity: bool) -> dict[str, int]:
+    lacks = {}
+    for kind, amount in wanted.amounts.items():
+        column = columns.capacity(kind) if of_capacity else columns.free(kind)
+        have = int(column[row])
+        if kind == GPU and wanted.gpu is not None and not wanted.gpu.part:
+            matching = _matching(columns, wanted, row) if of_capacity else int(columns.gpus(wanted.gpu)[row])
+            have = min(have, matching * WHOLE)
+        if have < amount:
+            lacks[kind] = amount - have
+    return lacks

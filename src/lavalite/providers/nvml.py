@@ -1,0 +1,75 @@
+"""NVIDIA's GPUs, by NVML. The only place that imports it, and only where GPUs are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from lavalite.model.resources import Device
+
+WITHOUT_GPUS = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
+"""What NVML says on a machine without NVIDIA's driver: no fault, just no GPUs."""
+
+
+def find_gpus(warn: Callable[[str], None], nvml: Any = None) -> list[Device]:
+    """All GPUs that answer. One that does not, or an NVML that fails, is told to `warn`; the others count.
+
+    `nvml` stands in for the module `pynvml` in tests.
+    """
+    if nvml is None:
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return []
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        if type(error).__name__ not in WITHOUT_GPUS:
+            warn(f"GPUs are not offered: NVML says {error}")
+        return []
+    try:
+        return _all(nvml, warn)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _all(nvml: Any, warn: Callable[[str], None]) -> list[Device]:
+    found: list[Device] = []
+    try:
+        count = nvml.nvmlDeviceGetCount()
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError as error:
+        warn(f"GPUs are not offered: NVML says {error}")
+        return found
+    for index in range(count):
+        try:
+            found.append(_gpu(nvml, index, driver))
+        except nvml.NVMLError as error:
+            warn(f"GPU {index} is not offered: NVML says {error}")
+    return found
+
+
+def _gpu(nvml: Any, index: int, driver: str) -> Device:
+    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+    domain, _, rest = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId).lower().partition(":")
+    return Device(
+        id=_text(nvml.nvmlDeviceGetUUID(gpu)),
+        model=_text(nvml.nvmlDeviceGetName(gpu)),
+        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+        pci_address=f"{domain[-4:]}:{rest}",  # NVML writes eight digits of domain, /sys four
+        attributes={"index": str(index), "driver": driver, "mig": _mig(nvml, gpu)},
+    )
+
+
+def _mig(nvml: Any, gpu: Any) -> str:
+    """`on`, `off`, or `none` for a GPU that cannot be partitioned."""
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(gpu)
+    except nvml.NVMLError:
+        return "none"
+    return "on" if current else "off"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

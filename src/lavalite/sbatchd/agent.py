@@ -1,0 +1,222 @@
+"""The agent's body: one task takes events from one queue, asks the core, and carries the actions out in order.
+
+    executor ──┐                                       ┌──► journal (durable before what follows)
+    session ───┼──► queue ──► core.handle ──► actions ─┼──► executor
+    timers ────┘                                       └──► session
+
+One consumer is what keeps the order: a journal write ends before the start that it promises, and a list of the
+executor is judged before anything new is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from lavalite.base.clock import Clock
+from lavalite.base.errors import LavaLiteError, UnreachableError
+from lavalite.sbatchd.core import (
+    Action,
+    AgentCore,
+    ApplyHosts,
+    BeatDue,
+    Close,
+    CloseStream,
+    Event,
+    FlushDue,
+    Forget,
+    Instant,
+    OpenStream,
+    RenewContact,
+    Send,
+    Signal,
+    Start,
+    Write,
+)
+from lavalite.sbatchd.executors import Executor, ExecutorEvent
+from lavalite.sbatchd.journal import Journal
+from lavalite.sbatchd.launch import Launcher
+from lavalite.sbatchd.output import OutputStreams, prune
+from lavalite.wire.connection import Connection
+from lavalite.wire.frames import HostHere, HostsApplied, Output
+
+PRUNE_SECONDS = 3600.0
+EXECUTOR_RETRY_SECONDS = 1.0
+FLUSH_SECONDS = 0.02
+"""Reports of so much time travel together."""
+MOST_WAITING_EVENTS = 1000
+MOST_WAITING_EVENTS = 1000
+ApplyHostsHere = Callable[[list[HostHere]], Awaitable[dict[str, int]]]
+"""Make these logical hosts, and no others, enterable on this node: the versions that are, by name."""
+
+log = structlog.get_logger(__name__)
+
+
+async def no_hosts(hosts: list[HostHere]) -> dict[str, int]:
+    return {}
+
+
+class Agent:
+    """Carries out what the core decides. `tell` is for everybody; `attach` and `detach` for the session."""
+
+    def __init__(
+        self,
+        core: AgentCore,
+        journal: Journal,
+        executor: Executor,
+        launcher: Launcher,
+        clock: Clock,
+        *,
+        own_uid: int,
+        apply_hosts: ApplyHostsHere = no_hosts,
+    ) -> None:
+        self.core = core
+        self._journal, self._executor, self._launcher, self._clock = journal, executor, launcher, clock
+        self._own_uid = own_uid
+        self._apply_hosts = apply_hosts
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        """None stands for: the executor's connection broke."""
+        self._connection: Connection | None = None
+        self._streams: OutputStreams | None = None
+        self._flush: asyncio.TimerHandle | None = None
+        self._beat_waits = False
+        self.ready = asyncio.Event()
+        """Set once the executor's attempts are known: before that no leader may be told anything."""
+
+    def tell(self, event: Event) -> None:
+        self._events.put_nowait(event)
+
+    async def keep_up(self) -> None:
+        """Wait while too many events wait: a leader that sends faster than we can act is held by TCP."""
+        while self._events.qsize() > MOST_WAITING_EVENTS:
+            await self._clock.sleep(FLUSH_SECONDS)
+
+    def attach(self, connection: Connection) -> None:
+        """From here on frames go to this connection."""
+
+        async def send(frame: Output) -> None:
+            await connection.send(frame)
+
+        self._connection = connection
+        self._streams = OutputStreams(send, self._clock, self._own_uid)
+
+    async def detach(self) -> None:
+        streams, self._streams, self._connection = self._streams, None, None
+        if streams:
+            await streams.close()
+
+    async def run(self) -> None:
+        """Until cancelled, or until something fails that must end the daemon (the journal's disk)."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._beat())
+                tasks.create_task(self._prune())
+                await self._reconnect()
+                self.ready.set()
+                while True:
+                    await self._take(await self._events.get())
+        finally:
+            if self._flush:
+                self._flush.cancel()
+            await self._executor.close()
+
+    async def _take(self, event: Event | None) -> None:
+        if isinstance(event, BeatDue):
+            self._beat_waits = False
+        if event is None:
+            await self._reconnect()
+        else:
+            await self._handle(event)
+        if self._journal.long:
+            await asyncio.to_thread(self._journal.compact, self.core.snapshot())
+        if self.core.has_reports and self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._flush = None
+        self.tell(FlushDue())
+
+    async def _handle(self, event: Event) -> None:
+        now = Instant(self._clock.now(), self._clock.boottime())
+        for action in self.core.handle(event, now):
+            await self._carry_out(action)
+
+    async def _reconnect(self) -> None:
+        """Connect to the executor, and judge what it has before anything else happens."""
+
+        def tell(event: ExecutorEvent) -> None:
+            self.tell(event)
+
+        while True:
+            try:
+                listed = await self._executor.connect(tell, lambda: self._events.put_nowait(None))
+                break
+            except UnreachableError as error:
+                log.error("no executor", reason=str(error))
+                await self._clock.sleep(EXECUTOR_RETRY_SECONDS)
+        await self._handle(listed)
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case Write(records):
+                await asyncio.to_thread(self._journal.append, list(records))
+            case Start():
+                log.info("start", attempt=action.attempt.id)
+                await self._executor.start(self._launcher.launch(action))
+            case Signal():
+                log.info("signal", attempt=action.id, signal=action.signal, reason=action.reason)
+                await self._executor.signal(
+                    action.id,
+                    action.signal,
+                    ending=action.ending,
+                    grace_seconds=action.grace_seconds,
+                    reason=action.reason,
+                )
+            case Forget(attempt):
+                log.info("ended", attempt=attempt)
+                await self._executor.acknowledge(attempt)
+            case RenewContact(sent):
+                await self._executor.contact(sent)
+            case OpenStream(read, entry):
+                if self._streams:
+                    with contextlib.suppress(LavaLiteError):
+                        await self._streams.open(read, entry)
+            case CloseStream(stream_id):
+                if self._streams:
+                    self._streams.cancel(stream_id)
+            case Send() | Close() | ApplyHosts():
+                await self._answer(action)
+
+    async def _answer(self, action: Send | Close | ApplyHosts) -> None:
+        """To the leader. A connection that breaks meanwhile is the session's to notice."""
+        connection = self._connection
+        if isinstance(action, Close):
+            log.warning("session closed", reason=action.reason)
+            if connection:
+                await connection.close(action.reason)
+        elif connection:
+            frame = (
+                action.frame
+                if isinstance(action, Send)
+                else HostsApplied(versions=await self._apply_hosts(action.hosts.hosts))
+            )
+            with contextlib.suppress(LavaLiteError):
+                connection.post(frame)
+
+    async def _beat(self) -> None:
+        while True:
+            await self._clock.sleep(self.core.beat_seconds)
+            if not self._beat_waits:
+                self._beat_waits = True
+                self.tell(BeatDue())
+
+    async def _prune(self) -> None:
+        while True:
+            live = {entry.id for entry in self.core.live()}
+            removed = await asyncio.to_thread(prune, self._launcher.output_folder, live, self._clock.now())
+            if removed:
+                log.info("old output removed", files=removed)
+            await self._clock.sleep(PRUNE_SECONDS)

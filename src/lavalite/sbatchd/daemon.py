@@ -1,0 +1,123 @@
+"""sbatchd's process: configuration, lock, and the tasks that make up the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from lavalite.base.clock import SystemClock
+from lavalite.base.config import Config
+from lavalite.base.daemon import daemon_main
+from lavalite.base.errors import ConflictError, InputError
+from lavalite.sbatchd import keeper
+from lavalite.sbatchd.agent import Agent
+from lavalite.sbatchd.core import AgentCore
+from lavalite.sbatchd.entry import restore
+from lavalite.sbatchd.journal import Journal
+from lavalite.sbatchd.launch import Launcher, Policy
+from lavalite.sbatchd.process import ProcessExecutor
+from lavalite.sbatchd.session import LocalLim, Session
+from lavalite.wire.tls import TlsConfig
+
+
+class SbatchdConfig(Config):
+    """sbatchd.conf. Paths are absolute; times in seconds."""
+
+    cluster: str = Field(min_length=1)
+    node: str = Field(default_factory=socket.gethostname, min_length=1)
+    state_path: Path
+    """Journal, keeper and default output. Must survive a reboot: without its journal a node is a new node."""
+    lim_socket_path: Path
+    tls: TlsConfig | None = None
+    """For the session with mbatchd."""
+    insecure: bool = False
+    """Whether plain TCP may be used to a leader on another machine."""
+    allow_root: bool = False
+    """Whether attempts that root submitted run as root here. Without it they are refused."""
+    grace_seconds: float = Field(default=10.0, ge=0, le=3600)
+    """Between TERM and KILL when an attempt's walltime is over."""
+    enforce_memory: bool = True
+    """Whether an attempt's memory request limits each of its processes (RLIMIT_DATA)."""
+    keeper_idle_seconds: float = Field(default=60.0, ge=0)
+    """How long the keeper stays when nothing runs and no sbatchd is there."""
+
+
+def prepare_folders(config: SbatchdConfig) -> None:
+    """Make state_path and its folders. Raises InputError."""
+    state = config.state_path
+    if not state.is_absolute():
+        raise InputError(f"{state} is not absolute", field="state_path", hint="Write it from the root on.")
+    try:
+        state.mkdir(mode=0o711, parents=True, exist_ok=True)
+        (state / "keeper").mkdir(mode=0o700, exist_ok=True)
+        (state / "output").mkdir(mode=0o711, exist_ok=True)
+        probe = state / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{state} is not writable for uid {os.geteuid()} ({error.strerror or error})",
+            field="state_path",
+            hint="Give the folder to the user that sbatchd runs as, or name another one.",
+        ) from None
+
+
+async def serve(config: SbatchdConfig, stop: asyncio.Event) -> None:
+    """Run the agent until `stop`. Attempts run on; the keeper sees to them."""
+    prepare_folders(config)
+    held = keeper.lock(config.state_path / "sbatchd.lock")
+    if held is None:
+        raise ConflictError(
+            f"another sbatchd uses {config.state_path}",
+            code="already_running",
+            hint="Stop it first, or give this one a state_path of its own.",
+        )
+    journal = Journal(config.state_path)
+    try:
+        await _serve(config, journal, stop)
+    finally:
+        journal.close()
+        held.close()
+
+
+async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -> None:
+    clock, uid = SystemClock(), os.geteuid()
+    launcher = Launcher(
+        config.state_path / "output",
+        Policy(uid, os.getegid(), config.allow_root),
+        grace_seconds=config.grace_seconds,
+        enforce_memory=config.enforce_memory,
+    )
+    core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
+    executor = ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
+    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid)
+    session = Session(
+        agent,
+        LocalLim(config.lim_socket_path, config.cluster, config.node),
+        clock,
+        cluster=config.cluster,
+        node=config.node,
+        boot_id=keeper.boot_id(),
+        ssl_context=config.tls.client_context() if config.tls else None,
+        insecure=config.insecure,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(agent.run()), tasks.create_task(session.run())]
+        await stop.wait()
+        for task in running:
+            task.cancel()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Returns the exit code."""
+    return daemon_main("lavalite-sbatchd", SbatchdConfig, serve, argv, check=prepare_folders)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

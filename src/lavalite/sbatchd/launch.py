@@ -1,0 +1,169 @@
+"""From an attempt as the leader sends it to what an executor starts: who may run, where, with what environment."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavalite.model.resources import CPU, GPU
+from lavalite.sbatchd.core import Start
+from lavalite.sbatchd.executors import Launch
+from lavalite.wire.frames import Attempt
+
+BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_ENVIRONMENT_BYTES = 1024 * 1024
+_CORES = re.compile(r"(?:cpu|core)?(\d+)(?:-(\d+))?")
+
+
+@dataclass(slots=True, frozen=True)
+class Policy:
+    """Whose attempts this agent runs. `own_uid` is sbatchd's: if that is not root, it runs its own uid's alone."""
+
+    own_uid: int
+    own_gid: int
+    allow_root: bool = False
+
+    def refusal(self, uid: int) -> str:
+        """Why an attempt of that user (-1: nobody named) is not run here, or an empty text."""
+        if self.own_uid != 0:
+            if uid in (-1, self.own_uid):
+                return ""
+            return f"policy: sbatchd runs as uid {self.own_uid} and cannot start attempts of uid {uid}"
+        if uid == -1:
+            return "policy: no user is named"
+        if uid == 0 and not self.allow_root:
+            return "policy: attempts of root are not run here (allow_root is false)"
+        return ""
+
+
+class Launcher:
+    """Everything that this node decides about how an attempt is started."""
+
+    def __init__(self, output_folder: Path, policy: Policy, *, grace_seconds: float, enforce_memory: bool) -> None:
+        self.output_folder = output_folder
+        self._policy = policy
+        self._grace_seconds = grace_seconds
+        self._enforce_memory = enforce_memory
+
+    def refusal(self, attempt: Attempt) -> str:
+        """Why the attempt cannot be run here at all, or an empty text."""
+        reason = self._policy.refusal(attempt.uid)
+        if reason:
+            return reason
+        if not attempt.command or not attempt.command[0]:
+            return "command: there is none"
+        texts = [*attempt.command, attempt.cwd, attempt.stdout_path, attempt.stderr_path]
+        texts += [*attempt.environment, *attempt.environment.values()]
+        if any("\0" in text for text in texts) or any("=" in name or not name for name in attempt.environment):
+            return "command: a zero byte or a bad variable name"
+        if sum(len(text) for text in texts) > MAX_ENVIRONMENT_BYTES:
+            return f"command: with its environment it is longer than {MAX_ENVIRONMENT_BYTES} bytes"
+        if attempt.cwd and not attempt.cwd.startswith("/"):
+            return f"cwd: {attempt.cwd} is not absolute"
+        try:
+            core_numbers(attempt.devices.get(CPU, []))
+        except ValueError as error:
+            return f"devices: {error}"
+        return ""
+
+    def paths(self, attempt: Attempt) -> tuple[str, str]:
+        """Absolute paths of stdout and stderr. Only stdout named: stderr goes there too, as batch users expect."""
+        cwd = self._cwd(attempt)
+        own = self.output_folder / attempt.id
+        stdout = os.path.join(cwd, attempt.stdout_path) if attempt.stdout_path else f"{own}.stdout"  # noqa: PTH118
+        if attempt.stderr_path:
+            return stdout, os.path.join(cwd, attempt.stderr_path)  # noqa: PTH118
+        return stdout, stdout if attempt.stdout_path else f"{own}.stderr"
+
+    def launch(self, start: Start) -> Launch:
+        attempt = start.attempt
+        uid = self._policy.own_uid if attempt.uid < 0 else attempt.uid
+        gid = attempt.gid if attempt.gid >= 0 else _default_gid(uid, self._policy.own_gid)
+        limits = {"RLIMIT_CORE": 0}
+        if attempt.memory_bytes and self._enforce_memory:
+            # Private writable memory, per process. Not the address space: CUDA and Java reserve that by the terabyte.
+            limits["RLIMIT_DATA"] = attempt.memory_bytes
+        return Launch(
+            id=attempt.id,
+            argv=attempt.command,
+            cwd=self._cwd(attempt),
+            environment=environment(attempt, uid),
+            stdout_path=start.stdout_path,
+            stderr_path=start.stderr_path,
+            own_outputs=[name for name in ("stdout_path", "stderr_path") if self._is_own(getattr(start, name))],
+            uid=uid,
+            gid=gid,
+            cpus=core_numbers(attempt.devices.get(CPU, [])),
+            limits=limits,
+            walltime_seconds=attempt.walltime_seconds,
+            grace_seconds=self._grace_seconds,
+            fence_after_seconds=attempt.fence_after_seconds,
+            contact=start.contact,
+        )
+
+    def _is_own(self, path: str) -> bool:
+        return Path(path).parent == self.output_folder
+
+    def _cwd(self, attempt: Attempt) -> str:
+        if attempt.cwd:
+            return attempt.cwd
+        home = _home(self._policy.own_uid if attempt.uid < 0 else attempt.uid)
+        return home if Path(home).is_dir() else "/"
+
+
+def environment(attempt: Attempt, uid: int) -> dict[str, str]:
+    """A clean base, then the job's own, then what says which attempt this is: that cannot be overridden."""
+    user, home = attempt.user or _user_name(uid), _home(uid)
+    base = {"PATH": BASE_PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+    job, task, number = attempt.id.split(".")
+    gpus = ",".join(attempt.devices.get(GPU, []))
+    ours = {
+        "LAVALITE_ATTEMPT_ID": attempt.id,
+        "LAVALITE_JOB": job,
+        "LAVALITE_TASK": task,
+        "LAVALITE_ATTEMPT": number,
+        "LAVALITE_HOST": attempt.host,
+        "LAVALITE_CPUS": ",".join(str(core) for core in core_numbers(attempt.devices.get(CPU, []))),
+        "LAVALITE_GPUS": gpus,
+        # Set although there is none: an attempt without a GPU shall see none.
+        "CUDA_VISIBLE_DEVICES": gpus,
+    }
+    return base | attempt.environment | ours
+
+
+def core_numbers(devices: list[str]) -> list[int]:
+    """Core numbers of devices named `3`, `cpu3`, `core3` or `0-7`. Raises ValueError."""
+    cores: set[int] = set()
+    for device in devices:
+        match = _CORES.fullmatch(device)
+        if not match:
+            raise ValueError(f"{device!r} names no core")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first > 4096:
+            raise ValueError(f"{device!r} names too many cores")
+        cores.update(range(first, last + 1))
+    return sorted(cores)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _home(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        return "/"
+
+
+def _default_gid(uid: int, otherwise: int) -> int:
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return otherwise

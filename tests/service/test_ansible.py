@@ -1,0 +1,255 @@
+"""inventories/local on real daemons: from nothing to logical hosts and back, without root and without systemd.
+
+The tests share one cluster and run in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINK = ROOT / ".ansible/collections/ansible_collections/lavalite/cluster"
+BIN = Path(sys.executable).parent
+PORTS = (7869, 6881, 6880)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.xdist_group("ansible")]
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Checkout:
+    """A copy of inventories/local with a state and ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inventory = folder / "inventories/local"
+        self.state = folder / ".lavalite/local"
+        shutil.copytree(ROOT / "inventories/local", self.inventory)
+        hosts = self.inventory / "hosts.yml"
+        text = hosts.read_text()
+        for port, mine in zip(PORTS, free_ports(len(PORTS)), strict=True):
+            text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{mine}")
+        hosts.write_text(text)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAVALITE_", "ANSIBLE_"))}
+        self._environment = kept | {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_HOME": str(folder / "ansible"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+
+    def run(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / program), "-i", str(self.inventory), *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=self._environment | environment, capture_output=True, text=True, timeout=200
+        )
+
+    def play(self, name: str, *arguments: str) -> str:
+        """The output of a play that did not fail."""
+        done = self.run("ansible-playbook", str(ROOT / f"playbooks/{name}.yml"), *arguments)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:] + self.logs()
+        return done.stdout
+
+    def module(self, name: str, *flags: str, on: str = "node1", **options: Any) -> dict[str, Any]:
+        """A module's result, failed or not."""
+        given = options | {"unix_socket": str(self.state / "mbatchd/api.sock")}
+        arguments = [on, "-m", f"lavalite.cluster.{name}", "-a", json.dumps(given), *flags]
+        done = self.run("ansible", *arguments, ANSIBLE_LOAD_CALLBACK_PLUGINS="1", ANSIBLE_STDOUT_CALLBACK="json")
+        try:
+            plays = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            raise AssertionError(done.stdout + done.stderr) from None
+        result: dict[str, Any] = plays["plays"][0]["tasks"][0]["hosts"][on]
+        return result
+
+    def graph(self) -> str:
+        done = self.run("ansible-inventory", "--graph")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def logs(self) -> str:
+        found = sorted(self.state.glob("*/*.log"))
+        return "".join(f"\n== {path.name}\n{path.read_text(errors='replace')[-2500:]}" for path in found)
+
+
+def changed(output: str) -> int:
+    return sum(int(number) for number in re.findall(r"changed=(\d+)", output))
+
+
+def changed_tasks(output: str) -> list[str]:
+    """The tasks, in their order, that say `changed`."""
+    found, task = [], ""
+    for line in output.splitlines():
+        if line.startswith("TASK ["):
+            task = line.split("]")[0].removeprefix("TASK [")
+        if line.startswith("changed:"):
+            found.append(task)
+    return found
+
+
+def under(graph: str, group: str) -> list[str]:
+    """The hosts that stand directly under a group of `ansible-inventory --graph`."""
+    lines = iter(graph.splitlines())
+    indent = next((line.index("@") for line in lines if line.strip("| -") == f"@{group}:"), None)
+    if indent is None:
+        return []
+    found = []
+    for line in lines:
+        if line.startswith("  |" * ((indent + 1) // 3) + "--") and "@" not in line:
+            found.append(line.split("--")[1])
+        else:
+            break
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
+    if not LINK.exists():
+        LINK.parent.mkdir(parents=True, exist_ok=True)
+        LINK.symlink_to("../../../..")
+    folder = Path(tempfile.mkdtemp(prefix="lava-"))  # short, for sockets' sake
+    made = Checkout(folder)
+    yield made
+    if (made.state / "lim").exists():
+        made.play("stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def site(checkout: Checkout) -> str:
+    """The cluster runs; what its first play said."""
+    return checkout.play("site")
+
+
+def test_before_anything_runs_logical_hosts_are_planned(checkout: Checkout) -> None:
+    graph = checkout.graph()
+    assert under(graph, "lavalite_pool_general") == ["demo", "spare"]
+    assert under(graph, "lavalite_state_planned") == ["demo", "spare"]
+
+
+def test_check_mode_from_nothing_fails_at_nothing_and_makes_nothing(checkout: Checkout) -> None:
+    assert changed(checkout.play("site", "--check", "--diff")) > 0
+    assert not (checkout.state / "lim").exists()
+
+
+def test_one_playbook_and_logical_hosts_are_live(checkout: Checkout, site: str) -> None:
+    assert changed(site) > 0
+    graph = checkout.graph()
+    assert under(graph, "lavalite_pool_general") == ["demo", "spare"]
+    assert under(graph, "lavalite_state_composed") == ["demo", "spare"]
+    assert under(graph, "lavalite_state_planned") == []
+
+
+def test_a_second_run_changes_nothing(checkout: Checkout, site: str) -> None:
+    assert changed_tasks(checkout.play("site")) == []
+    assert changed_tasks(checkout.play("site", "--check")) == []
+
+
+def test_what_ansible_runs_on_a_logical_host_runs_inside_its_limits(checkout: Checkout, site: str) -> None:
+    done = checkout.run("ansible", "demo", "-m", "command", "-a", "nproc")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "1"  # half a core is one core to look at
+    done = checkout.run("ansible", "demo", "-m", "shell", "-a", "echo $LAVALITE_HOST; ulimit -d")
+    name, limit = done.stdout.splitlines()[-2:]
+    assert name == "demo"
+    assert int(limit) <= 512 * 1024
+
+
+def test_facts_come_from_inside_as_well(checkout: Checkout, site: str) -> None:
+    done = checkout.run("ansible", "demo", "-m", "setup", "-a", "gather_subset=!all,!min,env")
+    assert '"LAVALITE_HOST": "demo"' in done.stdout, done.stdout + done.stderr
+
+
+def test_the_demo_is_right_and_a_second_run_submits_nothing(checkout: Checkout, site: str) -> None:
+    assert "Both say the same" in checkout.play("demo")
+    assert "demo-slices" not in changed_tasks(checkout.play("demo"))
+    info = checkout.module("cluster_info", gather=[])
+    assert info["status"]["jobs"].get("succeeded") == 2
+
+
+def test_check_and_real_run_change_the_same(checkout: Checkout, site: str) -> None:
+    with_change = ("--extra-vars", json.dumps({"lim_labels": {"rack": "r1"}}))
+    foretold = changed_tasks(checkout.play("site", "--check", *with_change))
+    assert len(foretold) == 2  # the configuration, and LIM, which is restarted
+    assert changed_tasks(checkout.play("site", *with_change)) == foretold
+    assert changed_tasks(checkout.play("site", *with_change)) == []
+
+
+def test_a_logical_host_comes_and_goes_by_module(checkout: Checkout, site: str) -> None:
+    wanted = {"name": "extra", "spec": {"cpu": 0.1, "memory": "64MiB"}}
+    foretold = checkout.module("logical_host", "--check", "--diff", **wanted)
+    assert foretold["changed"] is True, foretold
+    assert foretold["diff"]["after"] == {"extra": {"cpu": 0.1, "memory": "64MiB"}}
+    assert "extra" not in checkout.graph()
+    made = checkout.module("logical_host", **wanted)
+    assert (made["changed"], made["hosts"][0]["state"]) == (True, "composed"), made
+    assert checkout.module("logical_host", **wanted)["changed"] is False
+    assert "extra" in under(checkout.graph(), "lavalite_state_composed")
+    gone = {"name": "extra", "state": "absent"}
+    assert checkout.module("logical_host", **gone)["changed"] is True
+    assert checkout.module("logical_host", **gone)["changed"] is False
+    assert "extra" not in checkout.graph()
+
+
+def test_queues_and_pools_by_module(checkout: Checkout, site: str) -> None:
+    queue = {"name": "night", "spec": {"priority": 10}}
+    assert checkout.module("queue", **queue)["changed"] is True
+    assert checkout.module("queue", **queue)["changed"] is False
+    pool = {"name": "licences", "spec": {"floating": {"matlab": 2}}}
+    assert checkout.module("pool", **pool)["changed"] is True
+    info = checkout.module("cluster_info")
+    assert "night" in [queue["name"] for queue in info["queues"]]
+    assert "licences" in [pool["name"] for pool in info["pools"]]
+    assert checkout.module("queue", name="night", state="absent")["changed"] is True
+    assert checkout.module("pool", name="licences", state="absent")["changed"] is True
+
+
+def test_a_bad_document_changes_nothing_and_names_every_fault(checkout: Checkout, site: str) -> None:
+    text = (checkout.inventory / "pools.yml").read_text()
+    bad = text.replace("cpu: 0.5", "cpu: lots").replace("first-fit", "first-fitt")
+    failed = checkout.module("definition", content=bad, file="x.yml")
+    assert re.search(r"^x\.yml:\d+: logical_hosts\.demo\.cpu: ", failed["msg"], re.MULTILINE), failed
+    assert re.search(r"^x\.yml:\d+: queues\.short\.policy: ", failed["msg"], re.MULTILINE)
+    assert checkout.module("definition", content=text)["changed"] is False
+
+
+def test_a_job_by_module_is_submitted_once_and_tells_what_it_wrote(checkout: Checkout, site: str) -> None:
+    options = {"name": "hello", "command": ["/bin/echo", "hello"], "cpu": "0.1", "wait": True, "output": True}
+    first = checkout.module("job", **options)
+    assert (first["changed"], first["stdout"]) == (True, "hello\n"), first
+    again = checkout.module("job", **options)
+    assert (again["changed"], again["id"]) == (False, first["id"])
+    bad = checkout.module("job", name="bad", command=["/bin/sh", "-c", "echo no >&2; exit 3"], cpu="0.1", wait=True)
+    assert "exit code 3" in bad["msg"]
+    assert "It wrote: no" in bad["msg"]
+
+
+def test_a_job_that_is_cancelled(checkout: Checkout, site: str) -> None:
+    submitted = checkout.module("job", name="long", command=["/bin/sleep", "600"], cpu="0.1")
+    assert submitted["changed"] is True
+    assert checkout.module("job", name="long", state="cancelled")["cancelled"] == [submitted["id"]]
+
+
+def test_a_play_without_pools_is_refused_with_the_way_out(checkout: Checkout, site: str) -> None:
+    command = [str(BIN / "ansible-playbook"), "-i", str(checkout.inventory / "hosts.yml"), "playbooks/site.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "No pools.yml was read" in done.stdout

@@ -1,0 +1,75 @@
+"""The checkout as a collection, and a small API to speak to."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+LINK = ROOT / ".ansible/collections/ansible_collections/lavalite/cluster"
+if not LINK.exists():
+    LINK.parent.mkdir(parents=True, exist_ok=True)
+    LINK.symlink_to("../../../..")
+sys.path.insert(0, str(ROOT / ".ansible/collections"))
+
+Reply = tuple[int, dict[str, str], Any]
+
+
+class SmallApi:
+    """An HTTP server whose answers a test sets: `answer(method, path, query, body)` → (status, headers, JSON)."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str, Any]] = []
+        self.answer: Callable[[str, str, str, Any], Reply] = lambda *_: (200, {}, {})
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def reply(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                path, _, query = self.path.partition("?")
+                api.asked.append((self.command, self.path, self.headers.get("Authorization", ""), body))
+                status, headers, value = api.answer(self.command, path, query, body)
+                payload = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                for name, text in headers.items():
+                    self.send_header(name, text)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            do_GET = do_PUT = do_POST = do_DELETE = reply
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def api() -> Iterator[SmallApi]:
+    server = SmallApi()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def second_api() -> Iterator[SmallApi]:
+    server = SmallApi()
+    yield server
+    server.close()

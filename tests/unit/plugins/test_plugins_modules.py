@@ -1,0 +1,174 @@
+"""What modules ask of the API and what they make of its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.lavalite.cluster.plugins.module_utils import _amounts
+from ansible_collections.lavalite.cluster.plugins.module_utils._client import Client
+from ansible_collections.lavalite.cluster.plugins.module_utils._entries import apply_entry
+from ansible_collections.lavalite.cluster.plugins.module_utils._errors import ApiError
+from ansible_collections.lavalite.cluster.plugins.module_utils._jobspec import key_prefix, spec_of
+from ansible_collections.lavalite.cluster.plugins.modules import definition, job, logical_host
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavalite.base.errors import InputError
+from lavalite.model import amounts
+from lavalite.model.job import JobSpec
+
+JOB = {"name": "nightly", "command": ["true"], "wait": False, "output": False, "timeout": 5}
+
+TYPED = st.one_of(
+    st.from_regex(r"\A[0-9]{1,4}(\.[0-9]{1,3})?(KiB|MiB|GiB|TiB|kB|GB|B|bit/s|Gbit/s|m|h|s|d)?\Z"),
+    st.from_regex(r"\A([0-9]{1,2}[wdhms]){1,3}\Z"),
+    st.text(max_size=6),
+)
+
+
+@given(TYPED)
+def test_amounts_are_read_as_the_package_reads_them(text: str) -> None:
+    pairs = [
+        (_amounts.milli, amounts.parse_cpu),
+        (_amounts.byte_count, amounts.parse_bytes),
+        (_amounts.bits_per_second, amounts.parse_bandwidth),
+        (_amounts.seconds, amounts.parse_duration),
+    ]
+    for ours, theirs in pairs:
+        try:
+            found: int | None = ours(text, "x")
+        except ValueError:
+            found = None
+        try:
+            wanted: int | None = theirs(text)
+        except InputError:
+            wanted = None
+        assert found is None or found == wanted, (ours.__name__, text)
+        if wanted is not None and text.isascii() and text == text.strip() and text[0] not in "+-":
+            assert found == wanted, (ours.__name__, text)
+
+
+def test_a_spec_is_one_that_the_api_takes() -> None:
+    params = JOB | {
+        "array": "1-9:2",
+        "cpu": "0.5",
+        "memory": "2GiB",
+        "walltime": "1h30m",
+        "depends": [{"job": 4, "kind": "ended"}],
+        "environment": {"A": 1},
+        "host": None,
+    }
+    spec = JobSpec.model_validate(spec_of(params) | {})
+    assert list(spec.indices()) == [1, 3, 5, 7, 9]
+    assert (spec.request.cpu_milli, spec.request.memory_bytes, spec.walltime_seconds) == (500, 2 * 1024**3, 5400)
+    assert spec.environment == {"A": "1"}
+    assert spec.depends[0].job == 4
+
+
+@pytest.mark.parametrize("wrong", [{"array": "8-"}, {"memory": "2 gigs"}, {"cpu": "many"}, {"walltime": "soon"}])
+def test_a_wrong_option_is_named(wrong: dict[str, str]) -> None:
+    with pytest.raises(ApiError, match=f"{next(iter(wrong))}: .* is not understood"):
+        job.present(Client(urls=["http://unused"]), JOB | wrong, False)
+
+
+class Jobs:
+    """Enough of /v1/jobs to submit to."""
+
+    def __init__(self, api: Any) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        api.answer = self.answer
+        self.client = Client(urls=[api.url])
+
+    def answer(self, method: str, path: str, query: str, body: Any) -> Any:
+        if method == "GET" and path == "/v1/jobs":
+            return 200, {}, {"items": self.jobs, "next_cursor": None}
+        if method == "GET":
+            return 200, {}, self.jobs[int(path.rpartition("/")[2]) - 1]
+        if path.endswith("/cancel"):
+            self.jobs[int(path.split("/")[3]) - 1]["state"] = "cancelled"
+            return 200, {}, {}
+        if "dry_run" in query:
+            return 201, {}, {"ids": []}
+        asked = body["jobs"][0]
+        self.jobs.append(
+            {"id": len(self.jobs) + 1, "name": asked["spec"]["name"], "state": "running", "key": asked["key"]}
+        )
+        return 201, {}, {"ids": [len(self.jobs)]}
+
+
+def test_the_same_job_is_submitted_once_and_again_only_when_it_failed(api: Any) -> None:
+    jobs = Jobs(api)
+    first = job.present(jobs.client, JOB, False)
+    assert (first["changed"], first["id"]) == (True, 1)
+    for state in ("running", "succeeded"):
+        jobs.jobs[0]["state"] = state
+        again = job.present(jobs.client, JOB, False)
+        assert (again["changed"], again["id"]) == (False, 1)
+    jobs.jobs[0]["state"] = "failed"
+    assert job.present(jobs.client, JOB, False)["id"] == 2
+    assert jobs.jobs[0]["key"] != jobs.jobs[1]["key"]
+    assert job.present(jobs.client, JOB | {"cpu": "2"}, False)["id"] == 3
+
+
+def test_check_mode_submits_and_cancels_nothing(api: Any) -> None:
+    jobs = Jobs(api)
+    assert job.present(jobs.client, JOB, True)["changed"] is True
+    assert jobs.jobs == []
+    job.present(jobs.client, JOB, False)
+    assert job.cancelled(jobs.client, JOB, True) | {"diff": 0} == {"changed": True, "cancelled": [1], "diff": 0}
+    assert jobs.jobs[0]["state"] == "running"
+
+
+def test_cancelling_twice_changes_once(api: Any) -> None:
+    jobs = Jobs(api)
+    job.present(jobs.client, JOB, False)
+    assert job.cancelled(jobs.client, JOB, False)["changed"] is True
+    assert job.cancelled(jobs.client, JOB, False)["changed"] is False
+
+
+def test_keys_differ_with_the_spec_and_fit() -> None:
+    one, other = spec_of(JOB), spec_of(JOB | {"queue": "short"})
+    assert key_prefix(one) == key_prefix(spec_of(dict(JOB)))
+    assert key_prefix(one) != key_prefix(other)
+    assert len(key_prefix(one)) + 20 < 128
+
+
+def test_check_mode_is_a_dry_run_and_the_diff_is_the_entrys(api: Any) -> None:
+    before = {"pools": {"a": {"kinds": ["cpu"]}, "b": {}}}
+    after = {"pools": {"a": {"kinds": ["gpu"]}, "b": {}}}
+    api.answer = lambda *_: (200, {}, {"changed": True, "version": 2, "before": before, "after": after})
+    params = {"name": "a", "state": "present", "spec": {"kinds": ["gpu"]}}
+    result = apply_entry(Client(urls=[api.url]), params, True, "pools", "pools")
+    assert api.asked[0][:2] == ("PUT", "/v1/pools/a?dry_run=true")
+    assert result["diff"]["before"] == {"a": {"kinds": ["cpu"]}}
+    assert result["diff"]["after"] == {"a": {"kinds": ["gpu"]}}
+
+
+def test_what_is_absent_already_is_not_deleted(api: Any) -> None:
+    api.answer = lambda *_: (200, {}, {"version": 1, "pools": {"b": {}}})
+    params = {"name": "a", "state": "absent", "spec": None}
+    assert apply_entry(Client(urls=[api.url]), params, False, "pools", "pools")["changed"] is False
+    assert [asked[0] for asked in api.asked] == ["GET"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"), [({}, {"t"}), ({"count": 1}, {"t-1"}), ({"count": "2"}, {"t-1", "t-2"}), (None, {"t"})]
+)
+def test_the_hosts_of_an_entry(spec: Any, names: set[str]) -> None:
+    assert logical_host.host_names("t", spec) == names
+
+
+def test_a_definition_waits_until_its_hosts_are_composed_and_says_why_not(api: Any) -> None:
+    hosts = [{"name": "a", "state": "composed"}, {"name": "b", "state": "failed", "reason": "no node has a GPU"}]
+
+    def answer(method: str, *_: Any) -> Any:
+        return 200, {}, {"changed": True, "version": 1, "hosts": hosts} if method == "PUT" else {"items": hosts}
+
+    api.answer = answer
+    params = {"path": None, "content": "x", "file": "p.yml", "purge": False, "wait": True, "timeout": 5}
+    with pytest.raises(ApiError, match="b is failed: no node has a GPU"):
+        definition.apply(Client(urls=[api.url]), params, False)
+    assert definition.apply(Client(urls=[api.url]), params, True)["changed"] is True
+    hosts[1]["state"] = "composed"
+    assert len(definition.apply(Client(urls=[api.url]), params, False)["hosts"]) == 2

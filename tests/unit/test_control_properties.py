@@ -1,0 +1,215 @@
+"""Whatever happens, in whatever order: the laws of control hold after every event, and everything ends.
+
+capacity is conserved · no transition outside the table · nothing is dispatched before its commitment is durable ·
+no attempt starts twice, nor while another of its task runs · no job starts before what it depends on · a new leader
+loads the same state
+"""
+
+from __future__ import annotations
+
+import pytest
+from control_world import World, offer, spec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lavalite.control.events import (
+    CancelRequested,
+    DrainRequested,
+    HoldRequested,
+    MembersSeen,
+    ReleaseRequested,
+    RequeueRequested,
+    ResumeRequested,
+    SignalRequested,
+    Specs,
+)
+from lavalite.control.settings import Settings
+from lavalite.control.views import job as job_view
+from lavalite.control.views import nodes, tasks
+from lavalite.model.job import Array, Dependency, DependencyKind
+from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
+
+NODES = ("n1", "n2", "n3")
+OFFERS = {
+    "n1": offer("n1", cpu=4, gpus=2),
+    "n2": offer("n2", cpu=2),
+    "n3": offer("n3", cpu=3, gpus=1, model="V100"),
+}
+QUEUES = {
+    "normal": QueueSpec("normal", 30, default=True, fence_after_seconds=100, lost_after_seconds=110),
+    "few": QueueSpec("few", 50, "round-robin", tasks_per_user=2, fence_after_seconds=50, lost_after_seconds=60),
+}
+POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
+HOSTS = {"trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000}), "small": HostSpec("small", {"cpu": 1000})}
+JOBS = st.fixed_dictionaries(
+    {
+        "cpu_milli": st.sampled_from([500, 1000, 2000]),
+        "gpu_milli": st.sampled_from([0, 0, 500, 1000]),
+        "array": st.one_of(st.none(), st.builds(lambda n: Array(first=1, last=n), st.integers(2, 5))),
+        "retries": st.integers(0, 2),
+        "rerunnable": st.booleans(),
+        "hold": st.sampled_from([False, False, False, True]),
+        "priority": st.integers(-1, 1),
+        "queue": st.sampled_from(["normal", "few"]),
+        "host": st.sampled_from(["", "", "", "trainer"]),
+        "floating": st.sampled_from([{}, {}, {"matlab": 1}]),
+        "user": st.sampled_from(["ada", "bob"]),
+    }
+)
+
+
+class Cluster(RuleBasedStateMachine):
+    """Random submits, reports, wishes, losses of nodes, unwound commits and changes of leader."""
+
+    @initialize(limit=st.sampled_from([2, 128]))
+    def begin(self, limit: int) -> None:
+        self.world = World(Settings(max_placements=4, max_txn_operations=limit, keep_finished_jobs=3))
+        self.world.apply(Specs(POOLS, QUEUES, HOSTS))
+        for name in NODES:
+            self.world.connect(name, OFFERS[name])
+
+    @rule(job=JOBS, depends=st.sampled_from([None, *DependencyKind]), later=st.sampled_from([0, 30]))
+    def submit(self, job: dict[str, object], depends: DependencyKind | None, later: int) -> None:
+        if depends is not None and self.world.state.jobs:
+            job["depends"] = [Dependency(kind=depends, job=max(self.world.state.jobs))]
+        self.world.submit(spec(**job, not_before=self.world.now + later if later else None))
+
+    @rule(n=st.integers(1, 5), unwind=st.sampled_from([False, False, False, True]))
+    def write(self, n: int, unwind: bool) -> None:
+        for _ in range(n):
+            self.world.write(unwind=unwind)
+
+    @rule(pick=st.randoms(use_true_random=False), code=st.sampled_from([0, 0, 1, -11]))
+    def finish(self, pick, code: int) -> None:  # type: ignore[no-untyped-def]
+        if running := self.world.running():
+            self.world.finish(pick.choice(sorted(running)), code)
+
+    @rule(name=st.sampled_from(NODES))
+    def report(self, name: str) -> None:
+        self.world.report(name)
+
+    @rule(
+        pick=st.randoms(use_true_random=False),
+        wish=st.sampled_from(["cancel", "force", "some", "requeue", "suspend", "resume", "hold", "release"]),
+    )
+    def wish(self, pick, wish: str) -> None:  # type: ignore[no-untyped-def]
+        if not self.world.state.jobs:
+            return
+        job = pick.choice(sorted(self.world.state.jobs))
+        self.world.feed(
+            {
+                "cancel": CancelRequested(job),
+                "force": CancelRequested(job, force=True),
+                "some": CancelRequested(job, (0, 2)),
+                "requeue": RequeueRequested(job),
+                "suspend": SignalRequested(job, "suspend"),
+                "resume": SignalRequested(job, "resume"),
+                "hold": HoldRequested(job),
+                "release": ReleaseRequested(job),
+            }[wish]
+        )
+
+    @rule(name=st.sampled_from(NODES), what=st.sampled_from(["cut", "dead", "connect", "wipe", "reboot", "new"]))
+    def node(self, name: str, what: str) -> None:
+        agent = self.world.agents[name]
+        if what == "cut" and agent.connected:
+            self.world.disconnect(name)
+        elif what == "dead":
+            agent.connected = False  # control has not noticed
+        elif what == "connect":
+            self.world.connect(name)
+        elif what == "wipe":
+            self.world.wipe(name)
+        elif what == "reboot":
+            self.world.reboot(name)
+        elif what == "new":
+            self.world.wipe(name, reboot=True)
+
+    @rule(name=st.sampled_from(NODES), drained=st.booleans(), silent=st.booleans())
+    def turn_away(self, name: str, drained: bool, silent: bool) -> None:
+        self.world.feed(DrainRequested(name) if drained else ResumeRequested(name))
+        alive, mute = (set(), {name}) if silent else ({name}, set())
+        self.world.feed(MembersSeen(frozenset(alive), frozenset(mute)))
+
+    @rule(seconds=st.sampled_from([1, 5, 40, 70, 120]))
+    def advance(self, seconds: int) -> None:
+        self.world.advance(seconds)
+
+    @rule(keep=st.booleans(), purge=st.booleans())
+    def define(self, keep: bool, purge: bool) -> None:
+        self.world.apply(Specs(POOLS, QUEUES, HOSTS if keep else {}), purge=purge)
+
+    @rule()
+    @precondition(lambda self: len(self.world.store) > 5)
+    def change_leader(self) -> None:
+        self.world.change_leader()
+
+    @rule()
+    def reload(self) -> None:
+        """What is stored is what is known, once all writes are through."""
+        self.world.settle()
+        before = _known(self.world)
+        state = self.world.state
+        self.world.change_leader()
+        assert _known(self.world) == before
+        assert {o: state.book.shares(o) for o in state.book.owners()} == {
+            o: self.world.state.book.shares(o) for o in self.world.state.book.owners()
+        }
+
+    @invariant()
+    def laws(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        """Bring every node back and let everything end: then nobody holds anything."""
+        if not hasattr(self, "world"):
+            return
+        w = self.world
+        for job in list(w.state.jobs):
+            w.feed(ReleaseRequested(job))
+        for name in NODES:
+            w.feed(ResumeRequested(name))
+        w.feed(MembersSeen(frozenset(NODES), frozenset()))
+        w.apply(Specs(POOLS, QUEUES, HOSTS))
+        for _ in range(60):
+            for name in NODES:
+                if not w.agents[name].connected:
+                    w.connect(name)
+                w.report(name)
+            w.settle()
+            for attempt in w.running():
+                w.finish(attempt)
+            w.settle()
+            w.advance(40)
+            w.check()
+        for job in [j for j in w.state.jobs.values() if j.unfinished]:
+            assert job.unmet or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
+        assert not [o for o in w.state.book.owners() if o.startswith("job/")]
+        assert not [key for key in w.store if "/commitments/job/" in key]
+        assert all(
+            w.state.book.committed(name, kind)
+            == sum(p.amount for h in w.state.hosts.values() for p in h.parts if (p.provider, p.kind) == (name, kind))
+            for name in NODES
+            for kind in ("cpu", "gpu")
+        )
+
+
+def _known(world: World) -> dict[str, object]:
+    state = world.state
+    return {
+        "jobs": [{**job_view(state, job), "tasks": tasks(state, job)} for job in state.jobs.values()],
+        "nodes": [
+            {k: v for k, v in node.items() if k in ("name", "labels", "resources", "hosts", "journal_id")}
+            for node in nodes(state, world.now)
+        ],
+        "hosts": {name: host.model_dump() for name, host in state.hosts.items()},
+        "wakes": {job.id: (dict(job.wakes), dict(job.charges), job.held) for job in state.jobs.values()},
+    }
+
+
+TestCluster = pytest.mark.slow(Cluster.TestCase)
+TestCluster.settings = settings(
+    max_examples=1500, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
