@@ -7,10 +7,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 COLLECTION := .ansible/collections/ansible_collections/lavalite/cluster
 INVENTORY ?= inventories/local
+STATE := $(CURDIR)/.lavalite/local
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test check format test-deps clean
+.PHONY: help demo demo-down test test-deps check lock format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -41,10 +42,10 @@ demo: $(VENV)/.demo $(COLLECTION)
 	@tools/preflight $(PYTHON)
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/site.yml
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/demo.yml
-	@tools/demo-report $(BIN)
+	@tools/demo-report $(BIN) $(STATE)
 
-demo-down: $(VENV)/.demo
-	@$(BIN)/lavalite --state .lavalite down
+demo-down: $(VENV)/.demo $(COLLECTION)
+	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/stop.yml
 
 # As root on Debian the tests get a real etcd; elsewhere they take what there is and say so.
 test-deps:
@@ -66,6 +67,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What is installed, with hashes, for every Python and platform that we support.
+lock: $(VENV)/.dev
+	$(BIN)/pip install --quiet uv
+	@for extra in demo dev; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header --extra $$extra pyproject.toml -o requirements/$$extra.txt; \
+	done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -5,7 +5,7 @@
 
 """A process that outlives the module that started it, found again by its pid *and* its start time.
 
-A pid alone may by now be another process. The record is JSON in the pid file:
+A pid alone may by now be another process. The record is a file of JSON:
 `{"pid", "start_ticks", "boot_id", "digest"}`; start_ticks is field 22 of /proc/PID/stat.
 """
 
@@ -23,7 +23,6 @@ from ansible_collections.lavalite.cluster.plugins.module_utils._client import co
 from ansible_collections.lavalite.cluster.plugins.module_utils._waiting import until
 
 LOG_TAIL_BYTES = 4000
-SETTLE_SECONDS = 0.5
 GONE = ("Z", "X", "x")
 
 
@@ -43,10 +42,10 @@ def digest_of(command, environment, config_paths, version):
     return digest.hexdigest()
 
 
-def read_record(pid_path):
-    """What the pid file says, if that process is alive; else None."""
+def read_record(record_path):
+    """What the record says, if that process is alive; else None."""
     try:
-        with open(pid_path, encoding="utf-8") as file:
+        with open(record_path, encoding="utf-8") as file:
             record = json.load(file)
         pid, ticks = int(record["pid"]), int(record["start_ticks"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -70,8 +69,11 @@ def boot_id():
         return file.read().strip()
 
 
-def start(command, environment, chdir, log_path, pid_path, digest, ready_socket, timeout_seconds):
-    """Start it in a session of its own and wait until it is ready. Raises DaemonError with the end of its log."""
+def start(command, environment, chdir, log_path, record_path, digest, ready_socket, timeout_seconds, settle_seconds):
+    """Start it in a session of its own and wait until it is ready. Raises DaemonError with the end of its log.
+
+    One without a socket is taken for ready when it has lived for `settle_seconds`.
+    """
     with open(log_path, "ab") as log:
         before = log.tell()
         try:
@@ -87,14 +89,14 @@ def start(command, environment, chdir, log_path, pid_path, digest, ready_socket,
         except OSError as error:
             raise DaemonError("%s cannot be started: %s." % (command[0], error.strerror)) from None
     record = dict(pid=process.pid, start_ticks=start_ticks(process.pid), boot_id=boot_id(), digest=digest)
-    write_record(pid_path, record)
+    write_record(record_path, record)
 
     def ended_or_ready():
         if process.poll() is not None:
             return "ended"
         return "ready" if ready_socket and answers(ready_socket) else None
 
-    seen = until(ended_or_ready, timeout_seconds if ready_socket else SETTLE_SECONDS)
+    seen = until(ended_or_ready, timeout_seconds if ready_socket else settle_seconds)
     if seen == "ended":
         text = "it ended at once, with exit code %d: %s" % (process.returncode, log_tail(log_path, before))
         raise DaemonError(text)
@@ -125,11 +127,11 @@ def stop(record, timeout_seconds):
     raise DaemonError("process %d does not end, even when killed." % pid)
 
 
-def write_record(pid_path, record):
-    temporary = "%s.new" % pid_path
+def write_record(record_path, record):
+    temporary = "%s.new" % record_path
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(record, file)
-    os.replace(temporary, pid_path)
+    os.replace(temporary, record_path)
 
 
 def answers(socket_path):

@@ -20,7 +20,7 @@ description:
 author: LavaLite authors (@lavalite)
 options:
   name:
-    description: What it is called. Its pid file and its log are named after it.
+    description: What it is called. Its log and its record, NAME.process, are named after it.
     type: str
     required: true
   state:
@@ -46,7 +46,7 @@ options:
     type: str
     default: ''
   state_path:
-    description: An existing folder for the pid file and the log.
+    description: An existing folder for the record and the log.
     type: path
     required: true
   chdir:
@@ -59,6 +59,10 @@ options:
     description: For how long, in seconds, it may take to be ready, or to end before it is killed.
     type: int
     default: 30
+  settle:
+    description: For how long, in seconds, one without O(socket) must live to be taken for started.
+    type: int
+    default: 1
 extends_documentation_fragment:
   - lavalite.cluster.connection.attributes
 attributes:
@@ -100,9 +104,9 @@ from ansible_collections.lavalite.cluster.plugins.module_utils import _process
 def bring_to_state(params, check_mode):
     """The module's result. Raises DaemonError."""
     place = os.path.join(params["state_path"], params["name"])
-    pid_path, log_path = place + ".pid", place + ".log"
+    record_path, log_path = place + ".process", place + ".log"
     environment = dict((str(k), str(v)) for k, v in params["environment"].items())
-    running = _process.read_record(pid_path)
+    running = _process.read_record(record_path)
     wanted = ""
     if params["state"] != "stopped":
         wanted = _process.digest_of(params["command"], environment, params["config"], params["version"])
@@ -119,14 +123,15 @@ def bring_to_state(params, check_mode):
             environment,
             params["chdir"],
             log_path,
-            pid_path,
+            record_path,
             wanted,
             params["socket"],
             params["timeout"],
+            params["settle"],
         )
         result["pid"] = record["pid"]
     else:
-        os.unlink(pid_path)
+        os.unlink(record_path)
         result["pid"] = 0
     return result
 
@@ -141,7 +146,7 @@ def locked(params, check_mode):
         if check_mode:
             return dict(changed=params["state"] != "stopped", pid=0)
         raise _process.DaemonError("state_path: there is no folder %s. Make it first." % params["state_path"])
-    lock = os.path.join(params["state_path"], params["name"] + ".lock")
+    lock = os.path.join(params["state_path"], params["name"] + ".process-lock")  # never a lock of the daemon itself
     if check_mode and not os.path.exists(lock):
         return bring_to_state(params, check_mode)
     with open(lock, "a", encoding="utf-8") as file:
@@ -162,6 +167,7 @@ def main():
             chdir=dict(type="path"),
             socket=dict(type="path"),
             timeout=dict(type="int", default=30),
+            settle=dict(type="int", default=1),
         ),
         supports_check_mode=True,
         required_if=[("state", "started", ("command",)), ("state", "restarted", ("command",))],

@@ -68,17 +68,15 @@ class Checkout:
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:] + self.logs()
         return done.stdout
 
-    def module(self, name: str, *flags: str, on: str = "node1", **options: Any) -> dict[str, Any]:
-        """A module's result, failed or not."""
+    def module(self, module: str, /, *flags: str, on: str = "node1", **options: Any) -> dict[str, Any]:
+        """A module's result, failed or not; what it says of a difference is under `said`."""
         given = options | {"unix_socket": str(self.state / "mbatchd/api.sock")}
-        arguments = [on, "-m", f"lavalite.cluster.{name}", "-a", json.dumps(given), *flags]
-        done = self.run("ansible", *arguments, ANSIBLE_LOAD_CALLBACK_PLUGINS="1", ANSIBLE_STDOUT_CALLBACK="json")
-        try:
-            plays = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            raise AssertionError(done.stdout + done.stderr) from None
-        result: dict[str, Any] = plays["plays"][0]["tasks"][0]["hosts"][on]
-        return result
+        done = self.run("ansible", on, "-m", f"lavalite.cluster.{module}", "-a", json.dumps(given), *flags)
+        said, arrow, result = done.stdout.partition(" => ")
+        if not arrow:
+            raise AssertionError(done.stdout + done.stderr)
+        found: dict[str, Any] = json.loads(result)
+        return found | {"said": said}
 
     def graph(self) -> str:
         done = self.run("ansible-inventory", "--graph")
@@ -141,8 +139,8 @@ def site(checkout: Checkout) -> str:
 
 def test_before_anything_runs_logical_hosts_are_planned(checkout: Checkout) -> None:
     graph = checkout.graph()
-    assert under(graph, "lavalite_pool_general") == ["demo", "spare"]
-    assert under(graph, "lavalite_state_planned") == ["demo", "spare"]
+    assert under(graph, "lavalite_pool_general") == ["demo"]
+    assert under(graph, "lavalite_state_planned") == ["demo"]
 
 
 def test_check_mode_from_nothing_fails_at_nothing_and_makes_nothing(checkout: Checkout) -> None:
@@ -153,8 +151,8 @@ def test_check_mode_from_nothing_fails_at_nothing_and_makes_nothing(checkout: Ch
 def test_one_playbook_and_logical_hosts_are_live(checkout: Checkout, site: str) -> None:
     assert changed(site) > 0
     graph = checkout.graph()
-    assert under(graph, "lavalite_pool_general") == ["demo", "spare"]
-    assert under(graph, "lavalite_state_composed") == ["demo", "spare"]
+    assert under(graph, "lavalite_pool_general") == ["demo"]
+    assert under(graph, "lavalite_state_composed") == ["demo"]
     assert under(graph, "lavalite_state_planned") == []
 
 
@@ -166,7 +164,7 @@ def test_a_second_run_changes_nothing(checkout: Checkout, site: str) -> None:
 def test_what_ansible_runs_on_a_logical_host_runs_inside_its_limits(checkout: Checkout, site: str) -> None:
     done = checkout.run("ansible", "demo", "-m", "command", "-a", "nproc")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "1"  # half a core is one core to look at
+    assert done.stdout.splitlines()[-1] == "1"
     done = checkout.run("ansible", "demo", "-m", "shell", "-a", "echo $LAVALITE_HOST; ulimit -d")
     name, limit = done.stdout.splitlines()[-2:]
     assert name == "demo"
@@ -180,7 +178,7 @@ def test_facts_come_from_inside_as_well(checkout: Checkout, site: str) -> None:
 
 def test_the_demo_is_right_and_a_second_run_submits_nothing(checkout: Checkout, site: str) -> None:
     assert "Both say the same" in checkout.play("demo")
-    assert "demo-slices" not in changed_tasks(checkout.play("demo"))
+    assert changed_tasks(checkout.play("demo")) == []
     info = checkout.module("cluster_info", gather=[])
     assert info["status"]["jobs"].get("succeeded") == 2
 
@@ -193,11 +191,12 @@ def test_check_and_real_run_change_the_same(checkout: Checkout, site: str) -> No
     assert changed_tasks(checkout.play("site", *with_change)) == []
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the only core belongs to the host demo")
 def test_a_logical_host_comes_and_goes_by_module(checkout: Checkout, site: str) -> None:
     wanted = {"name": "extra", "spec": {"cpu": 0.1, "memory": "64MiB"}}
     foretold = checkout.module("logical_host", "--check", "--diff", **wanted)
     assert foretold["changed"] is True, foretold
-    assert foretold["diff"]["after"] == {"extra": {"cpu": 0.1, "memory": "64MiB"}}
+    assert '+        "memory": "64MiB"' in foretold["said"]
     assert "extra" not in checkout.graph()
     made = checkout.module("logical_host", **wanted)
     assert (made["changed"], made["hosts"][0]["state"]) == (True, "composed"), made
@@ -224,7 +223,7 @@ def test_queues_and_pools_by_module(checkout: Checkout, site: str) -> None:
 
 def test_a_bad_document_changes_nothing_and_names_every_fault(checkout: Checkout, site: str) -> None:
     text = (checkout.inventory / "pools.yml").read_text()
-    bad = text.replace("cpu: 0.5", "cpu: lots").replace("first-fit", "first-fitt")
+    bad = text.replace("demo: {cpu: 1", "demo: {cpu: lots").replace("first-fit", "first-fitt")
     failed = checkout.module("definition", content=bad, file="x.yml")
     assert re.search(r"^x\.yml:\d+: logical_hosts\.demo\.cpu: ", failed["msg"], re.MULTILINE), failed
     assert re.search(r"^x\.yml:\d+: queues\.short\.policy: ", failed["msg"], re.MULTILINE)
@@ -232,18 +231,26 @@ def test_a_bad_document_changes_nothing_and_names_every_fault(checkout: Checkout
 
 
 def test_a_job_by_module_is_submitted_once_and_tells_what_it_wrote(checkout: Checkout, site: str) -> None:
-    options = {"name": "hello", "command": ["/bin/echo", "hello"], "cpu": "0.1", "wait": True, "output": True}
+    options = {
+        "name": "hello",
+        "command": ["/bin/echo", "hello"],
+        "cpu": "0.1",
+        "host": "demo",
+        "wait": True,
+        "output": True,
+    }
     first = checkout.module("job", **options)
     assert (first["changed"], first["stdout"]) == (True, "hello\n"), first
     again = checkout.module("job", **options)
     assert (again["changed"], again["id"]) == (False, first["id"])
-    bad = checkout.module("job", name="bad", command=["/bin/sh", "-c", "echo no >&2; exit 3"], cpu="0.1", wait=True)
+    options |= {"name": "bad", "command": ["/bin/sh", "-c", "echo no >&2; exit 3"]}
+    bad = checkout.module("job", **options)
     assert "exit code 3" in bad["msg"]
     assert "It wrote: no" in bad["msg"]
 
 
 def test_a_job_that_is_cancelled(checkout: Checkout, site: str) -> None:
-    submitted = checkout.module("job", name="long", command=["/bin/sleep", "600"], cpu="0.1")
+    submitted = checkout.module("job", name="long", command=["/bin/sleep", "600"], cpu="0.1", host="demo")
     assert submitted["changed"] is True
     assert checkout.module("job", name="long", state="cancelled")["cancelled"] == [submitted["id"]]
 

@@ -315,6 +315,27 @@ async def test_an_attempt_outlives_kill_9_of_sbatchd(node: Node) -> None:
     assert len({register.journal_id for register in node.leader.registers}) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_restarts_amid_many_dispatches_start_nothing_twice(node: Node, number: signal.Signals) -> None:
+    names = [f"{job}.0.1" for job in range(1, 41)]
+    attempts = [node.attempt(name, f"echo line >> count-{name}") for name in names]
+    for attempt in attempts:
+        await node.leader.send(Dispatch(epoch=(1, 5), attempts=[attempt]))
+    await until(lambda: any(node.leader.said(name) for name in names))
+    node.kill(number)
+    assert node.sbatchd
+    await asyncio.to_thread(node.sbatchd.wait, DEADLINE_SECONDS)
+    node.start()
+    await until(lambda: len(node.leader.registers) == 2 and node.leader.agent, "it is back")
+    await node.leader.send(Dispatch(epoch=(1, 5), attempts=attempts))
+    ends = [await node.leader.end_of(name) for name in names]
+    # Stopped in order, it has finished what it began; killed, it does not know of one or the other.
+    assert {end.reason for end in ends} <= ({"exit"} if number == signal.SIGTERM else {"exit", "lost"})
+    for name, end in zip(names, ends, strict=True):
+        lines = node.text(f"count-{name}")
+        assert lines == "line\n" if end.reason == "exit" else lines in ("", "line\n")
+
+
 async def test_an_end_is_told_until_it_is_acknowledged(node: Node) -> None:
     node.leader.acknowledges_reports = False
     await node.run("1.0.1", "exit 6")
@@ -509,7 +530,7 @@ async def test_a_second_sbatchd_says_so(node: Node) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"state_path": "/proc/nowhere"}, "state_path: /proc/nowhere is not writable"),
+        ({"state_path": "/etc/passwd/x"}, "state_path: /etc/passwd/x is not writable"),
         ({"state_path": "relative"}, "state_path: relative is not absolute"),
         ({"stat_path": "/x"}, "Did you mean state_path?"),
     ],
@@ -536,6 +557,31 @@ async def test_root_is_refused_unless_allowed(tmp_path: Path) -> None:
     await node.leader.send(Read(epoch=(1, 5), stream_id=1, attempt="2.0.1", stream="stdout"))
     assert await node.leader.output(1) == b"65534\n65534\n"
     await node.close()
+
+
+async def test_no_token_goes_to_another_machine_in_the_clear(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    await node.lim.server.start()
+    node.lim.leader = Leader(node="c1", epoch=(1, 5), mbatchd_address="192.0.2.1:6881")
+    node.start()
+    log = tmp_path / "sbatchd.log"
+    await until(lambda: "the leader is at 192.0.2.1:6881, and there is no TLS" in log.read_text())
+    await node.close()
+
+
+async def test_a_reader_that_takes_nothing_holds_up_nobody(node: Node) -> None:
+    await node.run("1.0.1", "head -c 40000000 /dev/zero")
+    await node.leader.end_of("1.0.1")
+    reads = [Read(epoch=(1, 5), stream_id=n, attempt="1.0.1", stream="stdout") for n in range(1, 11)]
+    await node.leader.send(*reads)
+    await until(lambda: len(node.leader.outputs) > 10)
+    assert node.sbatchd
+    resident = int(Path(f"/proc/{node.sbatchd.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert resident < 200_000_000, "400 MB are asked for; they are not read ahead"
+    await node.run("2.0.1", "exit 7")
+    assert (await node.leader.end_of("2.0.1")).exit_code == 7
+    for n in range(1, 11):
+        await node.leader.send(CancelRead(epoch=(1, 5), stream_id=n))
 
 
 async def test_without_a_leader_it_waits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -225,12 +226,27 @@ def test_the_same_key_is_the_same_job(cli: Cli) -> None:
     assert again == f"job {first} (submitted before)\n"
 
 
-def test_what_does_not_fit_says_why(cli: Cli) -> None:
-    number = cli.submit("--cpu", "9000", "--", "true")
-    why = until(lambda: cli.job(number)["why"])
+def test_what_can_never_fit_is_refused(cli: Cli) -> None:
+    done = cli.run("submit", "--cpu", "9000", "--", "true")
+    assert done.returncode == 2
+    assert "9000 cpu" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_does_not_fit_now_says_why(cli: Cli) -> None:
+    [node] = cli.json("nodes")
+    cores = str(node["resources"]["cpu"]["capacity"] // 1000)
+    first = cli.submit("--cpu", cores, "--", "sleep", "1000")
+    until(lambda: cli.job(first)["state"] == "running")
+    second = cli.submit("--cpu", cores, "--", "true")
+    why = until(lambda: cli.job(second)["why"])
     assert "\n" not in why
-    assert cli.ok("explain", str(number)).startswith(f"job {number} waits")
-    cli.ok("cancel", str(number))
+    assert why.endswith(".")
+    said = cli.ok("explain", str(second))
+    assert said.startswith(f"job {second} waits")
+    assert "1 node" in said
+    cli.ok("cancel", str(first))
+    until(lambda: cli.job(second)["state"] == "succeeded")
 
 
 def test_a_dry_run_submits_nothing(cli: Cli) -> None:
@@ -272,6 +288,7 @@ def test_the_url_of_the_api_wants_a_token(cli: Cli) -> None:
     assert "LAVALITE_TOKEN" in done.stderr
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_started(cli: Cli) -> None:
     before = cli.record()
     number = cli.submit("--shell", "sleep 3; echo survived")
@@ -285,6 +302,7 @@ def test_only_what_is_missing_is_started(cli: Cli) -> None:
     assert cli.ok("logs", str(number)) == "survived\n"
 
 
+@pytest.mark.slow
 def test_down_leaves_nothing_and_up_finds_all_again(own: Cli) -> None:
     own.ok("up", "--port-base", "0")
     done = own.submit("--", "echo", "kept")
@@ -311,6 +329,7 @@ def test_down_leaves_nothing_and_up_finds_all_again(own: Cli) -> None:
     assert not own.state.exists()
 
 
+@pytest.mark.slow
 def test_jobs_may_be_kept_running(own: Cli) -> None:
     own.ok("up", "--port-base", "0")
     flag = own.state.parent / "flag"
@@ -323,6 +342,22 @@ def test_jobs_may_be_kept_running(own: Cli) -> None:
     flag.touch()
     until(lambda: own.job(number)["state"] == "succeeded")
     assert own.ok("logs", str(number)) == "went on\n"
+
+
+@pytest.mark.slow
+def test_a_killed_lim_is_started_again_and_jobs_go_on(own: Cli) -> None:
+    own.ok("up", "--port-base", "0")
+    number = own.submit("--", "sleep", "1000")
+    until(lambda: own.job(number)["state"] == "running")
+    killed = own.record().processes["lim"]
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait_until_gone(5)
+    assert own.ok("up").startswith("started lim: ")
+    assert own.job(number)["state"] in ("running", "unknown")
+    os.kill(own.record().processes["lim"].pid, signal.SIGKILL)
+    # The scheduler that is left behind is no reason to leave anything running.
+    own.ok("down")
+    assert processes_of(own.state) == []
 
 
 def test_a_taken_port_is_said_and_nothing_is_started(own: Cli) -> None:

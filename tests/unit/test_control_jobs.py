@@ -485,7 +485,7 @@ def test_a_host_grows_and_does_not_shrink_below_its_use() -> None:
     w.check()
 
 
-# --- admission and retention ------------------------------------------------------------------------------------------
+# --- admission and retention --------------------------------------------------------------------------------------
 
 
 def test_a_job_that_never_fits_is_refused_with_the_nearest() -> None:
@@ -511,13 +511,15 @@ def test_finished_jobs_go_the_oldest_first_and_not_while_they_are_needed() -> No
     for job in done:
         w.finish(AttemptId(job, 0, 1))
         w.advance(1)
-    w.submit(spec(hold=True, depends=[Dependency(job=done[0])]))
-    w.settle()
+    assert sorted(w.state.jobs) == done[-1:]
+    needs_it = w.submit(spec(hold=True, depends=[Dependency(job=done[-1], kind=DependencyKind.EXIT)]))
+    others = [started(w) for _ in range(2)]
+    for job in others:
+        w.finish(AttemptId(job, 0, 1))
+        w.advance(1)
     w.advance(1)
     w.settle()
-    w.advance(1)
-    w.settle()
-    assert sorted(w.state.jobs) == [done[3], 5] or done[0] in w.state.jobs
+    assert sorted(w.state.jobs) == [done[-1], needs_it, others[-1]]
     assert counts(w.state, w.now)["nodes"] == {"ready": 1}
     assert {int(k.split("/")[4]) for k in w.store if "/tasks/" in k} <= set(w.state.jobs)
 
@@ -531,3 +533,42 @@ def test_the_state_of_a_large_array_is_kept_in_chunks() -> None:
     assert w.state.jobs[job].state_of(8191) is TaskState.CANCELLED
     assert w.state.jobs[job].state_of(7999) is TaskState.PENDING
     assert sorted(k.rpartition("/")[2] for k in w.store if "/tasks/" in k) == ["0000", "0001", "0002"]
+
+
+def test_the_chunks_of_a_large_array_stay_small() -> None:
+    w = world(offer("n1", cpu=2))
+    job = w.submit(spec(array=Array(first=0, last=8191), cpu_milli=1000, retries=0))
+    w.settle()
+    w.finish(AttemptId(job, 0, 1), 0)
+    w.finish(AttemptId(job, 1, 1), 9)
+    w.feed(CancelRequested(job))
+    w.settle()
+    w.report("n1")
+    w.settle()
+    assert max(len(value) for key, value in w.store.items() if "/tasks/" in key) < 10_000
+    before = job_view(w.state, w.state.jobs[job])
+    w.change_leader()
+    after = job_view(w.state, w.state.jobs[job])
+    assert before == after and after["ended_at"] == w.now
+    assert task(w.state, w.state.jobs[job], 1)["exit_code"] == 9
+    assert list(w.state.finished) == [job]
+
+
+def test_a_job_on_a_host_that_is_not_there_says_so() -> None:
+    w = world(offer("n1", cpu=2))
+    w.apply(Specs(hosts={"big": HostSpec("big", {"cpu": 4000})}))
+    job = w.submit(spec(host="big"))
+    assert "Logical host big is planned" in explain(w.state, w.state.jobs[job], w.now).sentence
+
+
+def test_a_commitment_for_a_journal_that_is_gone_is_never_dispatched() -> None:
+    w = world(offer("n1"))
+    job = w.submit(spec())
+    w.wipe("n1")
+    w.connect("n1")  # before the commitment is durable
+    w.settle()
+    assert states(w, job) == "W" and not w.running() and w.starts == {}
+    w.advance(1)
+    w.settle()
+    assert w.running() == [AttemptId(job, 0, 2)]
+    w.check()

@@ -7,7 +7,6 @@ loads the same state
 
 from __future__ import annotations
 
-import pytest
 from control_world import World, offer, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -48,7 +47,7 @@ JOBS = st.fixed_dictionaries(
         "gpu_milli": st.sampled_from([0, 0, 500, 1000]),
         "array": st.one_of(st.none(), st.builds(lambda n: Array(first=1, last=n), st.integers(2, 5))),
         "retries": st.integers(0, 2),
-        "rerunnable": st.booleans(),
+        "rerunnable": st.sampled_from([True, True, False]),
         "hold": st.sampled_from([False, False, False, True]),
         "priority": st.integers(-1, 1),
         "queue": st.sampled_from(["normal", "few"]),
@@ -80,6 +79,14 @@ class Cluster(RuleBasedStateMachine):
         for _ in range(n):
             self.world.write(unwind=unwind)
 
+    @rule()
+    def catch_up(self) -> None:
+        """All writes go through and all reports are told."""
+        self.world.settle()
+        for name in NODES:
+            self.world.report(name)
+        self.world.settle()
+
     @rule(pick=st.randoms(use_true_random=False), code=st.sampled_from([0, 0, 1, -11]))
     def finish(self, pick, code: int) -> None:  # type: ignore[no-untyped-def]
         if running := self.world.running():
@@ -110,7 +117,10 @@ class Cluster(RuleBasedStateMachine):
             }[wish]
         )
 
-    @rule(name=st.sampled_from(NODES), what=st.sampled_from(["cut", "dead", "connect", "wipe", "reboot", "new"]))
+    @rule(
+        name=st.sampled_from(NODES),
+        what=st.sampled_from(["cut", "dead", "connect", "wipe", "reinstall", "reboot", "new"]),
+    )
     def node(self, name: str, what: str) -> None:
         agent = self.world.agents[name]
         if what == "cut" and agent.connected:
@@ -121,6 +131,9 @@ class Cluster(RuleBasedStateMachine):
             self.world.connect(name)
         elif what == "wipe":
             self.world.wipe(name)
+        elif what == "reinstall":
+            self.world.wipe(name)
+            self.world.connect(name)
         elif what == "reboot":
             self.world.reboot(name)
         elif what == "new":
@@ -204,12 +217,13 @@ def _known(world: World) -> dict[str, object]:
             {k: v for k, v in node.items() if k in ("name", "labels", "resources", "hosts", "journal_id")}
             for node in nodes(state, world.now)
         ],
-        "hosts": {name: host.model_dump() for name, host in state.hosts.items()},
+        # Why one waits is worked out anew, and at first nobody is connected.
+        "hosts": {name: host.model_dump(exclude={"reason"}) for name, host in state.hosts.items()},
         "wakes": {job.id: (dict(job.wakes), dict(job.charges), job.held) for job in state.jobs.values()},
     }
 
 
-TestCluster = pytest.mark.slow(Cluster.TestCase)
+TestCluster = Cluster.TestCase
 TestCluster.settings = settings(
-    max_examples=1500, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

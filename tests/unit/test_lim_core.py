@@ -12,16 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavalite.lim.core import (
-    REASON_DEADLINE,
-    REASON_KEY_LOST,
-    REASON_RESIGNED,
+from lavalite.lim.core import REASON_DEADLINE, REASON_KEY_LOST, REASON_RESIGNED, Election, State, Timing
+from lavalite.lim.steps import (
     Action,
     Campaign,
     CampaignUnknown,
     Drain,
     Elected,
-    Election,
     Event,
     Extend,
     KeyChanged,
@@ -39,10 +36,8 @@ from lavalite.lim.core import (
     Revoke,
     RevokeEnded,
     SchedulerStopped,
-    State,
     StepDown,
     Tick,
-    Timing,
 )
 
 TIMING = Timing(ttl_seconds=5, priority=10)  # margin 1 s, so a deadline is 4 s after sending

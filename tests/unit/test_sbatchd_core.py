@@ -12,26 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lavalite.model.resources import NodeOffer
 from lavalite.sbatchd import core as core_module
-from lavalite.sbatchd.core import (
-    Action,
-    AgentCore,
-    BeatDue,
-    Close,
-    Event,
-    FlushDue,
-    Forget,
-    FrameReceived,
-    Instant,
-    OpenStream,
-    RenewContact,
-    Send,
-    SessionClosed,
-    SessionOpened,
-    Signal,
-    Start,
-    Write,
-)
+from lavalite.sbatchd.actions import Action, Close, Forget, OpenStream, RenewContact, Send, Signal, Start, Write
+from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
+from lavalite.sbatchd.events import BeatDue, Event, FlushDue, FrameReceived, Instant, SessionClosed, SessionOpened
 from lavalite.sbatchd.executors import Ended, Known, Listed, Signalled, Started, StartFailed
 from lavalite.wire.frames import (
     AnyFrame,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavalite.sbatchd import output
-from lavalite.sbatchd.core import Start
+from lavalite.sbatchd.actions import Start
 from lavalite.sbatchd.launch import Launcher, Policy, core_numbers, environment
 from lavalite.wire.frames import Attempt
 

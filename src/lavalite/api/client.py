@@ -31,6 +31,7 @@ from lavalite.api.models import (
     Page,
     Plan,
     Pool,
+    Quarantined,
     Queue,
     Status,
     Submit,
@@ -118,6 +119,10 @@ class Client:
     def commitments(self) -> Iterator[Commitment]:
         return self._pages("/v1/commitments", Commitment)
 
+    def quarantine(self) -> Iterator[Quarantined]:
+        """What runs on nodes and nobody knows."""
+        return self._pages("/v1/quarantine", Quarantined)
+
     # --- the definition ---------------------------------------------------------------------------------------
 
     def definition(self) -> Definition:
@@ -138,9 +143,13 @@ class Client:
         """`section` is pools, queues or hosts."""
         return self._send("PUT", f"/v1/{section}/{_part(name)}", DefinitionResult, entry, _dry(dry_run))
 
-    def delete_entry(self, section: str, name: str, *, dry_run: bool = False) -> DefinitionResult:
+    def delete_entry(
+        self, section: str, name: str, *, dry_run: bool = False, if_version: int | None = None
+    ) -> DefinitionResult:
+        """Raises ConflictError where `if_version` is not the definition's version that stands."""
         path = f"/v1/{section}/{_part(name)}"
-        response = self._transport.request("DELETE", path, params=_dry(dry_run), repeatable=dry_run)
+        params = (_dry(dry_run) or {}) | ({} if if_version is None else {"if_version": if_version})
+        response = self._transport.request("DELETE", path, params=params, repeatable=dry_run)
         return _parse(response, DefinitionResult)
 
     # --- jobs -------------------------------------------------------------------------------------------------

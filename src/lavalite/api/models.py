@@ -6,9 +6,9 @@
     GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue
     GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host
     PUT    /v1/{pools,queues,hosts}/NAME                 EntryPut → DefinitionResult      ?dry_run=true
-    DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true
+    DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true &if_version=
     GET    /v1/definition                                Definition (ETag)
-    PUT    /v1/definition                                DefinitionPut → DefinitionResult ?dry_run=true
+    PUT    /v1/definition         (If-Match)             DefinitionPut → DefinitionResult ?dry_run=true
     GET    /v1/jobs                                      Page of Job     ?state= &user= &queue= &host= &name=
     POST   /v1/jobs                                      SubmitBatch → Submitted          ?dry_run=true
     GET    /v1/jobs/N                                    Job (with `why` while it waits)
@@ -18,6 +18,7 @@
     GET    /v1/jobs/N/output                             bytes           ?task= &stream= &follow= &offset=
     GET    /v1/explain/N                                 Explanation
     GET    /v1/commitments                               Page of Commitment
+    GET    /v1/quarantine                                Page of Quarantined
     GET    /v1/events                                    server-sent events, one Change each
     POST   /v1/plan                                      DefinitionPut → Plan
 
@@ -83,6 +84,8 @@ class Status(Shape):
     jobs: dict[str, int] = {}
     tasks: dict[str, int] = {}
     commitments: int = 0
+    quarantined: int = 0
+    """Attempts that agents run and that nobody here knows; see /v1/quarantine."""
     loop_lag_ms: float = 0.0
     api_url: str = ""
 
@@ -206,6 +209,15 @@ class Commitment(Shape):
     committed_at: float
     state: str = ""
     node: str = ""
+
+
+class Quarantined(Shape):
+    """An attempt that a node runs and nobody here knows. A person decides; it is not killed silently."""
+
+    node: str
+    attempt: str
+    state: str
+    at: float
 
 
 class Explanation(Shape):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lavalite.base.errors import InputError, LavaLiteError, UnreachableError
+from lavalite.base.errors import InputError, LavaLiteError, RefusedError, UnreachableError
 
 if TYPE_CHECKING:
     from lavalite.api.client import Client
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 SYSTEM_CONFIGURATION = Path("/etc/lavalite")
 SYSTEM_SOCKETS = Path("/run/lavalite")
+PATIENCE_SECONDS = 30.0
+"""Longer than leadership takes to move, also where the only candidate resigned and waits to let others go first."""
+BETWEEN_LEADERS = ("not_leader", "no_leader")
+"""What LIM says while leadership moves: to be asked again."""
 START_HINT = "Is it running? Start it with `lavalite up`."
 SYSTEM_HINT = "Is it running? Look with `systemctl status lavalite-lim`."
 
@@ -56,14 +60,17 @@ class Place:
             raise InputError("this acts on a state folder, not on an API elsewhere", field="--api", hint=hint)
         return self.state or default_state()
 
-    def client(self, *, timeout_seconds: float = 15.0) -> Client:
+    def client(self, *, timeout_seconds: float = PATIENCE_SECONDS) -> Client:
         """The API there. Nothing is asked yet."""
         from lavalite.api.client import Client
 
         return Client(self.targets, timeout_seconds=timeout_seconds, ca_path=os.environ.get("LAVALITE_CA", ""))
 
     def targets(self) -> Sequence[Target]:
-        """Where to ask now. Raises UnreachableError where neither the scheduler nor LIM of this machine answers."""
+        """Where to ask now; nowhere while leadership moves.
+
+        Raises UnreachableError where neither the scheduler nor the LIM of this machine answers.
+        """
         from lavalite.api.transport import Target
         from lavalite.cli import lim_socket
 
@@ -78,7 +85,12 @@ class Place:
             raise self._nobody(error) from None
         if not leader.api_url:
             return []
-        return [Target(leader.api_url, token or lim_socket.api_token(self.lim_socket))]
+        try:
+            return [Target(leader.api_url, token or lim_socket.api_token(self.lim_socket))]
+        except RefusedError as error:
+            if error.code in BETWEEN_LEADERS:
+                return []
+            raise
 
     def _nobody(self, error: LavaLiteError) -> UnreachableError:
         where = f"state folder {self.state}" if self.state else f"sockets in {SYSTEM_SOCKETS}"

@@ -194,7 +194,7 @@ def explain(place: Place, job_id: JobId, output: Output = Format.TABLE) -> None:
 
 
 def explanation_text(found: Explanation) -> str:
-    """The sentence, and below it what it rests on."""
+    """What it asks for, and below it what stands against that; the one sentence where nothing was counted."""
     head = f"job {found.job} {'waits' if found.state == TaskState.PENDING else found.state}"
     lines = [f"{head}: {plain(found.asks)}" if found.asks else head]
     turned = [f"{count} {_words(reason, count)}" for reason, count in found.filters.items() if count]
@@ -206,7 +206,7 @@ def explanation_text(found: Explanation) -> str:
         lines.append(f"  nearest  {plain(found.nearest)}{' lacks ' + lacks if lacks else ''}{held}")
     if found.waits_for:
         lines.append(f"  waits for  {', '.join(map(plain, found.waits_for))}")
-    if found.sentence:
+    if found.sentence and not turned:
         lines.append(f"  {plain(found.sentence)}")
     return "\n".join(lines)
 

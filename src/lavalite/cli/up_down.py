@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.cli import local_cluster
+from lavalite.cli import lim_socket, local_cluster
 from lavalite.cli.connect import Place, at_place, find_place
 from lavalite.cli.local_files import DAEMONS, LOOPBACK, StateFolder
 from lavalite.cli.output import note, progress, say
@@ -18,12 +18,16 @@ READY = "ready"
 
 
 def is_ready(folder: StateFolder) -> bool:
-    """Whether the API answers and a node can take work."""
+    """Whether LIM leads, its own scheduler answers (not one that a dead LIM left), and a node can take work."""
     try:
+        leader = lim_socket.who_leads(folder.lim_socket)
+        if not leader.mine:
+            return False
         with Place(state=folder.path).client(timeout_seconds=PROBE_SECONDS) as client:
-            return client.status().nodes.get(READY, 0) > 0
+            status = client.status()
     except LavaLiteError:
         return False
+    return status.epoch == leader.epoch and status.nodes.get(READY, 0) > 0
 
 
 @at_place

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from lavalite.control.events import DefinitionApplied
 from lavalite.control.outbox import Outbox
-from lavalite.control.state import Batch, ClusterState, host_owner
+from lavalite.control.state import Batch, ClusterState
+from lavalite.control.supply import host_owner
 from lavalite.ledger.book import Shortage
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.specs import HostSpec, NodeCapacity
+from lavalite.model.specs import HostSpec, NodeCapacity, PoolSpec
 from lavalite.placement.columns import state_reason
 from lavalite.placement.compose import plan_hosts
 from lavalite.placement.reasons import Reason, Refusal
@@ -78,9 +79,11 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
             state.set_host(plan)
 
 
-def plans(state: ClusterState, specs: list[HostSpec], now: float) -> dict[str, LogicalHost | Refusal]:
-    """What would become of these hosts, without doing anything: for a dry run."""
-    return _plans(state, specs, now)
+def plans(
+    state: ClusterState, specs: list[HostSpec], now: float, pools: list[PoolSpec] | None = None
+) -> dict[str, LogicalHost | Refusal]:
+    """What would become of these hosts, with these pools, without doing anything: for a dry run."""
+    return _plans(state, specs, now, pools)
 
 
 def _is_open(state: ClusterState, spec: HostSpec) -> bool:
@@ -89,7 +92,9 @@ def _is_open(state: ClusterState, spec: HostSpec) -> bool:
     return spec.name not in state.removals and (host is None or host.state in (PLANNED, COMPOSED))
 
 
-def _plans(state: ClusterState, specs: list[HostSpec], now: float) -> dict[str, LogicalHost | Refusal]:
+def _plans(
+    state: ClusterState, specs: list[HostSpec], now: float, pools: list[PoolSpec] | None = None
+) -> dict[str, LogicalHost | Refusal]:
     nodes = [NodeCapacity.from_offer(node.offer) for node in state.nodes.values()]
     rows = {node.name: state.node_row_state(node, now) for node in state.nodes.values()}
     closed: dict[str, Reason] = {
@@ -97,7 +102,8 @@ def _plans(state: ClusterState, specs: list[HostSpec], now: float) -> dict[str, 
     }
     existing = {name: _bare(host) or host for name, host in state.hosts.items() if host.state in HOLDING}
     taken = [share for key in state.runs for share in state.book.shares(key.owner)]
-    return plan_hosts(specs, nodes, list(state.specs.pools.values()), existing, taken, closed)
+    pools = list(state.specs.pools.values()) if pools is None else pools
+    return plan_hosts(specs, nodes, pools, existing, taken, closed)
 
 
 def _bare(host: LogicalHost | None) -> LogicalHost | None:

@@ -54,6 +54,7 @@ def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
 def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
     match event:
         case Tick():
+            state.wake_told = None  # a Wake is answered by a Tick, and is over then
             health.watch(state, now, out)
             composer.look_again(state)
             forget_finished(state, now)

@@ -9,6 +9,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.amounts import format_amount
+from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, Request
 from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
@@ -58,6 +59,12 @@ def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
 def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     """What keeps it back, other than room."""
     reasons = []
+    host = state.hosts.get(job.spec.host)
+    if job.spec.host and host is None:
+        reasons.append(f"Logical host {job.spec.host} is gone.")
+    elif host is not None and host.state is not HostState.COMPOSED:
+        why = f": {host.reason}" if host.reason else ""
+        reasons.append(f"Logical host {host.name} is {host.state.value}{why}.".replace("..", "."))
     if job.held:
         reasons.append("It is held; release it to let it start.")
     reasons += [_dependency(state, d) for d in job.spec.depends if not state.is_met(d.job, d.kind)]

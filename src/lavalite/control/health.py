@@ -16,7 +16,8 @@ from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
 from lavalite.control.job import Verdict, attempt_start, conclude, reported, stop_again, when_lost
 from lavalite.control.outbox import Outbox
-from lavalite.control.state import ClusterState, NodeState
+from lavalite.control.state import ClusterState
+from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskRun
 from lavalite.model.task import AttemptId, TaskState
 

@@ -27,7 +27,8 @@ from lavalite.control.events import (
     SignalRequested,
 )
 from lavalite.control.outbox import Outbox
-from lavalite.control.state import ClusterState, NodeState
+from lavalite.control.state import ClusterState
+from lavalite.control.supply import NodeState
 from lavalite.control.tasks import ASSUMED, FINAL_CODES, LIVE_CODES, End, JobState, TaskKey, TaskRun
 from lavalite.model.resources import CPU, MEMORY, WHOLE
 from lavalite.model.task import AttemptId, TaskState
@@ -230,7 +231,7 @@ def _was_ours(state: ClusterState, attempt: AttemptId) -> bool:
     position = job.position_of(attempt.task) if job else None
     if job is None or position is None:
         return False
-    return attempt.attempt <= job.attempts.get(position, 0)
+    return attempt.attempt <= job.attempts_of(position)
 
 
 # --- people's wishes ------------------------------------------------------------------------------------------------

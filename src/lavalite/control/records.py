@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 from lavalite.base.errors import LavaLiteError
 from lavalite.control.events import Specs
 from lavalite.control.settings import Settings
-from lavalite.control.state import ClusterState, Dirty, NodeState, host_owner
+from lavalite.control.state import ClusterState
+from lavalite.control.supply import Dirty, NodeState, host_owner
 from lavalite.control.tasks import FINAL_CODES, JobState, TaskKey, TaskRun, commitment_of
-from lavalite.model.host import LogicalHost
+from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk
 from lavalite.model.node import NodeRecord
 from lavalite.model.task import CHUNK_TASKS
@@ -43,10 +44,7 @@ def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
     for name in dirty.nodes:
         yield keys.resources(name), _encode_node(state.nodes[name])
     for name in dirty.hosts:
-        host = state.hosts.get(name)
-        yield keys.host(name), host.model_dump_json().encode() if host else None
-        if host is None:
-            yield keys.commitment(host_owner(name)), None
+        yield from _host(keys, name, state.hosts.get(name))
     if dirty.jobs:
         yield keys.job_counter, str(state.last_job_id).encode()
     for job_id in dirty.jobs:
@@ -66,6 +64,17 @@ def _commitment(state: ClusterState, key: TaskKey) -> bytes | None:
     if run is None or run.assumed:
         return None
     return commitment_of(run, state.book.shares(key.owner)).model_dump_json().encode()
+
+
+def _host(keys: Keys, name: str, host: LogicalHost | None) -> Iterator[tuple[str, bytes | None]]:
+    """A host is stored as it is when nothing is in flight; what it is to become is written by its Commit, later."""
+    if host is None or host.state is HostState.COMPOSING:
+        yield keys.host(name), None
+    else:
+        settled = HostState.COMPOSED if host.state is HostState.RESIZING else host.state
+        yield keys.host(name), host.model_copy(update={"state": settled}).model_dump_json().encode()
+    if host is None or host.state in (HostState.COMPOSING, HostState.PLANNED):
+        yield keys.commitment(host_owner(name)), None
 
 
 def _encode_node(node: NodeState) -> bytes:
@@ -158,7 +167,7 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         job is None
         or position is None
         or job.codes[position] in FINAL_CODES
-        or record.attempt <= job.attempts.get(position, 0)
+        or record.attempt <= job.attempts_of(position)
     ):
         state.dirty.tasks[key] = None
         return

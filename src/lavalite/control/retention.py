@@ -13,9 +13,9 @@ def forget_finished(state: ClusterState, now: float) -> None:
     too_many = len(state.finished) - settings.keep_finished_jobs
     looked_at = list(islice(state.finished.items(), 10 * settings.max_removals))
     removed = 0
-    for job_id, ended_at in looked_at:
+    for place, (job_id, ended_at) in enumerate(looked_at):
         too_old = now - ended_at > settings.keep_finished_seconds
-        if removed >= settings.max_removals or not (too_old or removed < too_many):
+        if removed >= settings.max_removals or not (too_old or place < too_many):
             return
         if not _is_needed(state, job_id):
             state.remove_job(state.jobs[job_id])

@@ -14,8 +14,9 @@ from __future__ import annotations
 import heapq
 
 from lavalite.control.actions import Wake
+from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
-from lavalite.control.state import Batch, ClusterState, WaitingClass
+from lavalite.control.state import Batch, ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
@@ -108,7 +109,7 @@ def _place_one(
     run = TaskRun(
         TaskKey(job.id, job.indices[position]),
         position,
-        job.attempts.get(position, 0) + 1,
+        job.attempts_of(position) + 1,
         node.name,
         node.journal_id,
         now,

@@ -32,6 +32,9 @@ STATES: dict[int, TaskState] = {
     ASSUMED: TaskState.PENDING,
     WAITING: TaskState.PENDING,
 }
+ENDS_OF_ALL_TASKS = 256
+"""In a job of more tasks than this, how a task ended is kept only where it ran and did not succeed: a chunk is
+written anew with every end, and must stay small."""
 FINAL_CODES = frozenset(CODES[state] for state in FINAL)
 AS_STORED = bytes.maketrans(b"AWCRSU", b"PPPPPP")
 """A live task's state is in its commitment; in its chunk it is what it falls back to."""
@@ -160,6 +163,21 @@ class JobState:
         self.cursor = self.codes.index(READY, self.cursor)
         return self.cursor
 
+    def attempts_of(self, position: int) -> int:
+        """How many attempts of a task have ended."""
+        return self.attempts.get(position, self._usual_attempts(position))
+
+    def note_attempt(self, position: int, attempt: int) -> None:
+        """So many attempts have ended; call it in the state that the last one led to."""
+        if attempt == self._usual_attempts(position):
+            self.attempts.pop(position, None)
+        else:
+            self.attempts[position] = attempt
+
+    def _usual_attempts(self, position: int) -> int:
+        """What goes without saying: one where it has ended by running, none where it has not."""
+        return 1 if self.codes[position] in (CODES[TaskState.SUCCEEDED], CODES[TaskState.FAILED]) else 0
+
     def positions(self, codes: frozenset[int] | None = None) -> Iterator[int]:
         """All positions, or those with one of the letters."""
         return (p for p, code in enumerate(self.codes) if codes is None or code in codes)
@@ -180,6 +198,18 @@ class JobState:
         if code == READY:
             self.cursor = min(self.cursor, position)
 
+    def note_end(self, position: int, end: End) -> None:
+        """Remember how a task, or an attempt of it, ended."""
+        if end.started_at is not None:
+            self.started_at = min(self.started_at or end.started_at, end.started_at)
+        if end.ended_at is not None:
+            self.ended_at = max(self.ended_at or end.ended_at, end.ended_at)
+        succeeded = self.codes[position] == CODES[TaskState.SUCCEEDED]
+        if len(self.codes) <= ENDS_OF_ALL_TASKS or (end.node and not succeeded):
+            self.ends[position] = end
+        else:
+            self.ends.pop(position, None)
+
     # --- as stored ------------------------------------------------------------------------------------------
 
     def encode_chunk(self, chunk: int) -> bytes:
@@ -187,14 +217,15 @@ class JobState:
         first = chunk * CHUNK_TASKS
         span = range(first, min(first + CHUNK_TASKS, len(self.codes)))
         stored: dict[str, Any] = {"states": bytes(self.codes[first : span.stop]).translate(AS_STORED).decode()}
-        attempts = {p: n for p, n in _within(self.attempts, span) if n != self._usual_attempts(p)}
         columns: dict[str, dict[int, Any]] = {
-            "attempts": attempts,
+            "attempts": dict(_within(self.attempts, span)),
             "charges": dict(_within(self.charges, span)),
             "ends": {p: end.stored() for p, end in _within(self.ends, span)},
             "wakes": dict(_within(self.wakes, span)),
         }
         stored.update({name: column for name, column in columns.items() if column})
+        times = {"started_at": self.started_at, "ended_at": self.ended_at}
+        stored.update({name: at for name, at in times.items() if at is not None})
         if chunk == 0 and self.hold_changed:
             stored["held"] = self.held
         return json.dumps(stored, separators=(",", ":")).encode()
@@ -205,21 +236,19 @@ class JobState:
         for offset, letter in enumerate(record.states.encode()):
             if letter != self.codes[first + offset]:
                 self.set_code(first + offset, letter)
-            if letter in FINAL_CODES and (usual := self._usual_attempts(first + offset)):
-                self.attempts[first + offset] = usual
         self.attempts.update({int(p): n for p, n in record.attempts.items()})
         self.charges.update({int(p): n for p, n in record.charges.items()})
         for p, e in record.ends.items():
             self.ends[int(p)] = End(e.exit_code, e.reason, e.node, e.started_at, e.ended_at)
+        if record.started_at is not None:
+            self.started_at = min(self.started_at or record.started_at, record.started_at)
+        if record.ended_at is not None:
+            self.ended_at = max(self.ended_at or record.ended_at, record.ended_at)
         for p, at in record.wakes.items():
             self.wakes[int(p)] = at
             self.set_code(int(p), WAITING)
         if record.held is not None:
             self.held, self.hold_changed = record.held, True
-
-    def _usual_attempts(self, position: int) -> int:
-        """How many attempts have ended, where nothing is stored of it."""
-        return 1 if self.codes[position] in (CODES[TaskState.SUCCEEDED], CODES[TaskState.FAILED]) else 0
 
 
 def _within(column: dict[int, Any], span: range) -> Iterator[tuple[int, Any]]:

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any
 
 from lavalite.control.explain import explain
-from lavalite.control.state import ClusterState, NodeState
+from lavalite.control.state import ClusterState
+from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, JobState, TaskKey, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.host import LogicalHost
@@ -21,6 +22,9 @@ from lavalite.placement.columns import READY
 from lavalite.placement.reasons import Reason
 
 View = dict[str, Any]
+
+NODES_OF_TASKS = 64
+"""So many tasks of an array are looked at to name its nodes: lists of jobs must stay quick."""
 
 
 def amounts(state: ClusterState, provider: str) -> dict[str, dict[str, int]]:
@@ -183,7 +187,7 @@ def task(state: ClusterState, found: JobState, position: int) -> View:
         "job": found.id,
         "index": index,
         "state": found.state_of(position).value,
-        "attempt": run.attempt if run is not None and live else found.attempts.get(position, 0),
+        "attempt": run.attempt if run is not None and live else found.attempts_of(position),
         "node": run.node if run is not None and live else end.node,
         "exit_code": None if live else end.exit_code,
         "reason": "" if live else end.reason,
@@ -197,6 +201,12 @@ def commitments(state: ClusterState) -> Iterator[View]:
     for key, run in sorted(state.runs.items()):
         if not run.assumed:
             yield commitment_of(run, state.book.shares(key.owner)).model_dump(mode="json")
+
+
+def quarantine(state: ClusterState) -> Iterator[View]:
+    """Attempts that agents run and nobody here knows: for a person to look at. They are never killed silently."""
+    for (name, attempt), report in sorted(state.quarantine.items()):
+        yield {"node": name, "attempt": str(attempt), "state": report.state, "at": report.at}
 
 
 def counts(state: ClusterState, now: float) -> dict[str, dict[str, int]]:
@@ -223,6 +233,12 @@ def _array(found: JobState) -> str:
 
 
 def _nodes(state: ClusterState, found: JobState) -> list[str]:
-    """Nodes on which it runs or, over, ran; of a large array only those of its first thousand tasks."""
-    names = {task(state, found, position)["node"] for position in range(min(len(found.codes), 1000))}
+    """Nodes on which it runs or, over, ran; of a large array only those of its first tasks."""
+    names = set()
+    for position in range(min(len(found.codes), NODES_OF_TASKS)):
+        run = state.runs.get(TaskKey(found.id, found.indices[position]))
+        if run is not None and not run.assumed:
+            names.add(run.node)
+        elif position in found.ends:
+            names.add(found.ends[position].node)
     return sorted(names - {""})

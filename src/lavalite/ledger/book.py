@@ -199,6 +199,8 @@ class Book:
         loads: dict[tuple[str, str, str], int] = {}
         for owner, held in self._held.items():
             for share in held.shares:
+                if not share.amount:
+                    continue
                 key = (share.provider, share.kind)
                 by_owner = sums.setdefault(key, {})
                 by_owner[owner] = by_owner.get(owner, 0) + share.amount

@@ -114,6 +114,11 @@ class Committer:
         await self._idle.wait()
 
     @property
+    def end_reason(self) -> str:
+        """Why nothing is written any more; empty while it is."""
+        return self._end_reason
+
+    @property
     def pending(self) -> int:
         """Batches submitted and not settled."""
         return len(self._queue) + len(self._flying)

@@ -86,7 +86,9 @@ class LimConfig(Config):
 
     @property
     def timing(self) -> Timing:
-        return Timing(self.lease_ttl_seconds, self.priority, drain_seconds=self.drain_seconds)
+        """Where the list of candidates names this node alone, there is nobody to give way to."""
+        priority = 10 if self.candidate and len(self.candidates) == 1 else self.priority
+        return Timing(self.lease_ttl_seconds, priority, drain_seconds=self.drain_seconds)
 
     @property
     def local_socket_path(self) -> Path:

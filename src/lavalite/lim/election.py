@@ -18,13 +18,14 @@ from lavalite import __version__
 from lavalite.base.clock import Clock
 from lavalite.base.errors import InputError, LavaLiteError
 from lavalite.lim.config import LimConfig
-from lavalite.lim.core import (
+from lavalite.lim.core import Election, State
+from lavalite.lim.lockfile import LockFile
+from lavalite.lim.steps import (
     Action,
     Campaign,
     CampaignUnknown,
     Drain,
     Elected,
-    Election,
     Epoch,
     Event,
     Extend,
@@ -43,11 +44,9 @@ from lavalite.lim.core import (
     Revoke,
     RevokeEnded,
     SchedulerStopped,
-    State,
     StepDown,
     Tick,
 )
-from lavalite.lim.lockfile import LockFile
 from lavalite.lim.supervise import Supervisor
 from lavalite.store.base import Compare, LeaseLost, OutcomeUnknown, Put, Record, Store
 from lavalite.store.keys import Keys

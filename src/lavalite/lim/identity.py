@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import json
 import pwd
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from lavalite.wire.tokens import (
     verify_assertion,
 )
 
-OWN_BUNDLE = "trust.json"
-
 log = structlog.get_logger(__name__)
 
 
@@ -43,10 +40,10 @@ class Identity:
 
     @classmethod
     def load(cls, config: LimConfig, clock: Clock) -> Identity:
-        """Without a bundle the node trusts its own key alone. Raises InputError."""
+        """Without a bundle the node trusts its own key alone, and says so beside its socket. Raises InputError."""
         key = NodeKey.load_or_create(config.node_key_path)
         if config.trust_bundle_path is None:
-            write_own_bundle(config, key.public)
+            _write_own_bundle(config.local_socket_path.with_name(OWN_BUNDLE), config.node, key.public)
             return cls(config.node, key, TrustBundle.alone(config.node, key.public), clock)
         bundle = TrustBundle.load(config.trust_bundle_path)
         if config.candidate and bundle.role(config.node) != "candidate":
@@ -92,18 +89,6 @@ class Identity:
         return Person(name, uid, gid).subject
 
 
-def write_own_bundle(config: LimConfig, public: str) -> None:
-    """Say which key this node trusts where nobody laid down a bundle: its own. mbatchd beside us reads it."""
-    path = config.state_path / OWN_BUNDLE
-    fresh = path.with_suffix(".new")
-    try:
-        fresh.write_text(json.dumps({config.node: {"public": public, "role": "candidate"}}))
-        fresh.chmod(0o644)
-        fresh.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", field="state_path") from None
-
-
 def make_state_folder(path: Path) -> None:
     """Raises InputError. Others may pass through, as people ask the socket in it; each secret guards itself."""
     try:
@@ -114,7 +99,7 @@ def make_state_folder(path: Path) -> None:
 
 
 def _write_own_bundle(path: Path, node: str, public: str) -> None:
-    """Raises InputError."""
+    """For mbatchd, which looks for it there. Raises InputError."""
     draft = path.with_name(f".{path.name}.new")
     try:
         draft.write_text(json.dumps({node: {"public": public, "role": "candidate"}}) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from lavalite.lim.core import Epoch
+from lavalite.lim.steps import Epoch
 
 log = structlog.get_logger(__name__)
 

@@ -15,12 +15,12 @@ from lavalite import __version__
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError, RefusedError
 from lavalite.lim.beats import LeaderLine
-from lavalite.lim.core import Epoch
 from lavalite.lim.discovery import OwnOffer
 from lavalite.lim.election import Candidate
 from lavalite.lim.identity import Identity
 from lavalite.lim.listener import granted_for, leading_epoch, refuse_stranger
 from lavalite.lim.membership import Roster
+from lavalite.lim.steps import Epoch
 from lavalite.lim.view import CandidateView, View
 from lavalite.wire.connection import Connection, ConnectionLost
 from lavalite.wire.frames import (

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -21,6 +21,7 @@ from lavalite.base.errors import FencedError, InputError, LavaLiteError
 from lavalite.base.steady import SteadyTime
 from lavalite.control.events import Loaded
 from lavalite.control.records import load
+from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
@@ -44,6 +45,7 @@ from lavalite.store.keys import Keys
 from lavalite.store.open import open_store
 from lavalite.wire.address import check_listener, parse_address
 from lavalite.wire.connection import FrameServer
+from lavalite.wire.frames import EpochPair
 from lavalite.wire.tokens import TrustBundle
 
 DRAIN_SECONDS = 5.0
@@ -61,15 +63,18 @@ async def serve(config: MbatchdConfig, stop: asyncio.Event) -> None:
     following = asyncio.create_task(leadership.run())
     try:
         serving = asyncio.create_task(_serve_led(config, stop, clock, leadership, lead, store))
-        await _first(serving, leadership.lost.wait())
+        await _first(serving, leadership.lost.wait(), _end_of(following))
         if not serving.done():
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+            if following.done():
+                await following  # its error is what ends us
             raise FencedError(f"mbatchd ends: {leadership.reason}")
         await serving
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        await leadership.close()
         await store.close()
 
 
@@ -93,7 +98,7 @@ async def _serve_led(
     core.service.connect(sessions.post, sessions.close)
     news = HostNews(core.state, lead.epoch, sessions.post)
     sessions.on_hosts_applied = news.note_applied
-    changes = Changes(core.service.time)
+    changes = Changes(core.state, core.service.time)
     core.service.on_applied += [news.heard, changes.heard]
     frames = FrameServer(
         config.listen,
@@ -108,6 +113,7 @@ async def _serve_led(
         reader = Reader(
             core.service,
             sessions,
+            news,
             leadership,
             core.committer,
             store,
@@ -142,11 +148,18 @@ async def _load(config: MbatchdConfig, clock: Clock, leadership: Leadership, lea
     fence = await take_writer(store, keys, lead.leader_create_revision, lead.epoch, uuid.uuid4().hex)
     records, revision = await range_all(store, keys.root)
     stored = {record.key: record.value for record in records}
-    specs = stored_specs(stored.get(keys.definition, b""), config.cluster)
-    state = load(keys, lead.epoch, stored.items(), specs=specs, settings=config.settings)
+    settings = replace(config.settings, max_txn_operations=store.max_txn_operations)
+    # In a thread, since a large state takes longer than a lease: the leadership must be followed meanwhile.
+    state = await asyncio.to_thread(_state_of, config.cluster, lead.epoch, stored, settings)
     log.info("state loaded", revision=revision, records=len(records), jobs=len(state.jobs), nodes=len(state.nodes))
     committer = Committer(store, fence, clock, may_continue=leadership.holds)
     return _Core(state, committer, Service(state, committer, SteadyTime(clock), lead.epoch, config.cluster))
+
+
+def _state_of(cluster: str, epoch: EpochPair, stored: dict[str, bytes], settings: Settings) -> ClusterState:
+    keys = Keys(cluster)
+    specs = stored_specs(stored.get(keys.definition, b""), cluster)
+    return load(keys, epoch, stored.items(), specs=specs, settings=settings)
 
 
 async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) -> None:
@@ -164,7 +177,7 @@ async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) 
             if task.done():
                 await task  # its error is what ends us
         if core.committer.fenced.is_set():
-            raise FencedError("mbatchd ends: another scheduler has taken over")
+            raise FencedError(f"mbatchd ends: {core.committer.end_reason}")
         if core.service.failed.is_set():
             raise LavaLiteError("mbatchd ends: its state broke; see the log", code="broken")
         with contextlib.suppress(TimeoutError):
@@ -181,7 +194,7 @@ async def _follow_members(service: Service, leadership: Leadership) -> None:
     while True:
         await leadership.members_changed.wait()
         leadership.members_changed.clear()
-        service.see_members(leadership.members)
+        service.see_members(leadership.members.values())
 
 
 async def _end_of(task: asyncio.Task[None]) -> None:

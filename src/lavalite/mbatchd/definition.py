@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -14,6 +15,8 @@ from lavalite.mbatchd.service import Service
 from lavalite.model.pools import load_pools, pools_from
 from lavalite.model.specs import NodeCapacity
 
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""As stored. A store takes a mebibyte and a half; what it refuses would end the scheduler."""
 NAMED_SECTIONS = ("pools", "logical_hosts", "queues")
 SECTION_OF = {"pools": "pools", "queues": "queues", "hosts": "logical_hosts"}
 """Section of the document by what the API's path says."""
@@ -24,13 +27,19 @@ class DefinitionDesk:
 
     def __init__(self, service: Service, reader: Reader, cluster: str) -> None:
         self._service, self._reader, self._cluster = service, reader, cluster
+        self._reading = asyncio.Lock()
 
     def current(self) -> models.Definition:
         return models.Definition.model_validate(self._stored())
 
-    async def apply(self, ask: models.DefinitionPut, *, dry_run: bool) -> models.DefinitionResult:
+    async def apply(
+        self, ask: models.DefinitionPut, *, dry_run: bool, if_version: int | None = None
+    ) -> models.DefinitionResult:
         """The whole document. Raises InputError with all faults, by file and line."""
-        document = load_pools(ask.text, ask.file, self._nodes())
+        async with self._reading:
+            # In a thread, one at a time: a long document takes seconds, and the leadership must be kept meanwhile.
+            document = await asyncio.to_thread(load_pools, ask.text, ask.file, self._nodes())
+        self._demand_version(if_version)
         if document.cluster != self._cluster:
             raise InputError(
                 f"this document is for cluster {document.cluster}, and here is {self._cluster}",
@@ -39,7 +48,11 @@ class DefinitionDesk:
                 hint="Apply it where it belongs, or mend its cluster:.",
             )
         before, asked_for = self._stored(), document.canonical()
-        after = {**before, "links": asked_for["links"] or before["links"], "owned": dict(before["owned"])}
+        after = {
+            **before,
+            "links": asked_for["links"] or ([] if ask.purge else before["links"]),
+            "owned": dict(before["owned"]),
+        }
         for section in NAMED_SECTIONS:
             owned, asked = set(before["owned"].get(section, ())), asked_for[section]
             kept = {n: e for n, e in before[section].items() if not (ask.purge and n in owned and n not in asked)}
@@ -52,18 +65,16 @@ class DefinitionDesk:
     ) -> models.DefinitionResult:
         """Add one entry or change it. Raises InputError, ConflictError when the definition was changed meanwhile."""
         before, section = self._stored(), SECTION_OF[path]
-        if ask.if_version is not None and ask.if_version != before["version"]:
-            raise ConflictError(
-                f"the definition is at version {before['version']}, not {ask.if_version}",
-                code="version_changed",
-                hint="Read it again, then put.",
-            )
+        self._demand_version(ask.if_version)
         after = {**before, section: {**before[section], name: ask.spec}}
         return await self._change(before, after, purge=False, dry_run=dry_run)
 
-    async def delete_entry(self, path: str, name: str, *, dry_run: bool) -> models.DefinitionResult:
+    async def delete_entry(
+        self, path: str, name: str, *, dry_run: bool, if_version: int | None = None
+    ) -> models.DefinitionResult:
         """Remove one entry; a host goes when nothing on it is in use."""
         before, section = self._stored(), SECTION_OF[path]
+        self._demand_version(if_version)
         if name not in before[section]:
             raise UnknownNameError(f"there is no {name} under {section}", field=section)
         after = {**before, section: {n: e for n, e in before[section].items() if n != name}}
@@ -78,17 +89,30 @@ class DefinitionDesk:
         changed = typed(before) != typed(after) or before["owned"] != after["owned"]
         if changed:
             after = {**after, "version": before["version"] + 1}
+        stored = _storable(after)
         result = models.DefinitionResult(
             changed=typed(before) != typed(after),
             version=after["version"],
             before=sections(before),
             after=sections(after),
-            hosts=self._reader.planned(specs.hosts.values()),
+            hosts=self._reader.planned(specs.hosts.values(), specs.pools.values()),
         )
-        if changed and not dry_run:
-            await self._service.apply(DefinitionApplied(json.dumps(after, sort_keys=True).encode(), specs, purge))
+        if not changed:
+            await self._service.settled()  # what it equals may have been applied a moment ago
+        elif not dry_run:
+            await self._service.obey(DefinitionApplied(stored, specs, purge))
             result.hosts = [h for h in self._reader.hosts() if h.name in specs.hosts]
         return result
+
+    def _demand_version(self, wanted: int | None) -> None:
+        """Raises ConflictError where the definition was changed since whoever asks has read it."""
+        stands = self._stored()["version"]
+        if wanted is not None and wanted != stands:
+            raise ConflictError(
+                f"the definition is at version {stands}, not {wanted}",
+                code="version_changed",
+                hint="Read it again, then change it.",
+            )
 
     def _stored(self) -> dict[str, Any]:
         return self._service.document
@@ -96,3 +120,16 @@ class DefinitionDesk:
     def _nodes(self) -> list[NodeCapacity] | None:
         """What the document is held against; nothing is while no node is known."""
         return [NodeCapacity.from_offer(n.offer) for n in self._service.state.nodes.values()] or None
+
+
+def _storable(document: dict[str, Any]) -> bytes:
+    """Raises InputError for what could not be stored, or not be shown again."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+        stored = json.dumps(document, sort_keys=True, allow_nan=False).encode()
+    except ValueError:
+        raise InputError("the definition holds what is no text, or a number that is none", field="spec") from None
+    if len(stored) > MAX_DOCUMENT_BYTES:
+        message = f"the definition would have {len(stored)} bytes, at most {MAX_DOCUMENT_BYTES} are stored"
+        raise InputError(message, code="too_long", hint="Use labels and ranges of names instead of single entries.")
+    return stored

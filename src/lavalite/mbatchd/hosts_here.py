@@ -18,13 +18,13 @@ log = structlog.get_logger(__name__)
 
 
 class HostNews:
-    """Remembers what each node was told. `applied` is what nodes said they have, by node: host name → version."""
+    """Remembers what each node was told, and what it said it has."""
 
     def __init__(self, state: ClusterState, epoch: EpochPair, post: Callable[..., bool]) -> None:
         self._state, self._epoch, self._post = state, epoch, post
         self._seen_version = -1
         self._told: dict[str, list[HostHere]] = {}
-        self.applied: dict[str, dict[str, int]] = {}
+        self._applied: dict[str, dict[str, int]] = {}
 
     def heard(self, event: Event) -> None:
         """Look whether an event changed anything that an agent should know."""
@@ -41,7 +41,11 @@ class HostNews:
                 self._tell(node, hosts)
 
     def note_applied(self, node: str, versions: dict[str, int]) -> None:
-        self.applied[node] = versions
+        self._applied[node] = versions
+
+    def is_applied(self, node: str, host: str, version: int) -> bool:
+        """Whether the node has said that it lets people into this version of the host."""
+        return self._applied.get(node, {}).get(host) == version
 
     def _tell(self, node: str, hosts: list[HostHere]) -> None:
         if self._post(node, HostsHere(epoch=self._epoch, hosts=hosts)):

@@ -5,12 +5,10 @@ Routes hold no policy: they check who may ask, hand over to the Scheduler's desk
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -25,10 +23,10 @@ from lavalite.base.errors import (
     UnknownNameError,
     UnreachableError,
 )
+from lavalite.mbatchd.answers import fault_answer
+from lavalite.mbatchd.gate import TOO_LONG, Gate
 from lavalite.mbatchd.identity import Doorman, Identity, NotAllowed, NotAuthenticated
 from lavalite.mbatchd.scheduler import Scheduler
-
-MAX_BODY_BYTES = 32 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +41,16 @@ STATUS_CODES: list[tuple[type[LavaLiteError], int]] = [
 ]
 
 
-def scheduler_of(request: Request) -> Scheduler:
+# Coroutines, since a plain function would be sent to a thread for each request.
+async def scheduler_of(request: Request) -> Scheduler:
     scheduler: Scheduler = request.app.state.scheduler
     return scheduler
 
 
-def identity_of(request: Request) -> Identity:
-    doorman: Doorman = request.app.state.doorman
-    return doorman.identify(request)
+async def identity_of(request: Request) -> Identity:
+    """Whom the gate let in."""
+    identity: Identity = request.state.identity
+    return identity
 
 
 TheScheduler = Annotated[Scheduler, Depends(scheduler_of)]
@@ -70,33 +70,14 @@ def make_app(scheduler: Scheduler, doorman: Doorman) -> FastAPI:
         redoc_url=None,
     )
     app.state.scheduler = scheduler
-    app.state.doorman = doorman
     app.add_exception_handler(LavaLiteError, _our_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
-    app.middleware("http")(_limit_body)
+    app.add_middleware(Gate, doorman=doorman)
     for router in (cluster.router, definition.router, jobs.router, events.router):
         app.include_router(router)
     return app
-
-
-async def _limit_body(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        fault = Fault("too_long", f"a request has at most {MAX_BODY_BYTES} bytes", hint="Send it in parts.")
-        return _answer(413, [fault])
-    return await call_next(request)
-
-
-def _answer(status: int, faults: list[Fault], headers: dict[str, str] | None = None) -> JSONResponse:
-    body = {
-        "errors": [
-            {"code": f.code, "message": f.message, "field": f.field, "hint": f.hint, "file": f.file, "line": f.line}
-            for f in faults
-        ]
-    }
-    return JSONResponse(body, status_code=status, headers=headers)
 
 
 async def _our_error(request: Request, error: Exception) -> JSONResponse:
@@ -104,7 +85,7 @@ async def _our_error(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in STATUS_CODES if isinstance(error, kind)), 409)
     status = {"version_changed": 412, "too_many": 429}.get(error.code, status)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return _answer(status, error.faults if isinstance(error, InputError) else [error.fault], headers)
+    return fault_answer(status, error.faults if isinstance(error, InputError) else [error.fault], headers)
 
 
 async def _bad_request(request: Request, error: Exception) -> JSONResponse:
@@ -120,23 +101,20 @@ async def _bad_request(request: Request, error: Exception) -> JSONResponse:
         elif found["type"] == "json_invalid":
             message, place = "the body is not JSON", []
         faults.append(Fault("bad_input", message, ".".join(place), hint))
-    return _answer(400, faults)
+    return fault_answer(400, faults)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         fault = Fault("no_such_path", f"there is nothing at {request.url.path}", hint="See /v1/openapi.json.")
+    elif error.status_code == 413:
+        fault = TOO_LONG
     else:
         fault = Fault("http", str(error.detail))
-    return _answer(error.status_code, [fault])
+    return fault_answer(error.status_code, [fault])
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", path=request.url.path, exc_info=error)
-    return _answer(500, [Fault("internal", "Something failed here; the scheduler's log says what.")])
-
-
-def server_sent(kind: str, payload: object) -> str:
-    """One server-sent event."""
-    return f"event: {kind}\ndata: {json.dumps(payload, separators=(',', ':'))}\n\n"
+    return fault_answer(500, [Fault("internal", "Something failed here; the scheduler's log says what.")])

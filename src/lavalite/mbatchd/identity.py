@@ -6,6 +6,7 @@ are operators: they may change the definition and end what is others'.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import socket
@@ -20,6 +21,10 @@ from lavalite.base.clock import Clock
 from lavalite.base.errors import RefusedError
 from lavalite.wire.frames import EpochPair
 from lavalite.wire.tokens import AUDIENCE_API, Person, TrustBundle, verify
+
+MAX_NAMES = 10_000
+IDLE_SECONDS = 30.0
+"""A connection on which no request has begun for so long is closed."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -61,6 +66,8 @@ class PeerAwareProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # uvicorn only counts the idle time after a first answer; the first byte of a request ends this.
+        self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
         peer = transport.get_extra_info("socket")
         if peer is not None and peer.family == socket.AF_UNIX:
             raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -75,13 +82,14 @@ class Doorman:
         self._bundle = bundle
         self._epoch = epoch
         self._clock = clock
+        self._names: dict[int, str] = {}
 
-    def identify(self, request: Request) -> Identity:
+    async def identify(self, request: Request) -> Identity:
         """Raises NotAuthenticated."""
         client = request.client
         if client is not None and client.host.startswith("unix:"):
             _, uid, gid = client.host.split(":")
-            return self._identity(_user_name(int(uid)), int(uid), int(gid))
+            return self._identity(await self._user_name(int(uid)), int(uid), int(gid))
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise NotAuthenticated(
@@ -103,6 +111,14 @@ class Doorman:
         if person is None:
             raise NotAuthenticated("this token was not made for a person")
         return self._identity(person.name, person.uid, person.gid)
+
+    async def _user_name(self, uid: int) -> str:
+        """Looked up once, and in a thread: a directory service may take its time, and the scheduler has none."""
+        if uid not in self._names:
+            if len(self._names) >= MAX_NAMES:
+                self._names.clear()
+            self._names[uid] = await asyncio.to_thread(_user_name, uid)
+        return self._names[uid]
 
     @staticmethod
     def _identity(user: str, uid: int, gid: int) -> Identity:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Literal
+
+from pydantic_core import PydanticSerializationError
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, Fault, InputError, LavaLiteError
@@ -18,6 +21,12 @@ from lavalite.mbatchd.service import Service
 from lavalite.model.job import JobRecord, JobSpec
 from lavalite.model.task import FINAL, AttemptId
 
+MAX_RECORD_BYTES = 512 * 1024
+"""Of one job. A store takes a mebibyte and a half; what it refuses would end the scheduler, not the job."""
+
+TURN_JOBS = 100
+"""After so many jobs of a batch, others have their turn on the event loop."""
+
 Verb = Literal["hold", "release", "suspend", "resume", "requeue"]
 
 
@@ -29,28 +38,37 @@ class JobDesk:
         self._max_unfinished_tasks = max_unfinished_tasks
 
     async def submit(self, batch: models.SubmitBatch, who: Identity, *, dry_run: bool) -> models.Submitted:
-        """All jobs of the batch, or none. A key that is known answers with its job, whoever asks first."""
+        """All jobs of the batch are let in, or none. A key that this person has used answers with its job.
+
+        Should the leadership end meanwhile, some may be durable and others not: asked again with the same keys,
+        the next leader makes those that are missing.
+        """
         faults = []
-        specs: list[JobSpec] = []
+        specs: list[tuple[str, JobSpec]] = []
         for place, ask in enumerate(batch.jobs):
+            key = f"{who.uid}:{ask.key}" if ask.key else ""
             spec = ask.spec.model_copy(update={"user": who.user, "uid": who.uid, "gid": who.gid})
-            specs.append(spec)
+            specs.append((key, spec))
+            if key in self._service.state.submit_keys:
+                continue  # let in before; whether it could be now is not the question
             try:
+                _demand_storable(spec)
                 admit(self._service.state, spec, self._service.time.now())
             except InputError as error:
                 faults += [_placed(f, place, len(batch.jobs)) for f in error.faults]
+            if place % TURN_JOBS == TURN_JOBS - 1:
+                await asyncio.sleep(0)
         if faults:
             raise InputError(faults=faults)
-        self._demand_room(sum(len(s.indices()) for s in specs))
+        known = self._service.state.submit_keys
+        self._demand_room(sum(len(spec.indices()) for key, spec in specs if key not in known))
         if dry_run:
             return models.Submitted(ids=[])
-        ids, existing, written = [], [], []
-        for ask, spec in zip(batch.jobs, specs, strict=True):
-            key = f"{who.uid}:{ask.key}" if ask.key else ""
-            known = self._service.state.submit_keys.get(key) if key else None
-            if known is not None:
-                ids.append(known)
-                existing.append(known)
+        ids, existing = [], []
+        for place, (key, spec) in enumerate(specs):
+            if key in known:
+                ids.append(known[key])
+                existing.append(known[key])
                 continue
             record = JobRecord(
                 id=self._service.state.next_job_id(),
@@ -58,9 +76,11 @@ class JobDesk:
                 submitted_at=self._service.time.now(),
                 submit_key=key,
             )
-            written.append(self._service.apply(events.Submitted(record)))
+            self._service.apply(events.Submitted(record))
             ids.append(record.id)
-        await asyncio.gather(*written)
+            if place % TURN_JOBS == TURN_JOBS - 1:
+                await asyncio.sleep(0)
+        await self._service.settled()
         return models.Submitted(ids=ids, existing=existing)
 
     async def cancel(self, job_id: int, tasks: list[int] | None, who: Identity, *, force: bool) -> None:
@@ -74,14 +94,14 @@ class JobDesk:
             if task not in indices:
                 raise InputError(f"job {job_id} has no task {task}", code="unknown_task", field="tasks")
         asked = None if tasks is None else tuple(tasks)
-        await self._service.apply(events.CancelRequested(job_id, asked, force, who.user))
+        await self._service.obey(events.CancelRequested(job_id, asked, force, who.user))
 
     async def act(self, job_id: int, verb: Verb, who: Identity) -> None:
         job = self._job(job_id)
         who.demand_owner(job.spec.user, f"{verb} job {job_id}")
         if not job.unfinished:
             raise ConflictError(f"job {job_id} has ended", code="job_ended")
-        await self._service.apply(_event(job_id, verb, who.user))
+        await self._service.obey(_event(job_id, verb, who.user))
 
     async def output(
         self,
@@ -92,15 +112,18 @@ class JobDesk:
         *,
         offset: int,
         follow: bool,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """What the latest attempt at a task wrote. With `follow`, waits until it runs and goes on until it ends."""
         job = self._job(job_id)
         who.demand_owner(job.spec.user, f"read the output of job {job_id}")
         index = self._task(job, task)
         attempt, node = await self._attempt(job, index, follow=follow)
-        pieces = self._output.read(node, self._service.epoch, str(attempt), stream, offset=offset, follow=follow)
-        async for piece in pieces:
-            yield piece
+        epoch = self._service.epoch
+        async with aclosing(
+            self._output.read(node, epoch, str(attempt), stream, offset=offset, follow=follow, reader=who.user)
+        ) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _attempt(self, job: JobState, index: int, *, follow: bool) -> tuple[AttemptId, str]:
         """The latest attempt and its node; while there is none, wait for it if `follow` says so."""
@@ -152,6 +175,18 @@ def _event(job_id: int, verb: Verb, user: str) -> events.Event:
     if verb == "requeue":
         return events.RequeueRequested(job_id, by=user)
     return events.SignalRequested(job_id, verb)
+
+
+def _demand_storable(spec: JobSpec) -> None:
+    """Whatever is let in must fit into the store: a record that does not would fail again under each new leader."""
+    try:
+        size_bytes = len(spec.model_dump_json())
+    except PydanticSerializationError:
+        hint = "Write it in UTF-8; lone surrogates stand for no character."
+        raise InputError("it holds what is no text", field="spec", hint=hint) from None
+    if size_bytes > MAX_RECORD_BYTES:
+        message = f"it has {size_bytes} bytes as JSON, a job has at most {MAX_RECORD_BYTES}"
+        raise InputError(message, code="too_long", field="spec", hint="Put what is long into a file.")
 
 
 def _placed(fault: Fault, place: int, jobs: int) -> Fault:

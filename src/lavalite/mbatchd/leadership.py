@@ -11,6 +11,7 @@ A frozen LIM therefore does not leave a scheduler behind, and a frozen scheduler
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,15 @@ import structlog
 
 from lavalite import __version__
 from lavalite.base.clock import Clock
-from lavalite.base.errors import FencedError, LavaLiteError, RefusedError
-from lavalite.wire.connection import Connection
+from lavalite.base.errors import FencedError, LavaLiteError, RefusedError, UnreachableError
+from lavalite.wire.connection import Connection, ConnectionLost
 from lavalite.wire.frames import AskMembers, Bye, Deadline, EpochPair, Hello, Leader, Member, Members, Ready, WhoLeads
 
 log = structlog.get_logger()
 
 RECONNECT_SECONDS = 0.1
-MEMBERS_SECONDS = 1.0
+ASK_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Leadership:
         self._connection: Connection | None = None
         self._ready: Ready | None = None
         self._lead: Lead | None = None
-        self.members: list[Member] = []
+        self.members: dict[str, Member] = {}
         self.members_changed = asyncio.Event()
         self.lost = asyncio.Event()
         self.reason = ""
@@ -63,7 +65,12 @@ class Leadership:
         """Ask the LIM for the leadership that it holds. Raises RefusedError when this node does not lead."""
         connection, _ = await Connection.open(self._address, self._hello)
         await connection.send(WhoLeads())
-        answer = await connection.receive()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await connection.receive()
+        except TimeoutError:
+            await connection.close()
+            raise UnreachableError(f"the LIM at {self._address} does not answer", hint="See its log.") from None
         if not isinstance(answer, Leader) or not answer.mine or answer.epoch is None or answer.deadline is None:
             await connection.close()
             raise RefusedError(
@@ -96,12 +103,19 @@ class Leadership:
             api_url=api_url,
         )
         if self._connection is not None:
-            await self._connection.send(self._ready)
+            with contextlib.suppress(ConnectionLost):  # whoever follows finds out, and connects again
+                await self._connection.send(self._ready)
+
+    async def close(self) -> None:
+        """Let go of the LIM. Ends nothing by itself."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
 
     async def run(self) -> None:
         """Follow the LIM until the leadership is over."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(t) for t in (self._follow(), self._watch_deadline(), self._ask_members())]
+            tasks = [group.create_task(t) for t in (self._follow(), self._watch_deadline(), self._ask())]
             await self.lost.wait()
             for task in tasks:
                 task.cancel()
@@ -114,12 +128,13 @@ class Leadership:
                 return
             await self._clock.sleep(min(left, 0.5))
 
-    async def _ask_members(self) -> None:
+    async def _ask(self) -> None:
+        """Until we serve, the LIM tells no deadline by itself, and a large state takes long to load: so ask."""
         while True:
-            await self._clock.sleep(MEMBERS_SECONDS)
+            await self._clock.sleep(ASK_SECONDS)
             if self._connection is not None:
                 try:
-                    await self._connection.send(AskMembers())
+                    await self._connection.send(AskMembers() if self._ready else WhoLeads())
                 except LavaLiteError:
                     continue
 
@@ -137,11 +152,19 @@ class Leadership:
                 continue
             if isinstance(frame, Deadline):
                 self._renew(frame)
+            elif isinstance(frame, Leader):
+                self._hear_leader(frame)
             elif isinstance(frame, Members):
-                self.members = frame.members
+                self.members = {member.node: member for member in frame.members}
                 self.members_changed.set()
             elif isinstance(frame, Bye):
                 self._give_up(frame.reason or "the LIM said good-bye")
+
+    def _hear_leader(self, frame: Leader) -> None:
+        if not frame.mine or frame.epoch != self.lead.epoch:
+            self._give_up("the LIM leads no more, or under another epoch")
+        elif frame.deadline is not None:
+            self._deadline = max(self._deadline, frame.deadline)
 
     def _renew(self, frame: Deadline) -> None:
         if frame.epoch != self.lead.epoch:
@@ -157,7 +180,7 @@ class Leadership:
         try:
             connection, _ = await Connection.open(self._address, self._hello)
             if self._ready is not None:
-                await connection.send(self._ready)
+                connection.post(self._ready)
             self._connection = connection
         except LavaLiteError as error:
             log.debug("the LIM does not answer", reason=str(error))

@@ -6,6 +6,8 @@ from lavalite.base.errors import UnknownNameError
 from lavalite.control.events import DrainRequested, ResumeRequested
 from lavalite.mbatchd.service import Service
 
+MAX_REASON_CHARACTERS = 500
+
 
 class NodeDesk:
     """Drain and resume. Both are durable when they return."""
@@ -16,11 +18,11 @@ class NodeDesk:
     async def drain(self, name: str, reason: str) -> None:
         """Nothing new is started on the node; what runs there runs on."""
         self._demand(name)
-        await self._service.apply(DrainRequested(name, reason))
+        await self._service.obey(DrainRequested(name, reason[:MAX_REASON_CHARACTERS]))
 
     async def resume(self, name: str) -> None:
         self._demand(name)
-        await self._service.apply(ResumeRequested(name))
+        await self._service.obey(ResumeRequested(name))
 
     def _demand(self, name: str) -> None:
         if name not in self._service.state.nodes:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,12 +19,17 @@ from lavalite.wire.frames import AnyFrame, CancelRead, EpochPair, Output, Read
 
 MAX_PIECES = 256
 """At most 16 MiB wait for one reader: 256 pieces of 64 KiB."""
+MAX_PIECE_CHARACTERS = 88_000
+"""64 KiB in base64. An agent that sends more than it agreed to does not get to fill our memory."""
 MAX_STREAMS = 1024
+MAX_STREAMS_EACH = 64
+"""Of one person, so that nobody keeps the others from reading."""
 
 
 @dataclass(slots=True)
 class _Stream:
     node: str
+    reader: str
     pieces: asyncio.Queue[Output | LavaLiteError] = field(default_factory=lambda: asyncio.Queue(MAX_PIECES + 1))
     cut: bool = False
 
@@ -46,13 +51,15 @@ class OutputStreams:
         *,
         offset: int = 0,
         follow: bool = False,
-    ) -> AsyncIterator[bytes]:
+        reader: str = "",
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes from `offset` on; with `follow` until the attempt ends. Raises LavaLiteError."""
-        if len(self._streams) >= MAX_STREAMS:
+        of_reader = sum(entry.reader == reader for entry in self._streams.values())
+        if len(self._streams) >= MAX_STREAMS or of_reader >= MAX_STREAMS_EACH:
             raise LavaLiteError("too many outputs are being read", code="too_many", hint="Try again later.")
         number = next(self._numbers)
         ask = Read(epoch=epoch, stream_id=number, attempt=attempt, stream=stream, offset=offset, follow=follow)
-        entry = self._streams[number] = _Stream(node)
+        entry = self._streams[number] = _Stream(node, reader)
         ended = False
         try:
             self._ask(node, ask)
@@ -83,6 +90,10 @@ class OutputStreams:
             entry.pieces.put_nowait(
                 LavaLiteError("the reader is too slow", code="too_slow", hint="Read on from there.")
             )
+            return
+        if len(frame.data_base64) > MAX_PIECE_CHARACTERS:
+            entry.cut = True
+            entry.pieces.put_nowait(LavaLiteError("the agent sent too long a piece of output", code="bad_output"))
             return
         entry.pieces.put_nowait(frame)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -18,7 +17,14 @@ def paged(
     cursor: str,
     keep: Callable[[Item], bool] = lambda _: True,
 ) -> Page[Item]:
-    """The first `limit` kept items whose key is greater than `cursor`."""
-    found = heapq.nsmallest(limit + 1, (i for i in items if key(i) > cursor and keep(i)), key=key)
-    more = len(found) > limit
-    return Page(items=found[:limit], next_cursor=key(found[limit - 1]) if more else None)
+    """The first `limit` kept items whose key is greater than `cursor`. `items` are in the order of their keys.
+
+    No more of them are made than the page needs.
+    """
+    found: list[Item] = []
+    for item in items:
+        if key(item) > cursor and keep(item):
+            if len(found) == limit:
+                return Page(items=found, next_cursor=key(found[-1]))
+            found.append(item)
+    return Page(items=found)

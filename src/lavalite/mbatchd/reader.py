@@ -15,17 +15,18 @@ from lavalite.control.admission import find_job
 from lavalite.control.composer import plans
 from lavalite.control.explain import explain
 from lavalite.ledger.committer import Committer
+from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
-from lavalite.model.specs import HostSpec
+from lavalite.model.specs import HostSpec, PoolSpec
 from lavalite.placement.reasons import Refusal
 from lavalite.store.base import Store, StoreUnavailable
 
 Named = TypeVar("Named", models.Pool, models.Queue)
 
 MAX_LOOKED_AT = 20_000
-"""Jobs that one call looks at for a page of those that match; the cursor goes on from there."""
+"""Jobs, or tasks, that one call looks at for a page of those that match; the cursor goes on from there."""
 
 
 class Reader:
@@ -35,6 +36,7 @@ class Reader:
         self,
         service: Service,
         sessions: AgentSessions,
+        news: HostNews,
         leadership: Leadership,
         committer: Committer,
         store: Store,
@@ -44,7 +46,7 @@ class Reader:
         api_url: str,
     ) -> None:
         self._service, self._state, self._sessions = service, service.state, sessions
-        self._leadership, self._committer, self._store = leadership, committer, store
+        self._news, self._leadership, self._committer, self._store = news, leadership, committer, store
         self._cluster, self._node, self._api_url = cluster, node, api_url
         self._started_at = service.time.now()
 
@@ -64,6 +66,7 @@ class Reader:
             nodes=counts["nodes"],
             jobs=counts["jobs"],
             tasks=counts["tasks"],
+            quarantined=len(self._state.quarantine),
             commitments=len(self._state.runs) + sum(bool(h.parts) for h in self._state.hosts.values()),
             loop_lag_ms=round(1000 * self._service.loop_lag_seconds, 3),
             api_url=self._api_url,
@@ -89,7 +92,7 @@ class Reader:
         return self._node_of(views.node(self._state, found, self._service.time.now()))
 
     def _node_of(self, view: dict[str, Any]) -> models.Node:
-        member = next((m for m in self._leadership.members if m.node == view["name"]), None)
+        member = self._leadership.members.get(view["name"])
         if member is not None:
             view |= {"round_trip_ms": member.round_trip_ms, "lost_beats": member.lost}
         view["software_version"] = self._sessions.versions.get(view["name"], "")
@@ -118,16 +121,22 @@ class Reader:
 
     def _host_of(self, view: dict[str, Any]) -> models.Host:
         spec = self._state.specs.hosts.get(view["name"])
+        if view["state"] == "composed" and not self._news.is_applied(view["anchor"], view["name"], view["version"]):
+            view = {
+                **view,
+                "state": "composing",
+                "reason": f"{view['anchor']} has not said yet that it can be entered",
+            }
         return models.Host.model_validate({**view, "spec": asdict(spec) if spec else {}})
 
     def _with_spec(self, section: str, view: dict[str, Any]) -> dict[str, Any]:
         document = self._service.document
         return {**view, "spec": document[section].get(view["name"]) or {}, "version": document["version"]}
 
-    def planned(self, specs: Iterable[HostSpec]) -> list[models.Host]:
-        """What these hosts are, or would be were they asked for now."""
+    def planned(self, specs: Iterable[HostSpec], pools: Iterable[PoolSpec]) -> list[models.Host]:
+        """What these hosts are, or would be were they and these pools asked for now."""
         wanted = list(specs)
-        found = plans(self._state, wanted, self._service.time.now())
+        found = plans(self._state, wanted, self._service.time.now(), list(pools))
         hosts = []
         for spec in wanted:
             plan = found[spec.name]
@@ -145,15 +154,19 @@ class Reader:
         after = int(cursor) if cursor.isdecimal() else 0
         items: list[models.Job] = []
         looked_at = 0
-        for view in views.jobs(self._state, after):
+        for job_id, found in list(self._state.jobs.items()):
+            if job_id <= after:
+                continue
             if len(items) == limit or looked_at == MAX_LOOKED_AT:
                 return models.Page(items=items, next_cursor=str(after))
             looked_at += 1
-            after = view["id"]
-            if states and view["state"] not in states:
-                continue
-            if all(not value or view[field] == value for field, value in wanted.items()):
-                items.append(_job(view))
+            after = job_id
+            # Looked at before it is made into a view, which is what takes time.
+            fields = {"user": found.spec.user, "queue": found.queue, "host": found.spec.host, "name": found.spec.name}
+            if all(not value or fields[field] == value for field, value in wanted.items()) and (
+                not states or found.state.value in states
+            ):
+                items.append(_job(views.job(self._state, found)))
         return models.Page(items=items)
 
     def job(self, job_id: int) -> models.Job:
@@ -165,7 +178,7 @@ class Reader:
         first = int(cursor) if cursor.isdecimal() else 0
         items: list[models.Task] = []
         for position in range(first, len(found.codes)):
-            if len(items) == limit:
+            if len(items) == limit or position - first == MAX_LOOKED_AT:
                 return models.Page(items=items, next_cursor=str(position))
             if not states or found.state_of(position).value in states:
                 items.append(models.Task.model_validate(views.task(self._state, found, position)))
@@ -181,6 +194,9 @@ class Reader:
         found = list(islice(views.commitments(self._state), start, start + limit + 1))
         items = [models.Commitment.model_validate(view) for view in found[:limit]]
         return models.Page(items=items, next_cursor=str(start + limit) if len(found) > limit else None)
+
+    def quarantine(self) -> Iterator[models.Quarantined]:
+        return (models.Quarantined.model_validate(view) for view in views.quarantine(self._state))
 
 
 def _job(view: dict[str, Any]) -> models.Job:

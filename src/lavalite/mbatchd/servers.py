@@ -34,12 +34,14 @@ class ApiServers:
     def __init__(self, app: FastAPI, listen: str, socket_path: Path, tls: TlsConfig | None) -> None:
         self._app, self._listen, self._socket_path, self._tls = app, listen, socket_path, tls
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+        self._inode: int | None = None
         self.address = listen
         """With the real port, once started."""
 
     async def start(self) -> None:
-        local = bind_unix(str(self._socket_path), 0o666)
         remote = self._bind()
+        local = bind_unix(str(self._socket_path), 0o666)
+        self._inode = self._socket_path.stat().st_ino
         address = parse_address(self._listen, "api_listen")
         self.address = str(Address(host=address.host, port=remote.getsockname()[1]))
         self._serve(local, tls=False)
@@ -86,4 +88,5 @@ class ApiServers:
             server.should_exit = True
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
         with contextlib.suppress(OSError):
-            self._socket_path.unlink()
+            if self._socket_path.stat().st_ino == self._inode:  # not that of who came after us
+                self._socket_path.unlink()

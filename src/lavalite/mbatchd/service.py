@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,7 +22,7 @@ from lavalite.base.errors import FencedError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import actions
 from lavalite.control.decide import decide
-from lavalite.control.events import CommitConfirmed, CommitUnwound, Event, MembersSeen, Tick
+from lavalite.control.events import CommitConfirmed, CommitUnwound, Event, MembersSeen, NodeRegistered, Tick
 from lavalite.control.state import ClusterState
 from lavalite.ledger.committer import Committer, Outcome
 from lavalite.mbatchd.dispatch import frame_of
@@ -56,7 +55,9 @@ class Service:
         self._close: Close = lambda node, reason: None
         self._events = asyncio.Event()
         self._decoded: tuple[bytes, dict[str, Any]] = (b"", decode_document(b"", cluster))
-        self._wakes: list[float] = []
+        self._wake_at: float | None = None
+        self._acks_of_before: dict[str, int] = {}
+        """Node → how many registrations are not past what its earlier sessions told."""
         self._woken = asyncio.Event()
 
     def connect(self, post: Post, close: Close) -> None:
@@ -76,6 +77,8 @@ class Service:
 
     def apply(self, event: Event) -> asyncio.Future[None]:
         """Take one event. The future is done when all that follows is durable; it raises FencedError."""
+        if isinstance(event, NodeRegistered):
+            self._forget_acks(event.node)
         try:
             carried = [self._carry(action) for action in decide(self.state, event, self.time.now())]
             for listener in self.on_applied:
@@ -90,11 +93,21 @@ class Service:
         self._events = asyncio.Event()
         return _all_of([written for written in carried if written is not None])
 
+    async def obey(self, event: Event) -> None:
+        """Take what a person asked for, and return when it is durable: also where it was asked before and nothing
+        changes by it, but what the first one changed is still on its way to the store. Raises FencedError."""
+        await self.apply(event)
+        await self.settled()
+
+    def settled(self) -> asyncio.Future[None]:
+        """Done when everything that was decided up to now is durable. Raises FencedError."""
+        return _all_of([self._committer.submit({})])
+
     async def run(self) -> None:
         """Let time pass: a Tick every second and at each Wake, until cancelled."""
         next_tick = self.time.now()
         while True:
-            due = min([next_tick, *self._wakes[:1]])
+            due = next_tick if self._wake_at is None else min(next_tick, self._wake_at)
             if (delay := due - self.time.now()) > 0:
                 self._woken.clear()
                 try:
@@ -104,8 +117,8 @@ class Service:
                 except TimeoutError:
                     self.loop_lag_seconds = max(0.0, self.time.now() - due)
             now = self.time.now()
-            while self._wakes and self._wakes[0] <= now:
-                heapq.heappop(self._wakes)
+            if self._wake_at is not None and self._wake_at <= now:
+                self._wake_at = None  # control says the next one in answer to the Tick
             next_tick = now + TICK_SECONDS
             self.apply(Tick())
 
@@ -142,14 +155,29 @@ class Service:
 
     def _effect(self, effect: actions.Effect) -> None:
         if isinstance(effect, actions.Wake):
-            heapq.heappush(self._wakes, effect.at)
+            self._wake_at = effect.at if self._wake_at is None else min(self._wake_at, effect.at)
             self._woken.set()
+            return
+        if isinstance(effect, actions.Acknowledge) and effect.node in self._acks_of_before:
             return
         if isinstance(effect, actions.CloseSession):
             self._close(effect.node, effect.reason)
             return
         frames: list[AnyFrame] = frame_of(effect, self.epoch)
         self._post(effect.node, *frames)
+
+    def _forget_acks(self, node: str) -> None:
+        """A new session counts its reports anew: it must not hear that one of an earlier session is durable.
+
+        All that those told was submitted before this barrier, and the committer is FIFO.
+        """
+        self._acks_of_before[node] = self._acks_of_before.get(node, 0) + 1
+        self._committer.submit({}).add_done_callback(lambda _: self._past_barrier(node))
+
+    def _past_barrier(self, node: str) -> None:
+        self._acks_of_before[node] -= 1
+        if not self._acks_of_before[node]:
+            del self._acks_of_before[node]
 
 
 def _succeeded(written: asyncio.Future[Outcome]) -> bool:

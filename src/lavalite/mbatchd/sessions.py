@@ -9,6 +9,7 @@ Everything that acts (a dispatch, an acknowledged beat) checks first that we sti
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -48,6 +49,9 @@ from lavalite.wire.frames import (
 from lavalite.wire.tokens import AUDIENCE_MBATCHD, TrustBundle, verify
 
 REGISTER_SECONDS = 10.0
+MAX_OFFER_BYTES = 512 * 1024
+"""A store takes records of a mebibyte and a half; a node of eight GPUs and 256 cores offers some 20 KiB."""
+MAX_REASON_CHARACTERS = 200
 
 log = structlog.get_logger(__name__)
 
@@ -107,18 +111,23 @@ class AgentSessions:
     async def serve(self, connection: Connection) -> None:
         """One session, from Register to its end."""
         node = connection.hello.node
-        async with asyncio.timeout(REGISTER_SECONDS):
-            frame = await connection.receive()
+        try:
+            async with asyncio.timeout(REGISTER_SECONDS):
+                frame = await connection.receive()
+        except TimeoutError:
+            raise RefusedError(f"no register came within {REGISTER_SECONDS:g} s", code="not_registered") from None
         if not isinstance(frame, Register):
             raise RefusedError(
                 f"the first frame of a session is a register, not {frame.type!r}", code="not_registered"
             )
         _demand_own_offer(node, frame.offer)
-        await self._replace(node, connection)
+        self._replace(node, connection)
         try:
             self._register(connection, frame)
+            # What is still in the buffers of a session that was replaced says nothing any more.
             while True:
-                if not self._take(node, connection, await connection.receive()):
+                received = await connection.receive()
+                if self._sessions.get(node) is not connection or not self._take(node, connection, received):
                     return
         finally:
             if self._sessions.get(node) is connection:
@@ -142,16 +151,20 @@ class AgentSessions:
         """End a node's session; the agent comes back if it can."""
         connection = self._sessions.get(node)
         if connection is not None:
-            task = asyncio.create_task(connection.close(reason))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._close(connection, reason)
 
-    async def _replace(self, node: str, connection: Connection) -> None:
-        old = self._sessions.pop(node, None)
+    def _close(self, connection: Connection, reason: str) -> None:
+        task = asyncio.create_task(connection.close(reason))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _replace(self, node: str, connection: Connection) -> None:
+        """At one stroke: while the old one is being closed, a third may come."""
+        old, self._sessions[node] = self._sessions.get(node), connection
         if old is not None:
             log.warning("a second session of a node ends its first", node=node, peer=connection.peer)
-            await old.close("another session of this node began")
-        self._sessions[node] = connection
+            self.output.node_gone(node)
+            self._close(old, "another session of this node began")
         self.versions[node] = connection.hello.software_version
 
     def _register(self, connection: Connection, frame: Register) -> None:
@@ -195,10 +208,16 @@ def _reported(report: AttemptReport) -> AttemptReported:
         attempt = AttemptId.parse(report.id)
     except ValueError:
         raise RefusedError("an attempt's id is JOB.TASK.ATTEMPT", code="bad_attempt") from None
-    return AttemptReported(attempt, report.state, report.at, report.exit_code, report.reason[:500])
+    if not math.isfinite(report.at):
+        raise RefusedError(f"attempt {attempt} is reported for no time that there is", code="bad_attempt")
+    reason = report.reason[:MAX_REASON_CHARACTERS]
+    return AttemptReported(attempt, report.state, report.at, report.exit_code, reason)
 
 
 def _demand_own_offer(node: str, offer: NodeOffer) -> None:
     """A node speaks for itself alone."""
     if offer.node != node or any(r.owner != node for r in offer.resources):
         raise RefusedError(f"node {node} may offer its own resources only", code="not_yours")
+    size_bytes = len(offer.model_dump_json())
+    if size_bytes > MAX_OFFER_BYTES:
+        raise RefusedError(f"the offer has {size_bytes} bytes, at most {MAX_OFFER_BYTES} are stored", code="too_long")

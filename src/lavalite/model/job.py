@@ -90,7 +90,7 @@ class JobSpec(Stored):
     retries: int = Field(default=0, ge=0, le=100)
     rerunnable: bool = False
     hold: bool = False
-    not_before: float | None = None
+    not_before: float | None = Field(default=None, allow_inf_nan=False)
     depends: list[Dependency] = []
     cwd: str = ""
     environment: dict[str, str] = {}
@@ -140,7 +140,9 @@ class TaskChunk(Stored):
     `attempts` counts tries that have ended, `charges` those of them that used up a retry, `ends` holds how tasks
     ended, `wakes` when a backed-off task may be tried again; all sparse, keyed by position as text. A commitment for
     an attempt not above `attempts`, or for a task that has ended, is stale: its end was written first.
-    `held` is set in the first chunk where a hold or release came after the submit.
+    `held` is set in the first chunk where a hold or release came after the submit. `started_at` and `ended_at` are
+    the job's first start and last end as of this chunk. Of large arrays `ends` holds only what ran and did not
+    succeed; of tasks that succeeded or failed in one attempt, and of those that never ran, `attempts` says nothing.
     """
 
     states: str
@@ -149,6 +151,8 @@ class TaskChunk(Stored):
     ends: dict[str, TaskEnd] = {}
     wakes: dict[str, float] = {}
     held: bool | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
 
 
 class Share(Stored):

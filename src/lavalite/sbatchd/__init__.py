@@ -1,5 +1,11 @@
 """Execution on a node: the attempt journal, the keeper, the executors, the session with the leader.
 
-core.py is pure and decides; keeper.py is a small standard-library process that outlives the agent. sbatchd never
-starts, elects or supervises anything of the control plane.
+    core, entry, events, actions   pure: what to do about each thing that happens
+    journal                        what was promised, durable
+    executors, process             the contract of executors; the one that is a client of the keeper
+    keeper                         a small standard-library process that owns attempts and outlives the agent
+    launch, output                 how an attempt is started on this node; reading and clearing what it wrote
+    agent, session, daemon         the shell: carries actions out, talks to LIM and leader, is a process
+
+sbatchd never starts, elects or supervises anything of the control plane.
 """

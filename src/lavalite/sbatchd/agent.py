@@ -13,22 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 
 import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError, UnreachableError
-from lavalite.sbatchd.core import (
+from lavalite.sbatchd.actions import (
     Action,
-    AgentCore,
     ApplyHosts,
-    BeatDue,
     Close,
     CloseStream,
-    Event,
-    FlushDue,
     Forget,
-    Instant,
     OpenStream,
     RenewContact,
     Send,
@@ -36,6 +32,8 @@ from lavalite.sbatchd.core import (
     Start,
     Write,
 )
+from lavalite.sbatchd.core import AgentCore
+from lavalite.sbatchd.events import BeatDue, Event, FlushDue, Instant
 from lavalite.sbatchd.executors import Executor, ExecutorEvent
 from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.launch import Launcher
@@ -48,7 +46,6 @@ EXECUTOR_RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 0.02
 """Reports of so much time travel together."""
 MOST_WAITING_EVENTS = 1000
-MOST_WAITING_EVENTS = 1000
 ApplyHostsHere = Callable[[list[HostHere]], Awaitable[dict[str, int]]]
 """Make these logical hosts, and no others, enterable on this node: the versions that are, by name."""
 
@@ -57,6 +54,14 @@ log = structlog.get_logger(__name__)
 
 async def no_hosts(hosts: list[HostHere]) -> dict[str, int]:
     return {}
+
+
+class _Errand(Enum):
+    """What goes through the queue and is not the core's business."""
+
+    RECONNECT = auto()
+    """The executor's connection broke."""
+    STOP = auto()
 
 
 class Agent:
@@ -77,17 +82,21 @@ class Agent:
         self._journal, self._executor, self._launcher, self._clock = journal, executor, launcher, clock
         self._own_uid = own_uid
         self._apply_hosts = apply_hosts
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        """None stands for: the executor's connection broke."""
+        self._events: asyncio.Queue[Event | _Errand] = asyncio.Queue()
         self._connection: Connection | None = None
         self._streams: OutputStreams | None = None
         self._flush: asyncio.TimerHandle | None = None
-        self._beat_waits = False
+        self._beat_waits = self._stopping = self._given_up = False
         self.ready = asyncio.Event()
         """Set once the executor's attempts are known: before that no leader may be told anything."""
 
     def tell(self, event: Event) -> None:
         self._events.put_nowait(event)
+
+    def stop(self) -> None:
+        """End after what is being done: an attempt that is journalled but not yet started would count as lost."""
+        self._stopping = True
+        self._events.put_nowait(_Errand.STOP)
 
     async def keep_up(self) -> None:
         """Wait while too many events wait: a leader that sends faster than we can act is held by TCP."""
@@ -109,24 +118,25 @@ class Agent:
             await streams.close()
 
     async def run(self) -> None:
-        """Until cancelled, or until something fails that must end the daemon (the journal's disk)."""
+        """Until `stop`, or until something fails that must end the daemon (the journal's disk)."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._beat())
-                tasks.create_task(self._prune())
+                timers = [tasks.create_task(self._beat()), tasks.create_task(self._prune())]
                 await self._reconnect()
                 self.ready.set()
-                while True:
-                    await self._take(await self._events.get())
+                while not self._given_up and (event := await self._events.get()) is not _Errand.STOP:
+                    await self._take(event)
+                for timer in timers:
+                    timer.cancel()
         finally:
             if self._flush:
                 self._flush.cancel()
             await self._executor.close()
 
-    async def _take(self, event: Event | None) -> None:
+    async def _take(self, event: Event | _Errand) -> None:
         if isinstance(event, BeatDue):
             self._beat_waits = False
-        if event is None:
+        if isinstance(event, _Errand):
             await self._reconnect()
         else:
             await self._handle(event)
@@ -152,10 +162,13 @@ class Agent:
 
         while True:
             try:
-                listed = await self._executor.connect(tell, lambda: self._events.put_nowait(None))
+                listed = await self._executor.connect(tell, lambda: self._events.put_nowait(_Errand.RECONNECT))
                 break
             except UnreachableError as error:
                 log.error("no executor", reason=str(error))
+                if self._stopping:
+                    self._given_up = True
+                    return
                 await self._clock.sleep(EXECUTOR_RETRY_SECONDS)
         await self._handle(listed)
 
@@ -216,7 +229,9 @@ class Agent:
     async def _prune(self) -> None:
         while True:
             live = {entry.id for entry in self.core.live()}
-            removed = await asyncio.to_thread(prune, self._launcher.output_folder, live, self._clock.now())
-            if removed:
-                log.info("old output removed", files=removed)
+            try:
+                removed = await asyncio.to_thread(prune, self._launcher.output_folder, live, self._clock.now())
+                log.debug("old output removed", files=removed)
+            except OSError as error:
+                log.warning("old output cannot be removed", reason=str(error))
             await self._clock.sleep(PRUNE_SECONDS)

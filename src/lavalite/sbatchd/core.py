@@ -19,9 +19,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from signal import SIGABRT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGXCPU
-from typing import Any, NamedTuple
+from typing import Any
 
 from lavalite.model.resources import NodeOffer
+from lavalite.sbatchd.actions import (
+    Action,
+    ApplyHosts,
+    Close,
+    CloseStream,
+    Forget,
+    OpenStream,
+    RenewContact,
+    Send,
+    Signal,
+    Start,
+    Write,
+)
 from lavalite.sbatchd.entry import (
     Entry,
     Record,
@@ -30,6 +43,16 @@ from lavalite.sbatchd.entry import (
     acknowledged_record,
     report_record,
     well_named,
+)
+from lavalite.sbatchd.events import (
+    BeatDue,
+    Event,
+    FlushDue,
+    FrameReceived,
+    Instant,
+    OfferChanged,
+    SessionClosed,
+    SessionOpened,
 )
 from lavalite.sbatchd.executors import Ended, ExecutorEvent, Known, Listed, Signalled, Started, StartFailed
 from lavalite.wire.frames import (
@@ -58,128 +81,6 @@ SILENT_BEATS = 3
 SETTLED_KEPT = 10_000
 """Settled attempts remembered, so that a leader restored from an old backup is answered instead of obeyed."""
 
-
-class Instant(NamedTuple):
-    """`wall`: for records. `boot`: CLOCK_BOOTTIME, for beats and fences. Seconds."""
-
-    wall: float
-    boot: float
-
-
-# --- events ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, frozen=True)
-class SessionOpened:
-    """A leader welcomed us. Frames carry the session's number, so that late ones of an older session fall flat."""
-
-    session: int
-    epoch: EpochPair | None
-    boot_id: str
-    offer: NodeOffer
-
-
-@dataclass(slots=True, frozen=True)
-class SessionClosed:
-    session: int
-
-
-@dataclass(slots=True, frozen=True)
-class FrameReceived:
-    session: int
-    frame: AnyFrame
-
-
-@dataclass(slots=True, frozen=True)
-class BeatDue:
-    pass
-
-
-@dataclass(slots=True, frozen=True)
-class FlushDue:
-    """Nothing else is waiting: whatever has to be reported may go now."""
-
-
-@dataclass(slots=True, frozen=True)
-class OfferChanged:
-    offer: NodeOffer
-
-
-Event = SessionOpened | SessionClosed | FrameReceived | BeatDue | FlushDue | OfferChanged | ExecutorEvent
-
-
-# --- actions --------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, frozen=True)
-class Write:
-    """Append to the journal, durably."""
-
-    records: tuple[Record, ...]
-
-
-@dataclass(slots=True, frozen=True)
-class Start:
-    """Give to the executor. `contact`: when the last acknowledged beat was sent, CLOCK_BOOTTIME seconds."""
-
-    attempt: Attempt
-    stdout_path: str
-    stderr_path: str
-    contact: float
-
-
-@dataclass(slots=True, frozen=True)
-class Signal:
-    id: str
-    signal: int
-    ending: bool
-    grace_seconds: float
-    reason: str
-
-
-@dataclass(slots=True, frozen=True)
-class Forget:
-    """The executor need not remember its end any more."""
-
-    id: str
-
-
-@dataclass(slots=True, frozen=True)
-class RenewContact:
-    """Fences count from `sent`, CLOCK_BOOTTIME seconds."""
-
-    sent: float
-
-
-@dataclass(slots=True, frozen=True)
-class Send:
-    frame: AnyFrame
-
-
-@dataclass(slots=True, frozen=True)
-class Close:
-    """End the session; another will be opened."""
-
-    reason: str
-
-
-@dataclass(slots=True, frozen=True)
-class OpenStream:
-    read: Read
-    entry: Entry | None
-
-
-@dataclass(slots=True, frozen=True)
-class CloseStream:
-    stream_id: int
-
-
-@dataclass(slots=True, frozen=True)
-class ApplyHosts:
-    hosts: HostsHere
-
-
-Action = Write | Start | Signal | Forget | RenewContact | Send | Close | OpenStream | CloseStream | ApplyHosts
 
 Screen = Callable[[Attempt], str]
 """Why this node will not run an attempt (policy), or an empty text."""

@@ -19,6 +19,7 @@ from lavalite.sbatchd import keeper
 from lavalite.sbatchd.agent import Agent
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
+from lavalite.sbatchd.hosts import HostFolder
 from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.launch import Launcher, Policy
 from lavalite.sbatchd.process import ProcessExecutor
@@ -48,11 +49,21 @@ class SbatchdConfig(Config):
     """How long the keeper stays when nothing runs and no sbatchd is there."""
 
 
-def prepare_folders(config: SbatchdConfig) -> None:
-    """Make state_path and its folders. Raises InputError."""
+def check_folders(config: SbatchdConfig) -> None:
+    """Whether state_path can be used or made, without touching anything. Raises InputError."""
     state = config.state_path
     if not state.is_absolute():
         raise InputError(f"{state} is not absolute", field="state_path", hint="Write it from the root on.")
+    nearest = next(path for path in (state, *state.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise _unusable(state, f"{nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unusable(state, f"no permission in {nearest}")
+
+
+def prepare_folders(config: SbatchdConfig) -> None:
+    """Make state_path and its folders. Raises InputError."""
+    state = config.state_path
     try:
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
         (state / "keeper").mkdir(mode=0o700, exist_ok=True)
@@ -61,11 +72,15 @@ def prepare_folders(config: SbatchdConfig) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(
-            f"{state} is not writable for uid {os.geteuid()} ({error.strerror or error})",
-            field="state_path",
-            hint="Give the folder to the user that sbatchd runs as, or name another one.",
-        ) from None
+        raise _unusable(state, error.strerror or str(error)) from None
+
+
+def _unusable(state: Path, why: str) -> InputError:
+    return InputError(
+        f"{state} is not writable for uid {os.geteuid()} ({why})",
+        field="state_path",
+        hint="Give the folder to the user that sbatchd runs as, or name another one.",
+    )
 
 
 async def serve(config: SbatchdConfig, stop: asyncio.Event) -> None:
@@ -96,7 +111,8 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
     )
     core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
     executor = ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
-    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid)
+    hosts = HostFolder(config.state_path)
+    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid, apply_hosts=hosts)
     session = Session(
         agent,
         LocalLim(config.lim_socket_path, config.cluster, config.node),
@@ -108,15 +124,16 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         insecure=config.insecure,
     )
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(agent.run()), tasks.create_task(session.run())]
+        tasks.create_task(agent.run())
+        conversation = tasks.create_task(session.run())
         await stop.wait()
-        for task in running:
-            task.cancel()
+        conversation.cancel()
+        agent.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit code."""
-    return daemon_main("lavalite-sbatchd", SbatchdConfig, serve, argv, check=prepare_folders)
+    return daemon_main("lavalite-sbatchd", SbatchdConfig, serve, argv, check=check_folders)
 
 
 if __name__ == "__main__":

@@ -499,15 +499,19 @@ class Keeper:
         client.unread += heard
         *lines, client.unread = client.unread.split(b"\n")
         for line in lines:
-            try:
-                request = json.loads(line)
-                answer = getattr(self, "_do_" + str(request["op"]))(request)
-            except Exception as error:
-                self._outbox.append((client, {"reply": None, "error": f"{type(error).__name__}: {error}"}))
-                continue
-            self._outbox.append((client, {"reply": request.get("n"), "id": request.get("id", "")} | answer))
+            self._outbox.append((client, self._answer(line)))
         if not heard or len(client.unread) > MAX_LINE_BYTES:
             self._leave(client)
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        request: dict[str, Any] = {}
+        try:
+            request |= json.loads(line)
+            answer: dict[str, Any] = getattr(self, "_do_" + str(request["op"]))(request)
+        except Exception as error:
+            # A request that is wrong must not end what runs.
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        return {"reply": request.get("n"), "id": request.get("id", "")} | answer
 
     def _push(self, client: Client) -> None:
         try:

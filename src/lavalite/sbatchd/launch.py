@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavalite.model.resources import CPU, GPU
-from lavalite.sbatchd.core import Start
+from lavalite.sbatchd.actions import Start
 from lavalite.sbatchd.executors import Launch
 from lavalite.wire.frames import Attempt
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_ID = 2**32 - 1
 MAX_ENVIRONMENT_BYTES = 1024 * 1024
 _CORES = re.compile(r"(?:cpu|core)?(\d+)(?:-(\d+))?")
 
@@ -50,6 +51,8 @@ class Launcher:
 
     def refusal(self, attempt: Attempt) -> str:
         """Why the attempt cannot be run here at all, or an empty text."""
+        if not (-1 <= attempt.uid < MAX_ID and -1 <= attempt.gid < MAX_ID):
+            return f"policy: uid {attempt.uid} or gid {attempt.gid} is none"
         reason = self._policy.refusal(attempt.uid)
         if reason:
             return reason
@@ -111,7 +114,7 @@ class Launcher:
         if attempt.cwd:
             return attempt.cwd
         home = _home(self._policy.own_uid if attempt.uid < 0 else attempt.uid)
-        return home if Path(home).is_dir() else "/"
+        return home if os.path.isdir(home) else "/"  # noqa: PTH112 - Path.is_dir raises where it may not look
 
 
 def environment(attempt: Attempt, uid: int) -> dict[str, str]:

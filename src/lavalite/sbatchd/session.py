@@ -17,7 +17,7 @@ from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError, RefusedError, UnreachableError
 from lavalite.model.resources import NodeOffer
 from lavalite.sbatchd.agent import Agent
-from lavalite.sbatchd.core import FrameReceived, OfferChanged, SessionClosed, SessionOpened
+from lavalite.sbatchd.events import FrameReceived, OfferChanged, SessionClosed, SessionOpened
 from lavalite.wire.address import parse_address
 from lavalite.wire.connection import Connection
 from lavalite.wire.frames import (

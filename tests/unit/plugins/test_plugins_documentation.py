@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,8 @@ def test_a_module_is_described_as_it_is(name: str, monkeypatch: pytest.MonkeyPat
 def test_every_module_is_in_the_action_group() -> None:
     groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
     assert groups["all"] == MODULES
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda path: path.name)
+def test_plugins_are_written_for_the_oldest_python_that_nodes_may_have(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 8))

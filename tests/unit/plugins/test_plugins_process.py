@@ -39,8 +39,9 @@ def params(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "chdir": None,
         "socket": None,
         "timeout": 10,
+        "settle": 1,
     }
-    record = _process.read_record(tmp_path / "d.pid")
+    record = _process.read_record(tmp_path / "d.process")
     if record:
         _process.stop(record, 5)
         reap(record["pid"])
@@ -89,7 +90,7 @@ def test_it_is_stopped_once(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("lie", ["start_ticks", "boot_id"])
 def test_a_process_that_only_has_its_pid_is_not_it(params: dict[str, Any], tmp_path: Path, lie: str) -> None:
     pid = locked(params, False)["pid"]
-    path = tmp_path / "d.pid"
+    path = tmp_path / "d.process"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {lie: 1 if lie == "start_ticks" else "another"}))
     assert _process.read_record(path) is None
@@ -99,9 +100,9 @@ def test_a_process_that_only_has_its_pid_is_not_it(params: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize("text", ["", "{", "17", '{"pid": "x"}', '{"pid": 1}'])
-def test_a_broken_pid_file_names_nobody(tmp_path: Path, text: str) -> None:
-    (tmp_path / "d.pid").write_text(text)
-    assert _process.read_record(tmp_path / "d.pid") is None
+def test_a_broken_record_names_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "d.process").write_text(text)
+    assert _process.read_record(tmp_path / "d.process") is None
 
 
 def test_it_is_waited_for_until_it_answers(params: dict[str, Any], tmp_path: Path) -> None:

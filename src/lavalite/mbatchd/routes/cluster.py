@@ -85,3 +85,14 @@ async def commitments(
     scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = ""
 ) -> models.Page[models.Commitment]:
     return scheduler.reader.commitments(limit, cursor)
+
+
+@router.get("/quarantine")
+async def quarantine(
+    scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = ""
+) -> models.Page[models.Quarantined]:
+    return paged(sorted(scheduler.reader.quarantine(), key=_place), _place, limit, cursor)
+
+
+def _place(found: models.Quarantined) -> str:
+    return f"{found.node} {found.attempt}"

@@ -14,24 +14,31 @@ router = APIRouter(prefix="/v1")
 Section = Literal["pools", "queues", "hosts"]
 
 
-@router.get("/definition")
+@router.get("/definition", response_model=models.Definition)
 async def definition(
     scheduler: TheScheduler, who: Who, response: Response, if_none_match: Annotated[str, Header()] = ""
-) -> models.Definition:
+) -> models.Definition | Response:
     current = scheduler.definition.current()
-    response.headers["ETag"] = f'"{current.version}"'
-    if if_none_match == f'"{current.version}"':
-        response.status_code = 304
+    tag = f'"{current.version}"'
+    if if_none_match == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
     return current
 
 
 @router.put("/definition")
 async def apply(
-    scheduler: TheScheduler, who: Who, ask: models.DefinitionPut, dry_run: bool = False
+    scheduler: TheScheduler,
+    who: Who,
+    ask: models.DefinitionPut,
+    dry_run: bool = False,
+    if_match: Annotated[str, Header(pattern=r'^$|^"\d{1,18}"$')] = "",
 ) -> models.DefinitionResult:
+    """`If-Match` is the `ETag` that the definition was read with."""
     if not dry_run:
         who.demand_operator("change the definition")
-    return await scheduler.definition.apply(ask, dry_run=dry_run)
+    version = int(if_match.strip('"')) if if_match else None
+    return await scheduler.definition.apply(ask, dry_run=dry_run, if_version=version)
 
 
 @router.post("/plan")
@@ -52,8 +59,13 @@ async def put_entry(
 
 @router.delete("/{section}/{name}")
 async def delete_entry(
-    scheduler: TheScheduler, who: Who, section: Section, name: str, dry_run: bool = False
+    scheduler: TheScheduler,
+    who: Who,
+    section: Section,
+    name: str,
+    dry_run: bool = False,
+    if_version: int | None = None,
 ) -> models.DefinitionResult:
     if not dry_run:
         who.demand_operator(f"change {section}")
-    return await scheduler.definition.delete_entry(section, name, dry_run=dry_run)
+    return await scheduler.definition.delete_entry(section, name, dry_run=dry_run, if_version=if_version)

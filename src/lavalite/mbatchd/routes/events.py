@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from lavalite.mbatchd.http import TheScheduler, Who, server_sent
+from lavalite.mbatchd.answers import PiecesResponse, server_sent
+from lavalite.mbatchd.http import TheScheduler, Who
 
 router = APIRouter(prefix="/v1")
 
@@ -16,9 +18,11 @@ router = APIRouter(prefix="/v1")
 async def events(scheduler: TheScheduler, who: Who) -> StreamingResponse:
     """One event a change. A reader that fell behind is cut off: list again, then follow again."""
 
-    async def body() -> AsyncIterator[str]:
+    async def body() -> AsyncGenerator[str, None]:
         yield ": LavaLite tells changes here\n\n"
-        async for change in scheduler.changes.follow():
-            yield server_sent(change.kind, change.model_dump())
+        async with aclosing(scheduler.changes.follow()) as changes:
+            async for change in changes:
+                # A comment now and then tells both sides that the other is still there.
+                yield server_sent(change.kind, change.model_dump()) if change else ": nothing changed\n\n"
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return PiecesResponse(body(), "text/event-stream")

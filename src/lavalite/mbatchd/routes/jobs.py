@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from lavalite.api import models
+from lavalite.base.errors import UnreachableError
+from lavalite.mbatchd.answers import PiecesResponse
 from lavalite.mbatchd.http import TheScheduler, Who
 
 router = APIRouter(prefix="/v1")
@@ -73,6 +77,7 @@ async def act(
 
 @router.get("/jobs/{job_id}/output")
 async def output(
+    request: Request,
     scheduler: TheScheduler,
     who: Who,
     job_id: int,
@@ -83,14 +88,35 @@ async def output(
 ) -> StreamingResponse:
     """The bytes from `offset` on. A failure in the middle ends the connection without its closing chunk."""
     pieces = scheduler.jobs.output(job_id, task, stream, who, offset=offset, follow=follow)
+    first = await _first_while_connected(request, pieces)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return PiecesResponse(body(), "application/octet-stream")
+
+
+async def _first_while_connected(request: Request, pieces: AsyncGenerator[bytes, None]) -> bytes:
+    """The first piece, so that what is wrong can be told by a status; it may be long in coming.
+
+    Nothing is waited for on behalf of somebody who has gone: people follow what waits, and lose patience.
+    """
+    first = asyncio.ensure_future(anext(pieces, b""))
+    gone = asyncio.ensure_future(_disconnect(request))
     try:
-        first = await anext(pieces)
-    except StopAsyncIteration:
-        first = b""
+        await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            return first.result()
+        raise UnreachableError("whoever asked has gone")
+    finally:
+        for waiting in (first, gone):
+            waiting.cancel()
+        await asyncio.gather(first, gone, return_exceptions=True)
 
-    async def body() -> AsyncIterator[bytes]:
-        yield first
-        async for piece in pieces:
-            yield piece
 
-    return StreamingResponse(body(), media_type="application/octet-stream")
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

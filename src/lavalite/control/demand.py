@@ -1,0 +1,169 @@
+"""What is asked for: jobs, what they depend on, and those that wait, class by class."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavalite.control.events import Specs
+from lavalite.control.settings import Settings
+from lavalite.control.supply import Supply
+from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
+from lavalite.model.job import DependencyKind, JobRecord
+from lavalite.model.task import TaskState
+from lavalite.placement.classes import RequestClass
+from lavalite.store.keys import Keys
+
+
+@dataclass(slots=True, eq=False)
+class WaitingClass:
+    """Jobs that ask for the same in the same queue. `jobs` is sorted: (-priority, id)."""
+
+    key: tuple[Any, ...]
+    queue: str
+    policy: str
+    user: str
+    """Of whom, where the queue limits what each user may have; else empty."""
+    wanted: RequestClass
+    jobs: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Demand(Supply):
+    """The middle floor of ClusterState."""
+
+    def __init__(self, keys: Keys, epoch: tuple[int, int], settings: Settings | None = None) -> None:
+        super().__init__(keys, epoch, settings)
+        self.jobs: dict[int, JobState] = {}
+        self.submit_keys: dict[str, int] = {}
+        self.dependents: dict[int, set[int]] = {}
+        self.finished: dict[int, float] = {}
+        """Job id → when it ended, in that order."""
+        self.classes: dict[tuple[Any, ...], WaitingClass] = {}
+        self.user_tasks: dict[tuple[str, str], int] = {}
+        """(queue, user) → tasks that hold something."""
+        self.wake_told: float | None = None
+        self._wakes: list[tuple[float, int, int]] = []
+        self.last_job_id = 0
+
+    def next_job_id(self) -> int:
+        """A job id that was never given out. Make a Submitted of it, or let it be lost."""
+        self.last_job_id += 1
+        return self.last_job_id
+
+    def _set_specs(self, specs: Specs) -> None:
+        """What waits is sorted anew: queues, policies and pools may have changed."""
+        super()._set_specs(specs)
+        self.classes.clear()
+        for job in self.jobs.values():
+            job.class_key = ()
+            self.settle_waiting(job)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def add_job(self, record: JobRecord) -> JobState:
+        """Take a job in; all its tasks are PENDING."""
+        if record.id in self.jobs:
+            raise IllegalTransition(f"job {record.id} exists already")
+        if not record.spec.queue:
+            # The default may be another one tomorrow; the job stays where it was submitted.
+            spec = record.spec.model_copy(update={"queue": self.default_queue})
+            record = record.model_copy(update={"spec": spec})
+        job = self._admit(record)
+        self.dirty.jobs[job.id] = None
+        self.settle_waiting(job)
+        return job
+
+    def _admit(self, record: JobRecord) -> JobState:
+        job = JobState.new(record.id, record.spec, record.submitted_at, record.submit_key)
+        job.queue = record.spec.queue or self.default_queue
+        self.jobs[job.id] = job
+        self.last_job_id = max(self.last_job_id, job.id)
+        if job.submit_key:
+            self.submit_keys[job.submit_key] = job.id
+        for dependency in record.spec.depends:
+            self.dependents.setdefault(dependency.job, set()).add(job.id)
+        job.unmet = self._unmet(job)
+        if record.spec.not_before is not None:
+            heapq.heappush(self._wakes, (record.spec.not_before, job.id, -1))
+            job.sleeping = True
+        return job
+
+    def remove_job(self, job: JobState) -> None:
+        """Forget a finished job altogether."""
+        if job.unfinished:
+            raise IllegalTransition(f"job {job.id} has not ended")
+        del self.jobs[job.id]
+        self.finished.pop(job.id, None)
+        self.submit_keys.pop(job.submit_key, None)
+        self.dependents.pop(job.id, None)
+        for dependency in job.spec.depends:
+            self.dependents.get(dependency.job, set()).discard(job.id)
+        self.dirty.gone_jobs[job.id] = job
+
+    def set_held(self, job: JobState, held: bool) -> None:
+        if job.held != held:
+            job.held, job.hold_changed = held, True
+            self.dirty.chunks[job.id, 0] = None
+            self.settle_waiting(job)
+
+    def settle_waiting(self, job: JobState) -> None:
+        """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
+        waits = bool(job.ready) and not job.held and not job.unmet and not job.sleeping
+        place = (-job.spec.priority, job.id)
+        if waits and not job.class_key:
+            found = self._class_of(job)
+            job.class_key = found.key
+            insort(found.jobs, place)
+            self.schedule_wanted = True
+        elif not waits and job.class_key:
+            waiting = self.classes[job.class_key]
+            del waiting.jobs[bisect_left(waiting.jobs, place)]
+            if not waiting.jobs:
+                del self.classes[job.class_key]
+            job.class_key = ()
+
+    def _class_of(self, job: JobState) -> WaitingClass:
+        queue = self.queue(job.queue)
+        policy = job.spec.policy or queue.policy
+        user = job.spec.user if queue.tasks_per_user is not None else ""
+        key = (job.queue, policy, user, job.spec.host, job.spec.request.model_dump_json())
+        if key not in self.classes:
+            self.classes[key] = WaitingClass(key, job.queue, policy, user, self.request_class(job.spec))
+        return self.classes[key]
+
+    def _unmet(self, job: JobState) -> set[int]:
+        return {d.job for d in job.spec.depends if not self.is_met(d.job, d.kind)}
+
+    def is_met(self, job_id: int, kind: DependencyKind) -> bool:
+        """Whether the job has ended as the dependency needs."""
+        job = self.jobs.get(job_id)
+        if job is None or job.unfinished:
+            return False
+        succeeded = job.state is TaskState.SUCCEEDED
+        return {
+            DependencyKind.DONE: succeeded,
+            DependencyKind.EXIT: not succeeded,
+            DependencyKind.ENDED: True,
+        }[kind]
+
+    # --- wakes ------------------------------------------------------------------------------------------------
+
+    def wake(self, now: float) -> None:
+        """Make ready what was backed off, or was not to start before now."""
+        while self._wakes and self._wakes[0][0] <= now:
+            at, job_id, position = heapq.heappop(self._wakes)
+            job = self.jobs.get(job_id)
+            if job is None:
+                continue
+            if position < 0:
+                job.sleeping = False
+            elif job.codes[position] == WAITING and job.wakes.get(position) == at:
+                del job.wakes[position]
+                job.set_code(position, READY)
+            self.settle_waiting(job)
+
+    @property
+    def next_wake(self) -> float | None:
+        return self._wakes[0][0] if self._wakes else None

@@ -1,0 +1,271 @@
+"""What there is: nodes, logical hosts, the definition, the book of what is committed, the columns over it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lavalite.control.events import Specs
+from lavalite.control.settings import Settings
+from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.ledger.book import FLOATING, Book
+from lavalite.model.host import HostState, LogicalHost
+from lavalite.model.job import JobSpec
+from lavalite.model.resources import GPU, NodeOffer
+from lavalite.model.specs import DEFAULT_QUEUE, QueueSpec
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import GONE, Columns, DeviceRow
+from lavalite.placement.columns import READY as ROW_READY
+from lavalite.placement.reasons import Reason
+from lavalite.store.keys import Keys
+
+
+@dataclass(slots=True, eq=False)
+class NodeState:
+    """One node. `heard_at`: when its agent's session was last heard of, or since when we serve."""
+
+    name: str
+    offer: NodeOffer
+    journal_id: str = ""
+    drained: bool = False
+    drain_reason: str = ""
+    connected: bool = False
+    registered: bool = False
+    """Whether its agent has told its journal to us, rather than to a predecessor."""
+    heard_at: float = 0.0
+    lim_silent: bool = False
+    runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
+
+    @property
+    def boot_id(self) -> str:
+        return self.offer.boot_id
+
+
+@dataclass(slots=True)
+class Dirty:
+    """What must be written, by name."""
+
+    jobs: dict[int, None] = field(default_factory=dict)
+    gone_jobs: dict[int, JobState] = field(default_factory=dict)
+    chunks: dict[tuple[int, int], None] = field(default_factory=dict)
+    tasks: dict[TaskKey, None] = field(default_factory=dict)
+    nodes: dict[str, None] = field(default_factory=dict)
+    hosts: dict[str, None] = field(default_factory=dict)
+    definition: bool = False
+
+
+class Supply:
+    """The ground floor of ClusterState. `epoch` is that of the leadership it serves under."""
+
+    def __init__(self, keys: Keys, epoch: tuple[int, int], settings: Settings | None = None) -> None:
+        self.keys = keys
+        self.epoch = epoch
+        self.settings = settings or Settings()
+        self.book = Book()
+        self.columns = Columns()
+        self.nodes: dict[str, NodeState] = {}
+        self.hosts: dict[str, LogicalHost] = {}
+        self.hosts_version = 0
+        """Grows whenever any host changes, so that the shell knows when to tell the agents."""
+        self.specs = Specs()
+        self.document = b""
+        self.removals: set[str] = set()
+        """Logical hosts that go as soon as nobody uses them."""
+        self.schedule_wanted = False
+        self.compose_wanted = False
+        self._stale_rows: set[str] = set()
+        self._pools_stale = True
+        self.dirty = Dirty()
+
+    # --- lookups ----------------------------------------------------------------------------------------------
+
+    @property
+    def default_queue(self) -> str:
+        named = (queue.name for queue in self.specs.queues.values() if queue.default)
+        return next(named, next(iter(self.specs.queues), DEFAULT_QUEUE))
+
+    def queue(self, name: str) -> QueueSpec:
+        """The queue as defined; with the usual numbers where it is (or was) not defined."""
+        return self.specs.queues.get(name) or QueueSpec(name=name or DEFAULT_QUEUE)
+
+    def pools_of(self, spec: JobSpec) -> dict[str, str]:
+        """The pool of each kind asked for: the one named, else the kind's default pool, else none."""
+        pools = {}
+        for kind in spec.request.amounts():
+            named = spec.request.pools.get(kind) or self.default_pool(kind)
+            if named:
+                pools[kind] = named
+        return pools
+
+    def default_pool(self, kind: str) -> str:
+        """The pool that a kind comes from where none is named; empty if from anywhere."""
+        return next((p.name for p in self.specs.pools.values() if p.default and kind in p.kinds), "")
+
+    def request_class(self, spec: JobSpec) -> RequestClass:
+        """What the job asks for, ready to be looked for in the columns."""
+        return RequestClass(spec.request, self.pools_of(spec), spec.host)
+
+    def node_of(self, provider: str) -> NodeState | None:
+        """The node that executes what is placed on a provider: itself, or a host's anchor."""
+        host = self.hosts.get(provider)
+        return self.nodes.get(host.anchor if host else provider)
+
+    # --- nodes ------------------------------------------------------------------------------------------------
+
+    def set_node(self, offer: NodeOffer, journal_id: str | None = None) -> NodeState:
+        """Add a node, or take over what it offers now. None leaves its journal as it is."""
+        node = self.nodes.get(offer.node)
+        if node is None:
+            node = self.nodes[offer.node] = NodeState(offer.node, offer)
+            self.dirty.nodes[node.name] = None
+            self._pools_stale = True
+            self._set_capacity(node)
+        elif node.offer != offer:
+            self._pools_stale |= node.offer.labels != offer.labels
+            node.offer = offer
+            self.dirty.nodes[node.name] = None
+            self._set_capacity(node)
+        if journal_id is not None and node.journal_id != journal_id:
+            node.journal_id = journal_id
+            self.dirty.nodes[node.name] = None
+        return node
+
+    def set_drained(self, node: NodeState, drained: bool, reason: str = "") -> None:
+        if (node.drained, node.drain_reason) != (drained, reason):
+            node.drained, node.drain_reason = drained, reason
+            self.dirty.nodes[node.name] = None
+        self.touch_node(node)
+
+    def touch_node(self, node: NodeState) -> None:
+        """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
+        self._stale_rows.add(node.name)
+        self._stale_rows.update(host.name for host in self.hosts.values() if host.anchor == node.name)
+        self.schedule_wanted = True
+
+    def node_row_state(self, node: NodeState | None, now: float) -> str:
+        """READY, or the reason why nothing new is placed there."""
+        if node is None:
+            return GONE
+        if node.drained:
+            return Reason.DRAINING
+        silent = now - node.heard_at > self.settings.silent_after_seconds
+        if not node.connected or not node.registered or node.lim_silent or silent:
+            return Reason.SILENT
+        return ROW_READY
+
+    def row_is_stale(self, node: NodeState, now: float) -> bool:
+        """Whether time alone has changed whether the node takes work."""
+        row = self.columns.row(node.name)
+        return row is not None and self.columns.states[row] != self.node_row_state(node, now)
+
+    def _set_capacity(self, node: NodeState) -> None:
+        kinds = {r.kind for r in node.offer.resources}
+        for kind in set(self.book.kinds(node.name)) - kinds:
+            self.book.set_capacity(node.name, kind, 0)
+        for kind in kinds:
+            names = list(dict.fromkeys(d.id for d in node.offer.devices(kind)))
+            amount = node.offer.amount(kind)
+            self.book.set_capacity(node.name, kind, amount, names if amount else [])
+        self.touch_node(node)
+        self.compose_wanted = True
+
+    # --- definition and hosts ---------------------------------------------------------------------------------
+
+    def set_definition(self, document: bytes, specs: Specs) -> None:
+        """Take over a definition; what waits is sorted anew. Hosts follow by the composer."""
+        self.document, self.dirty.definition = document, True
+        self._set_specs(specs)
+
+    def _set_specs(self, specs: Specs) -> None:
+        self.specs = specs
+        floating = {k: amount for pool in specs.pools.values() for k, amount in pool.floating.items()}
+        for kind in (*self.book.kinds(FLOATING), *floating):
+            self.book.set_capacity(FLOATING, kind, floating.get(kind, 0))
+        self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+
+    def set_host(self, host: LogicalHost, *, written: bool = False) -> None:
+        """Add a logical host or change it; one that is composed or draining offers what it took.
+
+        `written` where its record is written by a Commit.
+        """
+        self.hosts[host.name] = host
+        self.hosts_version += 1
+        if not written:
+            self.dirty.hosts[host.name] = None
+        self._set_host_capacity(host)
+        self.schedule_wanted = True
+
+    def remove_host(self, name: str) -> None:
+        """Forget a host and give back what it took, if it took anything."""
+        host = self.hosts.pop(name)
+        self.hosts_version += 1
+        self.removals.discard(name)
+        self.book.remove_provider(name)
+        if self.book.holds(host_owner(name)):
+            self.book.release(host_owner(name))
+        self.dirty.hosts[host.name] = None
+        self._stale_rows.add(name)
+        self.schedule_wanted = self.compose_wanted = True
+
+    def _set_host_capacity(self, host: LogicalHost) -> None:
+        offers = host.state in (HostState.COMPOSED, HostState.DRAINING, HostState.RESIZING)
+        for kind in {part.kind for part in host.parts} | set(self.book.kinds(host.name)):
+            # What is on another node is part of the host, but nothing that a job on its anchor could use.
+            local = [p for p in host.parts if p.kind == kind and (p.provider == host.anchor or not p.devices)]
+            amount = sum(p.amount for p in local) if offers else 0
+            devices = [d for p in local for d in p.devices] if amount else []
+            self.book.set_capacity(host.name, kind, amount, devices)
+        self._stale_rows.add(host.name)
+
+    def host_in_use(self, name: str) -> bool:
+        """Whether anybody holds anything of the host."""
+        return any(self.book.committed(name, kind) for kind in self.book.kinds(name))
+
+    # --- columns ----------------------------------------------------------------------------------------------
+
+    def refresh_columns(self, now: float) -> None:
+        """Bring the rows up to date with book, nodes and hosts; only those that something touched."""
+        stale = self._stale_rows | self.book.take_touched()
+        self._stale_rows = set()
+        for provider in sorted(stale - {FLOATING}):
+            host = self.hosts.get(provider)
+            if host is None and provider not in self.nodes:
+                if self.columns.row(provider) is not None:
+                    self.columns.set_row(provider, {}, {}, state=GONE)
+                continue
+            state = self.node_row_state(self.node_of(provider), now)
+            if host is not None and host.state is not HostState.COMPOSED and state != GONE:
+                state = Reason.DRAINING if host.state is HostState.DRAINING else Reason.HELD
+            kinds = self.book.kinds(provider)
+            self.columns.set_row(
+                provider,
+                {kind: self.book.capacity(provider, kind) for kind in kinds},
+                {kind: self.book.free(provider, kind) for kind in kinds},
+                self._device_rows(provider),
+                state=state,
+                is_host=host is not None,
+            )
+        if self._pools_stale:
+            self.columns.set_pools(self.pool_members())
+            self._pools_stale = False
+
+    def pool_members(self) -> dict[str, list[str]]:
+        """Node names by pool."""
+        return {
+            pool.name: [n.name for n in self.nodes.values() if pool.has(n.name, n.offer.labels)]
+            for pool in self.specs.pools.values()
+        }
+
+    def _device_rows(self, provider: str) -> list[DeviceRow]:
+        node = self.node_of(provider)
+        known = {d.id: d for d in node.offer.devices(GPU)} if node else {}
+        rows = []
+        for device_id, free in self.book.device_free(provider, GPU).items():
+            if device_id in known:
+                device = known[device_id]
+                rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free))
+        return rows
+
+
+def host_owner(name: str) -> str:
+    """The name a logical host's commitment goes by."""
+    return f"host/{name}"

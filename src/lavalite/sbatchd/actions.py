@@ -1,0 +1,79 @@
+"""What the core wants done. To be carried out in order; a Write is durable before what follows it is begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lavalite.sbatchd.entry import Entry, Record
+from lavalite.wire.frames import AnyFrame, Attempt, HostsHere, Read
+
+
+@dataclass(slots=True, frozen=True)
+class Write:
+    """Append to the journal, durably."""
+
+    records: tuple[Record, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Start:
+    """Give to the executor. `contact`: when the last acknowledged beat was sent, CLOCK_BOOTTIME seconds."""
+
+    attempt: Attempt
+    stdout_path: str
+    stderr_path: str
+    contact: float
+
+
+@dataclass(slots=True, frozen=True)
+class Signal:
+    id: str
+    signal: int
+    ending: bool
+    grace_seconds: float
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Forget:
+    """The executor need not remember its end any more."""
+
+    id: str
+
+
+@dataclass(slots=True, frozen=True)
+class RenewContact:
+    """Fences count from `sent`, CLOCK_BOOTTIME seconds."""
+
+    sent: float
+
+
+@dataclass(slots=True, frozen=True)
+class Send:
+    frame: AnyFrame
+
+
+@dataclass(slots=True, frozen=True)
+class Close:
+    """End the session; another will be opened."""
+
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class OpenStream:
+    read: Read
+    entry: Entry | None
+
+
+@dataclass(slots=True, frozen=True)
+class CloseStream:
+    stream_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class ApplyHosts:
+    hosts: HostsHere
+
+
+Action = Write | Start | Signal | Forget | RenewContact | Send | Close | OpenStream | CloseStream | ApplyHosts
