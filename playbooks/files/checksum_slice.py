@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """SHA-256 of every source file of Python's own library: of one slice, or of all with one digest over them."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
@@ -9,18 +11,18 @@ import sysconfig
 from pathlib import Path
 
 
-def sources() -> "list[Path]":
+def sources() -> list[Path]:
     """All of the library's files, always in the same order; what is installed beside it is left out."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (path for path in root.rglob("*.py") if "site-packages" not in path.parts)
     return sorted(path for path in found if "dist-packages" not in path.parts)
 
 
-def checksums(paths: "list[Path]") -> "dict[str, str]":
+def checksums(paths: list[Path]) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def overall(sums: "dict[str, str]") -> str:
+def overall(sums: dict[str, str]) -> str:
     """One digest over all files, and how many they are."""
     digest = hashlib.sha256("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
     return f"{digest.hexdigest()} {len(sums)} files"

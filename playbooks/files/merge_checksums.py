@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """The slices' checksums as one digest over all files."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path
@@ -13,7 +15,7 @@ def main() -> None:
     parser.add_argument("--of", type=int, default=8, help="how many slices there are")
     parser.add_argument("--from", type=Path, default=Path(), dest="folder", help="the folder they are in")
     options = parser.parse_args()
-    sums: "dict[str, str]" = {}
+    sums: dict[str, str] = {}
     for number in range(1, options.of + 1):
         sums.update(json.loads((options.folder / f"slice-{number}.json").read_text()))
     print(overall(sums))

@@ -35,6 +35,8 @@ options:
     description:
       - V(live) asks the API, and fails where it does not answer. V(plan) plans offline.
         V(auto) is live where the API answers, else it plans.
+      - The environment variable E(LAVALITE_MODE) goes before the file, so that a cluster whose file says V(live)
+        can be deployed for the first time with V(LAVALITE_MODE=plan).
     type: str
     choices: [live, plan, auto]
     default: live
@@ -104,6 +106,8 @@ from ansible_collections.lavalite.cluster.plugins.plugin_utils._text import plai
 
 MARKER = "lavalite_pools_source"
 CACHED = "hosts"
+MODE_VARIABLE = "LAVALITE_MODE"
+FIRST_TIME = "If nothing is deployed yet, set LAVALITE_MODE=plan for this once."
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
@@ -136,13 +140,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
     def _hosts(self, document, nodes, path, cache):
         """("live" or "plan", hosts as the API describes them)."""
-        mode = self.get_option("mode")
+        mode = self._mode()
         if mode != "plan":
             try:
                 return "live", self._live(path, cache)
             except UnreachableError as error:
                 if mode == "live":
-                    raise
+                    raise DocumentError("%s: %s %s" % (path, error, FIRST_TIME)) from None
                 self.display.v("%s: planned, for %s" % (path, error))
         return "plan", document.plan(self.inventory, nodes)
 
@@ -160,8 +164,15 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             self._cache[key] = {"etag": etag, CACHED: hosts}
         return hosts
 
+    def _mode(self):
+        """The environment's word, else the file's. Raises DocumentError."""
+        mode = os.environ.get(MODE_VARIABLE) or self.get_option("mode")
+        if mode not in ("live", "plan", "auto"):
+            raise DocumentError("%s: %s is no mode. Set it to live, plan or auto." % (MODE_VARIABLE, mode))
+        return mode
+
     def _patience_seconds(self):
-        return 0.0 if self.get_option("mode") == "auto" else self._timeout_seconds()
+        return 0.0 if self._mode() == "auto" else self._timeout_seconds()
 
     def _timeout_seconds(self):
         return float(seconds(self.get_option("timeout"), "timeout"))

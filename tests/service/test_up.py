@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from lavalite.base.processes import ProcessIdentity
 from lavalite.cli.local_files import StateFolder, UpRecord
-from lavalite.cli.processes import ProcessIdentity
 
 POOLS = """
 cluster: rack1

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
 
 from lavalite.model.job import JobSpec
 
@@ -281,6 +281,12 @@ class Submit(Ask):
 
     spec: JobSpec
     key: str = Field(default="", max_length=128)
+
+    @field_validator("spec", mode="wrap")
+    @classmethod
+    def _nothing_unknown(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        """A stored spec may come from a later release and hold what we do not know; one that is typed may not."""
+        return JobSpec.model_validate(value, extra="forbid") if isinstance(value, dict) else validate(value)
 
 
 class SubmitBatch(Ask):

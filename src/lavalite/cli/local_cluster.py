@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.errors import ConflictError, InputError, LavaLiteError, UnreachableError
-from lavalite.cli.keeper_end import end_keeper, running_attempts
+from lavalite.base.processes import last_words, start_detached, started_with
 from lavalite.cli.local_files import DAEMONS, StateFolder, UpRecord, choose_ports, node_name
-from lavalite.cli.processes import last_words, start_detached, started_with
+from lavalite.sbatchd.ending import end_keeper, running_attempts
 
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.1

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lavalite.base.errors import ConflictError, InputError, LavaLiteError
-from lavalite.cli.processes import ProcessIdentity
+from lavalite.base.processes import ProcessIdentity
 
 LOOPBACK = "127.0.0.1"
 LONGEST_SOCKET = "sbatchd/keeper/keeper.sock"

@@ -42,6 +42,8 @@ def registered(state: ClusterState, event: NodeRegistered, now: float, out: Outb
             _lose(state, run, silent_since, now, surely_dead=rebooted)
         elif run.journal_id != node.journal_id and rebooted:
             conclude(state, run, when_lost(state, run), _lost_end(run, now), now)
+    if state.quarantine:  # it tells anew what it has
+        state.quarantine = {p: report for p, report in state.quarantine.items() if p[0] != event.node}
     for report in event.attempts:
         reported(state, node, report, now, out)
     listed = {report.id for report in event.attempts}

@@ -40,6 +40,9 @@ PENDING, COMMITTED, RUNNING, SUSPENDED, UNKNOWN = (
     TaskState.SUSPENDED,
     TaskState.UNKNOWN,
 )
+MAX_QUARANTINED = 10_000
+"""So many are shown to people; an agent that makes up more of them does not get to fill our memory."""
+
 REASON_EXIT, REASON_FENCE, REASON_LOST, REASON_STOP = "exit", "fence", "lost", "stop"
 
 
@@ -221,7 +224,7 @@ def _stranger(state: ClusterState, node: NodeState, report: AttemptReported, out
         return
     if over:
         state.quarantine.pop(place, None)
-    else:
+    elif place in state.quarantine or len(state.quarantine) < MAX_QUARANTINED:
         state.quarantine[place] = report
 
 

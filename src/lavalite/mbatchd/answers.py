@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import structlog
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import Response
+from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from lavalite.base.errors import Fault, LavaLiteError
@@ -15,7 +16,7 @@ from lavalite.base.errors import Fault, LavaLiteError
 log = structlog.get_logger(__name__)
 
 
-def fault_answer(status: int, faults: list[Fault], headers: dict[str, str] | None = None) -> JSONResponse:
+def fault_answer(status: int, faults: list[Fault], headers: dict[str, str] | None = None) -> Response:
     """`{"errors": [...]}`, one entry a fault."""
     body = {
         "errors": [
@@ -23,7 +24,8 @@ def fault_answer(status: int, faults: list[Fault], headers: dict[str, str] | Non
             for f in faults
         ]
     }
-    return JSONResponse(body, status_code=status, headers=headers)
+    # In ASCII: a message may quote what was sent, and that may be no text.
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 def server_sent(kind: str, payload: object) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lavalite.base.errors import Fault
@@ -11,6 +15,7 @@ from lavalite.mbatchd.answers import fault_answer
 from lavalite.mbatchd.identity import Doorman, NotAuthenticated
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+DISCARD_BYTES, DISCARD_SECONDS = 1024 * 1024, 1.0
 OPEN_PATHS = frozenset({"/v1/openapi.json"})
 """What anybody may read."""
 
@@ -36,13 +41,26 @@ class Gate:
             try:
                 request.state.identity = await self._doorman.identify(request)
             except NotAuthenticated as error:
-                await fault_answer(401, [error.fault])(scope, receive, send)
+                await _turn_away(fault_answer(401, [error.fault]), scope, receive, send)
                 return
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            await fault_answer(413, [TOO_LONG])(scope, receive, send)
+            await _turn_away(fault_answer(413, [TOO_LONG]), scope, receive, send)
             return
         await self._app(scope, _counted(receive), send)
+
+
+async def _turn_away(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and throw away a little of what is sent: closing with unread bytes would lose the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            left_bytes = DISCARD_BYTES
+            while left_bytes > 0:
+                message = await receive()
+                left_bytes -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+    await answer(scope, receive, send)
 
 
 def _counted(receive: Receive) -> Receive:

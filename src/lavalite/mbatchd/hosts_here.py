@@ -24,21 +24,22 @@ class HostNews:
         self._state, self._epoch, self._post = state, epoch, post
         self._seen_version = -1
         self._told: dict[str, list[HostHere]] = {}
+        self._known: dict[str, LogicalHost] = {}
+        self._by_node: dict[str, dict[str, HostHere]] = {}
         self._applied: dict[str, dict[str, int]] = {}
 
     def heard(self, event: Event) -> None:
         """Look whether an event changed anything that an agent should know."""
+        stale = set()
+        if self._state.hosts_version != self._seen_version:
+            self._seen_version = self._state.hosts_version
+            stale = self._look()
         if isinstance(event, NodeRegistered):
             self._told.pop(event.node, None)
-            self._tell(event.node, self._hosts_by_node().get(event.node, []))
-        if self._state.hosts_version == self._seen_version:
-            return
-        self._seen_version = self._state.hosts_version
-        by_node = self._hosts_by_node()
-        for node in by_node.keys() | self._told.keys():
-            hosts = by_node.get(node, [])
-            if self._told.get(node, []) != hosts:
-                self._tell(node, hosts)
+            self._tell(event.node)
+        for node in sorted(stale):
+            if self._told.get(node, []) != self._here(node):
+                self._tell(node)
 
     def note_applied(self, node: str, versions: dict[str, int]) -> None:
         self._applied[node] = versions
@@ -47,22 +48,44 @@ class HostNews:
         """Whether the node has said that it lets people into this version of the host."""
         return self._applied.get(node, {}).get(host) == version
 
-    def _tell(self, node: str, hosts: list[HostHere]) -> None:
+    def _tell(self, node: str) -> None:
+        hosts = self._here(node)
         if self._post(node, HostsHere(epoch=self._epoch, hosts=hosts)):
             self._told[node] = hosts
         else:
             self._told.pop(node, None)
 
-    def _hosts_by_node(self) -> dict[str, list[HostHere]]:
-        found: dict[str, list[HostHere]] = {}
-        for name in sorted(self._state.hosts):
-            host = self._state.hosts[name]
+    def _here(self, node: str) -> list[HostHere]:
+        return [here for _, here in sorted(self._by_node.get(node, {}).items())]
+
+    def _look(self) -> set[str]:
+        """Take over the hosts that changed, and name the nodes they are or were on.
+
+        A host is never changed in place, so one that is still the same object is still the same: thousands of hosts
+        are composed one after the other, and each time all are looked at.
+        """
+        hosts, stale = self._state.hosts, set()
+        for name, host in hosts.items():
+            before = self._known.get(name)
+            if before is host:
+                continue
+            stale |= self._forget(name) if before is not None else set()
+            self._known[name] = host
             if host.state in USABLE:
-                found.setdefault(host.anchor, []).append(_here(host))
-        return found
+                self._by_node.setdefault(host.anchor, {})[name] = _as_frame(host)
+                stale.add(host.anchor)
+        if len(self._known) > len(hosts):
+            for name in self._known.keys() - hosts.keys():
+                stale |= self._forget(name)
+        return stale
+
+    def _forget(self, name: str) -> set[str]:
+        anchor = self._known.pop(name).anchor
+        self._by_node.get(anchor, {}).pop(name, None)
+        return {anchor}
 
 
-def _here(host: LogicalHost) -> HostHere:
+def _as_frame(host: LogicalHost) -> HostHere:
     devices: dict[str, list[str]] = {}
     for part in host.parts:
         if part.provider == host.anchor:

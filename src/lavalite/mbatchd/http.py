@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lavalite import __version__
@@ -80,7 +79,7 @@ def make_app(scheduler: Scheduler, doorman: Doorman) -> FastAPI:
     return app
 
 
-async def _our_error(request: Request, error: Exception) -> JSONResponse:
+async def _our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LavaLiteError)
     status = next((code for kind, code in STATUS_CODES if isinstance(error, kind)), 409)
     status = {"version_changed": 412, "too_many": 429}.get(error.code, status)
@@ -88,7 +87,7 @@ async def _our_error(request: Request, error: Exception) -> JSONResponse:
     return fault_answer(status, error.faults if isinstance(error, InputError) else [error.fault], headers)
 
 
-async def _bad_request(request: Request, error: Exception) -> JSONResponse:
+async def _bad_request(request: Request, error: Exception) -> Response:
     """pydantic's findings, one fault each, with the field as a path a person would write."""
     assert isinstance(error, RequestValidationError)
     faults = []
@@ -104,7 +103,7 @@ async def _bad_request(request: Request, error: Exception) -> JSONResponse:
     return fault_answer(400, faults)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         fault = Fault("no_such_path", f"there is nothing at {request.url.path}", hint="See /v1/openapi.json.")
@@ -115,6 +114,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return fault_answer(error.status_code, [fault])
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("a request failed", path=request.url.path, exc_info=error)
     return fault_answer(500, [Fault("internal", "Something failed here; the scheduler's log says what.")])

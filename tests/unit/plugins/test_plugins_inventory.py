@@ -42,13 +42,14 @@ logical_hosts:
 """
 
 
-def inventory(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def inventory(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LAVALITE_", "ANSIBLE_"))}
     environment |= {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
         "COLUMNS": "500",
     }
+    environment |= variables
     program = [str(Path(sys.executable).parent / "ansible-inventory"), "-i", str(folder / "inventory"), *arguments]
     return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -190,7 +191,27 @@ def test_live_an_api_that_is_silent_is_a_failure_and_auto_plans(tmp_path: Path) 
     done = inventory(write(tmp_path, POOLS, "live"), "--graph")
     assert done.returncode != 0
     assert "no API answers" in done.stderr
+    assert "set LAVALITE_MODE=plan for this once" in done.stderr
     assert "lavalite_state_planned" in inventory(write(tmp_path, POOLS, "auto"), "--graph").stdout
+
+
+def test_without_the_package_nothing_is_planned_but_what_is_live_is_read(api: Any, tmp_path: Path) -> None:
+    (tmp_path / "hidden/lavalite").mkdir(parents=True)
+    (tmp_path / "hidden/lavalite/__init__.py").write_text("")
+    hidden = {"PYTHONPATH": str(tmp_path / "hidden")}
+    done = inventory(write(tmp_path, POOLS, "plan"), "--graph", **hidden)
+    assert done.returncode != 0
+    assert "the Python package lavalite is not installed" in done.stderr
+    answering(api, host("web-1"))
+    assert "web-1" in inventory(write(tmp_path, POOLS, "live", api.url), "--graph", **hidden).stdout
+    done = inventory(write(tmp_path, POOLS + "colour: red\n", "live", api.url), "--graph", **hidden)
+    assert "colour: unknown key" in done.stderr
+
+
+def test_the_environments_mode_goes_before_the_files(tmp_path: Path) -> None:
+    folder = write(tmp_path, POOLS, "live")
+    assert "lavalite_state_planned" in inventory(folder, "--graph", LAVALITE_MODE="plan").stdout
+    assert "nonsense is no mode" in inventory(folder, "--graph", LAVALITE_MODE="nonsense").stderr
 
 
 def test_live_an_api_that_refuses_is_a_failure_even_for_auto(api: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lavalite.cli.processes import ProcessIdentity, last_words, start_detached, started_with
+from lavalite.base.processes import ProcessIdentity, last_words, start_detached, started_with
 
 STUBBORN = "import signal,sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
 

@@ -1,4 +1,9 @@
-"""Ending the keeper of running attempts, and the attempts first. It speaks JSON, an object a line, on its socket."""
+"""Ending the keeper of running attempts, and the attempts first: for who wants nothing left on a machine.
+
+    python -m lavalite.sbatchd.ending STATE_PATH
+
+sbatchd itself never does this: attempts outlive it. It speaks the keeper's JSON, an object a line.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,17 @@ import select
 import signal
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
+from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
-from lavalite.cli.processes import ProcessIdentity
+from lavalite.base.processes import ProcessIdentity
+from lavalite.sbatchd.keeper import SOCKET_NAME
 
 ANSWER_SECONDS = 10.0
+GRACE_SECONDS = 10.0
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -90,3 +99,21 @@ def end_keeper(path: Path, *, grace_seconds: float, now: Any) -> None:
         return
     if process is not None and not process.wait_until_gone(ANSWER_SECONDS):
         process.end(ANSWER_SECONDS)
+
+
+def main(arguments: list[str]) -> int:
+    """End the keeper of each sbatchd state folder named. Prints how many attempts it ended."""
+    ended = 0
+    for folder in arguments:
+        for path in sorted(Path(folder).rglob(SOCKET_NAME)):
+            ended += len(running_attempts(path))
+            end_keeper(path, grace_seconds=GRACE_SECONDS, now=SystemClock().monotonic)
+    print(f"{ended} attempts ended")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LavaLiteError as error:
+        sys.exit(str(error))

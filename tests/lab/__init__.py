@@ -1,0 +1,36 @@
+"""The lab: real hosts for tests, each with its own systemd, sshd, address and disk, on this one machine.
+
+    with Lab(["control-1", "control-2", "worker-1"]) as lab:
+        lab.run("control-1", "systemctl start lavalite-lim")
+        lab.power_off("control-1")                     # as if the plug were pulled
+        lab.power_on("control-1", keep_disk=False)     # a new machine under the old name
+        lab.cut("control-2")                           # its cable is out; it runs on
+        lab.here(["curl", "http://198.18.0.12:8080/"]) # on the test's side of the network
+
+A host is a systemd-nspawn container over one root folder that all share; what a host writes goes to a folder of its
+own, its disk. The hosts and the test's side sit in one network namespace that has no way out: nothing can leave by
+accident, and every lab has the same addresses without seeing another.
+
+    python -m lab create --hosts control-1,worker-1     for molecule; `python -m lab --help` shows the rest
+
+Here belongs what makes, breaks and ends hosts. What is installed on them does not: that is the roles' work. Nothing but
+the standard library is imported, and nothing but Debian packages is needed (`make lab-deps`).
+
+    needs.py    whether this machine can carry a lab, and if not, why
+    root.py     the root folder that all hosts share, built once and kept
+    network.py  the namespace, its bridge, and the cables
+    hosts.py    one host: its disk, its start, its end
+    ssh.py      the key, the configuration, running a command on a host
+    state.py    what is on disk about each lab, so that a later process can end it
+    lab.py      the Lab
+    clean.py    ends what a killed test left behind
+
+A host with a kernel of its own (QEMU) has its place beside hosts.py: the same bridge through a tap device, the same
+five verbs `prepare`, `start`, `kill`, `alive` and `discard`.
+"""
+
+from .lab import Lab
+from .needs import LabError, why_not
+from .state import Host
+
+__all__ = ["Host", "Lab", "LabError", "why_not"]

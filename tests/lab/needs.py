@@ -1,0 +1,46 @@
+"""Whether this machine can carry a lab, and if not, why."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAMS = ("debootstrap", "ip", "nc", "nsenter", "ssh", "ssh-keygen", "systemd-nspawn", "unshare")
+
+
+class LabError(Exception):
+    """One sentence for people: what failed, on which host or file, and the way out."""
+
+
+@functools.cache
+def why_not() -> str:
+    """The reason why no lab can be made here; empty if one can."""
+    if sys.platform != "linux":
+        return "the lab needs Linux"
+    if os.geteuid() != 0:
+        return "the lab needs root"
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing:
+        return f"the lab needs {', '.join(missing)}: run make lab-deps"
+    if os_release().get("ID") != "debian":
+        return "the lab needs Debian, from whose mirror its hosts' root is built"
+    trial = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "link", "add", "a", "type", "veth", "peer", "b"],
+        capture_output=True,
+        text=True,
+    )
+    if trial.returncode:
+        return "the lab needs namespaces and veth: " + " ".join(trial.stderr.split())
+    return ""
+
+
+def os_release() -> dict[str, str]:
+    """`/etc/os-release` as a mapping; empty where there is none."""
+    file = Path("/etc/os-release")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
+    return {key: value.strip("\"'") for key, value in pairs}

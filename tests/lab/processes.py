@@ -1,0 +1,70 @@
+"""Processes named so that a reused id is never mistaken for the old one: the id and the tick at which it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+GONE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`started`: clock ticks after boot, as field 22 of /proc/PID/stat."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """Raises ProcessLookupError where there is none."""
+        fields = _fields(pid)
+        if fields is None:
+            raise ProcessLookupError(pid)
+        return cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        """A process that has ended but was not waited for is not alive."""
+        fields = _fields(self.pid)
+        return fields is not None and int(fields[19]) == self.started and fields[0] not in "ZX"
+
+    def kill(self) -> None:
+        """SIGKILL, and return when it is gone. Raises TimeoutError after 20 s."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {self.pid} outlived SIGKILL by {GONE_SECONDS:.0f} s")
+            time.sleep(0.005)
+        self._reap()
+
+    def children(self) -> list[Process]:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        parents = ((pid, _fields(pid)) for pid in pids)
+        return [Process(pid, int(fields[19])) for pid, fields in parents if fields and int(fields[1]) == self.pid]
+
+    def forebears(self) -> list[Process]:
+        """This one, its parent, and so on up to the first."""
+        found = [self]
+        while (fields := _fields(found[-1].pid)) and int(fields[1]) > 0:
+            found.append(Process.of(int(fields[1])))
+        return found
+
+    def _reap(self) -> None:
+        """If it was our child, do not leave it a zombie."""
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+
+
+def _fields(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command's name: state, parent, …; None where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,339 @@
+"""The parts of the scheduler service, each by itself: pages, output, changes, and the order in which things happen."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_world import KEYS, offer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavalite.base.clock import ManualClock, SystemClock
+from lavalite.base.errors import FencedError, LavaLiteError, UnreachableError
+from lavalite.base.steady import SteadyTime
+from lavalite.control import events
+from lavalite.control.state import ClusterState
+from lavalite.ledger.committer import Committer
+from lavalite.ledger.fence import take_writer
+from lavalite.mbatchd.changes import MAX_WAITING, Changes
+from lavalite.mbatchd.hosts_here import HostNews
+from lavalite.mbatchd.output import MAX_PIECES, MAX_STREAMS_EACH, OutputStreams
+from lavalite.mbatchd.paging import paged
+from lavalite.mbatchd.service import Service
+from lavalite.model.host import HostState, LogicalHost
+from lavalite.model.job import JobRecord, JobSpec
+from lavalite.store.base import Put
+from lavalite.store.sqlite import SqliteStore
+from lavalite.wire.frames import AnyFrame, CancelRead, Dispatch, HostsHere, Output, Read, ReportAck
+
+EPOCH = (1, 1)
+
+
+# --- pages ----------------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.text(max_size=3), max_size=30), st.integers(1, 5), st.sampled_from(["", "a"]))
+def test_pages_hold_each_kept_item_once_and_in_order(names: set[str], limit: int, dropped: str) -> None:
+    wanted = sorted(name for name in names if name and not (dropped and name.startswith(dropped)))
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = paged(sorted(names - {""}), str, limit, cursor, keep=lambda n: not (dropped and n.startswith(dropped)))
+        assert len(page.items) <= limit
+        seen, cursor = [*seen, *page.items], page.next_cursor
+    assert seen == wanted
+
+
+def test_a_page_makes_no_more_items_than_it_needs() -> None:
+    made = []
+
+    def items() -> Iterator[str]:
+        for name in "abcdef":
+            made.append(name)
+            yield name
+
+    assert paged(items(), str, 2, "").next_cursor == "b"
+    assert made == ["a", "b", "c"]
+
+
+# --- output ---------------------------------------------------------------------------------------------------
+
+
+class Agent:
+    """Takes what is posted to node n1; `gone` while it is not connected."""
+
+    def __init__(self) -> None:
+        self.got: list[AnyFrame] = []
+        self.gone = False
+        self.streams = OutputStreams(self.post)
+
+    def post(self, node: str, *frames: AnyFrame) -> bool:
+        if not self.gone:
+            self.got += frames
+        return not self.gone
+
+    def say(self, text: bytes = b"", *, ended: bool = False, error: str = "") -> None:
+        asked = next(f for f in reversed(self.got) if isinstance(f, Read))
+        data = base64.b64encode(text).decode()
+        self.streams.take(
+            "n1", Output(stream_id=asked.stream_id, offset=0, data_base64=data, ended=ended, error=error)
+        )
+
+    def read(self, reader: str = "ann") -> AsyncGenerator[bytes, None]:
+        return self.streams.read("n1", EPOCH, "1.0.1", "stdout", follow=True, reader=reader)
+
+
+async def test_a_slow_reader_is_cut_off_and_the_agent_told() -> None:
+    agent = Agent()
+    pieces = agent.read()
+    first = asyncio.ensure_future(anext(pieces))
+    await asyncio.sleep(0)
+    for _ in range(MAX_PIECES + 50):
+        agent.say(b"x")
+    assert await first == b"x"
+    with pytest.raises(LavaLiteError, match="too slow"):
+        async for _ in pieces:
+            pass
+    assert isinstance(agent.got[-1], CancelRead)
+
+
+async def test_a_reader_is_told_when_the_node_goes_and_what_the_agent_says_is_wrong() -> None:
+    agent = Agent()
+    for happens, error in [
+        (lambda: agent.streams.node_gone("n1"), UnreachableError),
+        (lambda: agent.say(error="no such attempt"), LavaLiteError),
+        (lambda: agent.say(b"x" * 200_000), LavaLiteError),
+    ]:
+        pieces = agent.read()
+        first = asyncio.ensure_future(anext(pieces))
+        await asyncio.sleep(0)
+        happens()
+        with pytest.raises(error):
+            await first
+    agent.gone = True
+    with pytest.raises(UnreachableError, match="not connected"):
+        await anext(agent.read())
+
+
+async def test_nobody_keeps_the_others_from_reading() -> None:
+    agent = Agent()
+    waiting = [asyncio.ensure_future(anext(agent.read())) for _ in range(MAX_STREAMS_EACH)]
+    await asyncio.sleep(0)
+    with pytest.raises(LavaLiteError, match="too many"):
+        await anext(agent.read())
+    other = asyncio.ensure_future(anext(agent.read("bob")))
+    await asyncio.sleep(0)
+    agent.say(b"for bob")
+    assert await other == b"for bob"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    again = asyncio.ensure_future(anext(agent.read()))
+    await asyncio.sleep(0)
+    agent.say(b"room again")
+    assert await again == b"room again"
+
+
+# --- the service: what is durable before what -----------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A service over a store whose transactions wait while `through` is not set."""
+
+    service: Service
+    state: ClusterState
+    committer: Committer
+    store: SqliteStore
+    through: asyncio.Event
+    clock: ManualClock
+    sent: list[AnyFrame] = field(default_factory=list)
+
+    def register(self, node: str = "n1", *attempts: events.AttemptReported) -> None:
+        self.service.apply(events.NodeRegistered(node, "boot-1", "j1", offer(node), attempts))
+
+    def acks(self) -> list[int]:
+        return [frame.seq for frame in self.sent if isinstance(frame, ReportAck)]
+
+    async def settled(self) -> None:
+        async with asyncio.timeout(10):
+            await self.committer.drain()
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    def submit(self, **fields: Any) -> asyncio.Future[None]:
+        spec = JobSpec(command=["true"], **fields)
+        record = JobRecord(id=self.state.next_job_id(), spec=spec, submitted_at=0.0)
+        return self.service.apply(events.Submitted(record))
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    clock, through = ManualClock(), asyncio.Event()
+    store = await SqliteStore.open(tmp_path / "store.db", clock=SystemClock())
+    leads = (await store.txn([], [Put(KEYS.leader, b"n1")])).revision
+    fence = await take_writer(store, KEYS, leads, EPOCH, "test")
+    txn = store.txn
+
+    async def slow(*asked: Any) -> Any:
+        await through.wait()
+        return await txn(*asked)
+
+    monkeypatch.setattr(store, "txn", slow)
+    state = ClusterState(KEYS, EPOCH)
+    committer = Committer(store, fence, SystemClock(), window_seconds=0)
+    world = World(
+        Service(state, committer, SteadyTime(clock), EPOCH, "test"), state, committer, store, through, clock
+    )
+
+    def post(node: str, *frames: AnyFrame) -> bool:
+        world.sent.extend(frames)
+        return True
+
+    world.service.connect(post, lambda node, reason: None)
+    committer.start()
+    yield world
+    await committer.close()
+    await store.close()
+
+
+async def test_what_is_asked_twice_is_answered_twice_only_when_it_is_durable(world: World) -> None:
+    world.submit(hold=True)
+    asks = [asyncio.ensure_future(world.service.obey(events.HoldRequested(1))) for _ in range(2)]
+    asks += [asyncio.ensure_future(world.service.obey(events.ReleaseRequested(99)))]
+    await asyncio.sleep(0.02)
+    assert not any(ask.done() for ask in asks), "also the second, by which nothing changes"
+    world.through.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*asks)
+    assert await world.store.get(KEYS.job(1)) is not None
+
+
+async def test_who_waits_hears_that_it_did_not_become_durable(world: World) -> None:
+    written, asked = world.submit(), asyncio.ensure_future(world.service.obey(events.CancelRequested(1)))
+    await asyncio.sleep(0)
+    await world.committer.close()
+    for waiting in (written, asked):
+        with pytest.raises(FencedError):
+            await waiting
+    with pytest.raises(FencedError):
+        await world.service.obey(events.HoldRequested(1))
+
+
+async def test_a_report_is_acknowledged_when_it_is_durable(world: World) -> None:
+    world.register()
+    world.service.apply(events.NodeReported("n1", 1, ()))
+    await asyncio.sleep(0.02)
+    assert world.acks() == []
+    world.through.set()
+    await world.settled()
+    assert world.acks() == [0, 1]
+
+
+async def test_a_new_session_never_hears_what_an_earlier_one_was_told(world: World) -> None:
+    """Each session counts its reports from 1: an old session's ack would stand for something else."""
+    world.register()
+    world.service.apply(events.NodeReported("n1", 1, ()))
+    world.service.apply(events.NodeReported("n1", 2, ()))
+    world.service.apply(events.NodeDisconnected("n1"))
+    world.register()
+    world.register("n2")
+    world.service.apply(events.NodeReported("n1", 1, ()))
+    world.through.set()
+    await world.settled()
+    assert world.acks() == [0, 0, 1], "of the second session of n1, and the registering of n2"
+
+
+async def test_a_dispatch_waits_for_its_commitment(world: World) -> None:
+    world.service.apply(events.Loaded())
+    world.register()
+    world.submit()
+    await asyncio.sleep(0.02)
+    assert not any(isinstance(frame, Dispatch) for frame in world.sent)
+    world.through.set()
+    await world.settled()
+    assert sum(isinstance(frame, Dispatch) for frame in world.sent) == 1
+
+
+async def test_only_the_next_wake_is_remembered(world: World) -> None:
+    """A job of next year and a thousand that back off in between leave one time to remember, and not a thousand."""
+    world.through.set()
+    world.submit(not_before=world.clock.now() + 1e7)
+    running = asyncio.ensure_future(world.service.run())
+    for _ in range(20):
+        world.submit(not_before=world.clock.now() + 5)
+        world.clock.advance(6)
+        await asyncio.sleep(0.002)
+    job = world.state.jobs[21]
+    async with asyncio.timeout(5):
+        while job.sleeping:
+            await asyncio.sleep(0.01)
+    assert world.state.jobs[1].sleeping
+    assert world.service._wake_at == pytest.approx(1_000_000 + 1e7)
+    running.cancel()
+
+
+# --- what is told -------------------------------------------------------------------------------------------
+
+
+def host(name: str, anchor: str, state: HostState = HostState.COMPOSED, version: int = 1) -> LogicalHost:
+    return LogicalHost(name=name, state=state, anchor=anchor, parts=[], version=version)
+
+
+def test_a_node_is_told_of_its_hosts_when_they_change_and_of_nothing_else() -> None:
+    state, told = ClusterState(KEYS, EPOCH), []
+
+    def post(node: str, *frames: AnyFrame) -> bool:
+        told.extend((node, [h.name for h in f.hosts]) for f in frames if isinstance(f, HostsHere))
+        return True
+
+    news = HostNews(state, EPOCH, post)
+
+    def heard(event: events.Event | None = None) -> list[tuple[str, list[str]]]:
+        told.clear()
+        news.heard(event or events.Tick())
+        return list(told)
+
+    assert heard() == []
+    state.set_host(host("b", "n1"))
+    state.set_host(host("a", "n1"))
+    state.set_host(host("c", "n2", HostState.COMPOSING))
+    assert heard() == [("n1", ["a", "b"])]
+    assert heard() == []
+    state.set_host(host("c", "n2"))
+    assert heard() == [("n2", ["c"])]
+    state.set_host(host("a", "n2", version=2))
+    assert heard() == [("n1", ["b"]), ("n2", ["a", "c"])]
+    assert heard(events.NodeRegistered("n3", "", "", offer("n3"))) == [("n3", [])]
+    assert heard(events.NodeRegistered("n2", "", "", offer("n2"))) == [("n2", ["a", "c"])]
+    state.remove_host("c")
+    state.set_host(host("d", "n1"))
+    assert heard() == [("n1", ["b", "d"]), ("n2", ["a"])]
+
+
+async def test_changes_are_told_to_who_follows_until_they_fall_behind() -> None:
+    clock, state = ManualClock(), ClusterState(KEYS, EPOCH)
+    changes = Changes(state, SteadyTime(clock))
+    changes.heard(events.NodeDisconnected("n0"))  # nobody listens
+    async with aclosing(changes.follow(quiet_seconds=0.01)) as following:
+        assert await anext(following) is None
+        state.set_host(host("a", "n1"))
+        changes.heard(events.NodeDisconnected("n1"))
+        found = [await anext(following), await anext(following)]
+        assert [(c.kind, c.name, c.state) for c in found if c] == [
+            ("node", "n1", "disconnected"),
+            ("host", "a", "composed"),
+        ]
+        state.remove_host("a")
+        for _ in range(MAX_WAITING + 5):
+            changes.heard(events.NodeDisconnected("n1"))
+        seen = [change async for change in following]
+    assert len(seen) == MAX_WAITING
+    assert changes._listeners == set()
