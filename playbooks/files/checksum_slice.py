@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """SHA-256 of every source file of Python's own library: of one slice, or of all with one digest over them."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The slices' checksums as one digest over all files."""
 
 from __future__ import annotations

@@ -114,8 +114,7 @@ class Client:
         asked = dict(query or {}, limit=PAGE_LIMIT)
         for _page in range(MAX_PAGES):
             body = self.get(path, asked).body or {}
-            for item in body.get("items", ()):
-                yield item
+            yield from body.get("items", ())
             if not body.get("next_cursor"):
                 return
             asked["cursor"] = body["next_cursor"]

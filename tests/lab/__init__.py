@@ -13,17 +13,18 @@ accident, and every lab has the same addresses without seeing another.
 
     python -m lab create --hosts control-1,worker-1     for molecule; `python -m lab --help` shows the rest
 
-Here belongs what makes, breaks and ends hosts. What is installed on them does not: that is the roles' work. Nothing but
-the standard library is imported, and nothing but Debian packages is needed (`make lab-deps`).
+Here belongs what makes, breaks and ends hosts. What is installed on them does not: that is the roles' work. Nothing
+but the standard library is imported, and nothing but Debian packages is needed (`make lab-deps`).
 
-    needs.py    whether this machine can carry a lab, and if not, why
-    root.py     the root folder that all hosts share, built once and kept
-    network.py  the namespace, its bridge, and the cables
-    hosts.py    one host: its disk, its start, its end
-    ssh.py      the key, the configuration, running a command on a host
-    state.py    what is on disk about each lab, so that a later process can end it
-    lab.py      the Lab
-    clean.py    ends what a killed test left behind
+    needs.py      whether this machine can carry a lab, and if not, why
+    root.py       the root folder that all hosts share, built once and kept
+    network.py    the namespace, its bridge, and the cables
+    hosts.py      one host: its disk, its start, its end
+    ssh.py        the key, the configuration, running a command on a host
+    processes.py  a process that is never mistaken for a later one with its id
+    state.py      what is on disk about each lab, so that a later process can end it
+    lab.py        the Lab
+    clean.py      ends what a killed test left behind
 
 A host with a kernel of its own (QEMU) has its place beside hosts.py: the same bridge through a tap device, the same
 five verbs `prepare`, `start`, `kill`, `alive` and `discard`.

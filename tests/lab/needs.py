@@ -29,7 +29,7 @@ def why_not() -> str:
     if os_release().get("ID") != "debian":
         return "the lab needs Debian, from whose mirror its hosts' root is built"
     trial = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "link", "add", "a", "type", "veth", "peer", "b"],
+        ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "link", "add", "trial0", "type", "veth"],
         capture_output=True,
         text=True,
     )

@@ -91,4 +91,3 @@ def _ip(*arguments: str) -> str:
     if done.returncode:
         raise LabError(f"ip {' '.join(arguments)}: {done.stderr.strip() or done.returncode}.")
     return done.stdout
-

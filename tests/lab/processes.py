@@ -41,7 +41,13 @@ class Process:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"process {self.pid} outlived SIGKILL by {GONE_SECONDS:.0f} s")
             time.sleep(0.005)
-        self._reap()
+
+    def command(self) -> str:
+        """The program's name, at most 15 characters of it; empty where the process has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
 
     def children(self) -> list[Process]:
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
@@ -55,14 +61,14 @@ class Process:
             found.append(Process.of(int(fields[1])))
         return found
 
-    def _reap(self) -> None:
-        """If it was our child, do not leave it a zombie."""
+    def reap(self) -> None:
+        """Of a dead one that this process may have started without a Popen: do not leave it a zombie."""
         with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)
 
 
 def _fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name: state, parent, …; None where there is no such process."""
+    """What follows the command's name in /proc/PID/stat: state, parent, …; None where there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

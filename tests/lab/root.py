@@ -66,7 +66,14 @@ def _locked(file: Path) -> Iterator[None]:
 
 def _build(folder: Path, suite: str, log: Path) -> None:
     """debootstrap into `folder`. Raises LabError with the log's path and last line."""
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(folder), mirror(suite)]
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        suite,
+        str(folder),
+        mirror(suite),
+    ]
     with log.open("w") as output:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
@@ -77,7 +84,9 @@ def _build(folder: Path, suite: str, log: Path) -> None:
 def _settle(folder: Path) -> None:
     """Make the root fit for many hosts: none has a name, an identity or a key in it, none waits for a network."""
     for enable, services in (("enable", SERVICES_ON), ("mask", SERVICES_OFF[2:]), ("disable", SERVICES_OFF[:2])):
-        subprocess.run(["systemctl", "--quiet", f"--root={folder}", enable, *services], check=True, capture_output=True)
+        subprocess.run(
+            ["systemctl", "--quiet", f"--root={folder}", enable, *services], check=True, capture_output=True
+        )
     for file in (*folder.glob("etc/ssh/ssh_host_*"), *folder.glob("var/cache/apt/archives/*.deb")):
         file.unlink()
     shutil.rmtree(folder / "var/lib/apt/lists")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from . import network
@@ -18,6 +18,7 @@ CONNECT_SECONDS = 5
 
 
 def make_key(file: Path) -> None:
+    file.unlink(missing_ok=True)  # else ssh-keygen asks
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(file)], check=True)
 
 
@@ -72,8 +73,10 @@ def variables(lab: str, host: Host) -> dict[str, str]:
     }
 
 
-def inventory(state: State, groups: dict[str, Iterable[str]]) -> dict[str, object]:
+def inventory(state: State, groups: Mapping[str, Iterable[str]]) -> dict[str, object]:
     """An inventory for Ansible, to be written as JSON: all hosts in the group `lab`, and in `groups` as asked for."""
     hosts = {name: variables(state.name, host) for name, host in state.hosts.items()}
-    children = {group: {"hosts": dict.fromkeys(names, {})} for group, names in groups.items()}
-    return {"all": {"children": {"lab": {"hosts": hosts}, **children}}}
+    children: dict[str, object] = {"lab": {"hosts": hosts}}
+    for group, names in groups.items():
+        children[group] = {"hosts": {name: {} for name in names}}
+    return {"all": {"children": children}}

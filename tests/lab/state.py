@@ -99,10 +99,10 @@ def save(state: State) -> None:
 
 
 @contextmanager
-def locked(lab: str) -> Iterator[None]:
-    """One process at a time changes a lab. The lock's file stays: removing it would let two in."""
+def locked() -> Iterator[None]:
+    """One process at a time changes labs: what is done under the lock takes well under a second."""
     RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (RUN / f"{lab}.lock").open("w") as lock:
+    with (RUN / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

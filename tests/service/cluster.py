@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from etcd_server import free_ports
+from ports import free_ports
 
 from lavalite import __version__
 from lavalite.base.errors import LavaLiteError

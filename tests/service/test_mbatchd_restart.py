@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_calls import open_folder, wait_for
+from api_calls import UnixHttp, open_folder, wait_for
 from cluster import LimProcess
-from etcd_server import free_ports
+from ports import free_ports
 from whole import Whole
 
 from lavalite.api.models import Submit
@@ -83,6 +83,29 @@ def test_the_same_key_is_known_to_the_next_one(cluster: tuple[Whole, LimProcess]
         client.cancel(first[0])
 
 
+def test_who_follows_does_not_keep_it_from_stopping(cluster: tuple[Whole, LimProcess]) -> None:
+    whole, lim = cluster
+    running, waiting = whole.submit(lim, ["sleep", "60"]), whole.submit(lim, ["true"], hold=True)
+    wait_for(lambda: whole.job(lim, running).state == "running", 30, "it runs")
+    before = whole.scheduler_pid(lim)
+    paths = ["/v1/events", *(f"/v1/jobs/{job}/output?follow=true" for job in (running, waiting))]
+    followers = [UnixHttp(lim.folder / "m" / "api.sock") for _ in paths]
+    for follower, path in zip(followers, paths, strict=True):
+        follower.request("GET", path)
+    assert followers[0].getresponse().readline().startswith(b":")
+    os.kill(before, signal.SIGTERM)
+    wait_for(lambda: successor(whole, lim, before), 20, "another one is started")
+    asyncio.run(whole.serving())
+    for follower in followers:
+        follower.close()
+    assert "Traceback" not in lim.scheduler_log
+    assert "mbatchd stops as asked" in lim.scheduler_log
+    with whole.client(lim) as client:
+        client.cancel(running)
+        client.cancel(waiting)
+        wait_for(lambda: not list(client.commitments()), 30, "nothing is left")
+
+
 def test_finished_jobs_are_kept_for_a_while_only(cluster: tuple[Whole, LimProcess]) -> None:
     whole, lim = cluster
     jobs = [whole.submit(lim, ["true"]) for _ in range(6)]
@@ -110,5 +133,4 @@ def test_one_that_cannot_begin_says_why_in_a_sentence() -> None:
             wait_for(lambda: f"{port}" in lim.scheduler_log, 30, "it says that the port is taken")
             taken.close()
             asyncio.run(whole.serving())
-        print(lim.scheduler_log)
-        assert "Traceback" not in lim.scheduler_log
+            assert "Traceback" not in lim.scheduler_log

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (7869, 6881, 6880)
@@ -61,7 +61,7 @@ class Newcomer:
         (folder / ".venv").symlink_to(Path(sys.prefix))
         hosts = folder / "inventories/local/hosts.yml"
         text = hosts.read_text()
-        for port, mine in zip(PORTS, _free_ports(), strict=True):
+        for port, mine in zip(PORTS, free_ports(len(PORTS)), strict=True):
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{mine}")
         hosts.write_text(text)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAVALITE_", "ANSIBLE_", "MAKE", "MFLAGS"))}
@@ -77,16 +77,6 @@ class Newcomer:
         )  # fmt: skip
         self.environment = dict(entry.split("=", 1) for entry in kept.read_text().split("\0") if entry)
         return told
-
-
-def _free_ports() -> list[int]:
-    probes = [socket.socket() for _ in PORTS]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from etcd_server import EtcdServer, free_ports
+from etcd_server import EtcdServer
+from ports import free_ports
 from store_watching import Watching
 
 from lavalite.base.clock import SystemClock

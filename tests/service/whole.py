@@ -1,8 +1,8 @@
 """A whole cluster as real processes on loopback: LIMs, the mbatchd that the leader starts, and an sbatchd a node.
 
-    with Whole(tmp_path, {"n1": 9, "n2": 5}, store=…).running() as cluster:
-        leader = await cluster.serving()
-        job = cluster.submit(leader, ["true"])
+with Whole(tmp_path, {"n1": 9, "n2": 5}, store=…).running() as cluster:
+    leader = await cluster.serving()
+    job = cluster.submit(leader, ["true"])
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from cluster import CLUSTER, DaemonProcess, LimCluster, LimProcess, until
-from etcd_server import free_ports
+from ports import free_ports
 
 from lavalite.api.client import Client, Target
 from lavalite.api.models import Job, Submit, Task

@@ -16,12 +16,14 @@ from lavalite.api.models import Submit, SubmitBatch
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import FencedError, InputError, RefusedError
 from lavalite.base.steady import SteadyTime
-from lavalite.control.events import AttemptReported, Loaded, Specs, Tick
+from lavalite.control.actions import AttemptStart, SendDispatch
+from lavalite.control.events import AttemptReported, Loaded, NodeRegistered, NodeReported, Specs, Tick
 from lavalite.control.records import load
 from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.ledger.committer import Committer, Outcome
 from lavalite.ledger.fence import take_writer
+from lavalite.mbatchd.dispatch import frame_of
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.output import OutputStreams
@@ -30,11 +32,14 @@ from lavalite.mbatchd.sessions import AgentSessions
 from lavalite.model.job import Array
 from lavalite.model.specs import QueueSpec
 from lavalite.model.task import CHUNK_TASKS, AttemptId, TaskState
-from lavalite.sbatchd.actions import Signal
-from lavalite.sbatchd.executors import Listed, Started
+from lavalite.sbatchd.actions import Send, Signal, Start
+from lavalite.sbatchd.events import FlushDue
+from lavalite.sbatchd.executors import Ended, Listed, Started
 from lavalite.store.base import Compare, Put
 from lavalite.store.sqlite import SqliteStore
-from lavalite.wire.frames import Register
+from lavalite.wire.codec import encode
+from lavalite.wire.connection import Connection, FrameServer
+from lavalite.wire.frames import MAX_FRAME_BYTES, Dispatch, Hello, Register, Welcome
 
 ROOM_IN_A_TXN = 1024 * 1024
 """Bytes that a store takes at once, with 64 for each operation."""
@@ -80,7 +85,7 @@ def test_a_definition_that_shortens_lost_after_waits_for_fences_that_were_given_
     if new_leader:
         w.change_leader()
         w.connect("n2")
-    for _ in range(91):  # the world fails a start while another attempt of the task runs
+    for _ in range(93):  # the world fails a start while another attempt of the task runs
         w.advance(100.0)
         settled(w)
     assert w.running() == [AttemptId(job, 0, 2)] and list(w.agents["n2"].running) == w.running()
@@ -113,6 +118,31 @@ def test_what_the_executor_starts_after_it_was_reported_lost_is_killed() -> None
     mind.do(Listed(()))
     assert [(r.id, r.state, r.reason) for r in mind.flush()] == [("1.0.1", "ended", "lost")]
     assert mind.do(Started("1.0.1", 77, 1100.0)) == [Signal("1.0.1", signal.SIGKILL, True, 0.0, "lost")]
+
+
+def test_a_restored_store_gives_no_job_an_id_that_an_agent_knows() -> None:
+    mind = Mind()
+    mind.open()
+    mind.dispatch(attempt("1.0.1"))
+    mind.do(Ended("1.0.1", 0, "exit", 1100.0, 77, 1090.0))
+    again = mind.dispatch(attempt("1.0.1"), epoch=(2, 2))
+    assert not any(isinstance(action, Start) for action in again)  # it answers instead how the old one ended
+    assert [(r.id, r.exit_code) for r in mind.flush()[-1:]] == [("1.0.1", 0)]
+    before, restored = load(KEYS, (1, 5), []), load(KEYS, (2, 2), [])
+    assert before.next_job_id() > 10**8
+    assert restored.next_job_id() > before.next_job_id() + 10**8
+
+
+def test_all_that_a_node_has_to_tell_fits_into_a_frame() -> None:
+    mind = Mind()
+    mind.open()
+    names = [f"1.{task}.1" for task in range(10_000)]
+    for name in names:
+        mind.dispatch(attempt(name))
+        mind.do(Ended(name, 127, "cannot_start: open " + "/long" * 800, 1100.0, 77, 1090.0))
+    frames = [action.frame for action in mind.do(FlushDue()) if isinstance(action, Send)]
+    frames += [action.frame for action in mind.restart().open() if isinstance(action, Send)]
+    assert len(frames) == 11 and all(len(encode(frame)) <= MAX_FRAME_BYTES for frame in frames)
 
 
 # --- a crash between two transactions -------------------------------------------------------------------------------
@@ -152,6 +182,21 @@ def test_what_a_crash_left_of_a_removed_job_is_swept_away() -> None:
     assert left == []
 
 
+@pytest.mark.parametrize("clock", [0.0, 1e12])
+def test_a_node_with_a_wrong_clock_does_not_say_how_long_a_job_is_remembered(clock: float) -> None:
+    w = World(Settings(keep_finished_seconds=100.0))
+    w.now = 1.79e9
+    w.connect("n1", offer("n1"))
+    job = w.submit(spec())
+    w.settle()
+    w.feed(NodeReported("n1", 7, (AttemptReported(AttemptId(job, 0, 1), "ended", clock, 0, "exit"),)))
+    w.settle()
+    w.advance(50.0)
+    assert w.state.jobs[job].state is TaskState.SUCCEEDED
+    w.advance(60.0)
+    assert job not in w.state.jobs
+
+
 # --- what control hands over fits into one transaction --------------------------------------------------------------
 
 
@@ -165,7 +210,6 @@ def test_however_the_tasks_of_a_large_array_end_their_record_fits() -> None:
         AttemptReported(run.id, "ended", 1795000000.1234567 + run.position, -11, "\N{PILE OF POO}" * 200)
         for run in node.runs.values()
     ]
-    from lavalite.control.events import NodeReported
 
     w.feed(NodeReported("n1", 1, tuple(told)))
     w.settle()
@@ -219,6 +263,43 @@ async def test_a_barrier_does_not_pass_when_the_leadership_is_over(tmp_path: Pat
     await store.close()
 
 
+async def test_a_node_that_is_to_start_much_hears_of_all_of_it() -> None:
+    starts = tuple(
+        AttemptStart(AttemptId(1, task, 1), "j1", ("true",), environment={"A": "x" * 100_000}) for task in range(256)
+    )
+    heard: list[str] = []
+    leadership = SimpleNamespace(check=lambda: None, holds=lambda: True, lead=SimpleNamespace(epoch=(0, 1)))
+
+    def apply(event: object) -> None:
+        if isinstance(event, NodeRegistered):
+            assert sessions.post("n1", *frame_of(SendDispatch("n1", starts), (0, 1)))
+
+    sessions = AgentSessions(
+        "test",
+        "n0",
+        leadership,
+        None,
+        SystemClock(),
+        SimpleNamespace(apply=apply),
+        2.0,  # type: ignore[arg-type]
+    )
+
+    async def greet(hello: Hello, _: Connection) -> Welcome:
+        return Welcome(software_version="1", node="n0", epoch=(0, 1))
+
+    server = FrameServer("127.0.0.1:0", greet, sessions.serve)
+    await server.start()
+    hello = Hello(software_version="1", cluster="test", node="n1", role="agent")
+    agent, _ = await Connection.open(server.address, hello)
+    await agent.send(Register(boot_id="boot-1", journal_id="j1", offer=offer("n1")))
+    while len(heard) < len(starts):
+        frame = await agent.receive()
+        heard += [found.id for found in frame.attempts] if isinstance(frame, Dispatch) else []
+    assert heard == [str(start.id) for start in starts]
+    await agent.close()
+    await server.close()
+
+
 WHO = Identity("ada", 1000, 1000, operator=False)
 
 
@@ -248,7 +329,13 @@ async def test_no_node_can_register_with_what_cannot_be_stored(fields: dict[str,
 
     applied: list[object] = []
     sessions = AgentSessions(
-        "test", "n1", SimpleNamespace(), None, SystemClock(), SimpleNamespace(apply=applied.append), 2.0  # type: ignore[arg-type]
+        "test",
+        "n1",
+        SimpleNamespace(),
+        None,
+        SystemClock(),
+        SimpleNamespace(apply=applied.append),
+        2.0,  # type: ignore[arg-type]
     )
     connection = SimpleNamespace(hello=SimpleNamespace(node="n1", software_version="1"), receive=receive)
     with pytest.raises(RefusedError):

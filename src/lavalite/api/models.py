@@ -1,5 +1,6 @@
 """What /v1 takes and answers. One idea has one name everywhere: YAML key, CLI column, API field, Ansible variable.
 
+    GET    /status                                       Health   (needs no token)
     GET    /v1/status                                    Status
     GET    /v1/nodes            /v1/nodes/NAME           Page of Node, Node
     GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
@@ -88,6 +89,16 @@ class Status(Shape):
     """Attempts that agents run and that nobody here knows; see /v1/quarantine."""
     loop_lag_ms: float = 0.0
     api_url: str = ""
+
+
+class Health(Shape):
+    """What anybody may know. `tasks` are those that hold something: committed, running, suspended, unknown."""
+
+    lim: str
+    mbatchd: str
+    node: str
+    version: str
+    tasks: int
 
 
 class Amounts(Shape):

@@ -10,6 +10,8 @@ the host offers what it took, and jobs on it debit the host alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from lavalite.control.events import DefinitionApplied
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import Batch, ClusterState
@@ -29,6 +31,7 @@ PLANNED, COMPOSING, COMPOSED, RESIZING, DRAINING = (
     HostState.RESIZING,
     HostState.DRAINING,
 )
+Planner = Callable[[Sequence[HostSpec]], dict[str, LogicalHost | Refusal]]
 HOLDING = frozenset({COMPOSING, COMPOSED, RESIZING, DRAINING})
 
 
@@ -67,7 +70,7 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
         elif host.state in (PLANNED, DRAINING, HostState.FAILED) and not state.host_in_use(name):
             state.remove_host(name)
     specs = [s for s in state.specs.hosts.values() if _is_open(state, s)]
-    plans = _plans(state, specs, now) if specs else {}
+    plans = planner(state, now)(specs) if specs else {}
     state.compose_wanted = False
     for spec in specs:
         plan = plans[spec.name]
@@ -79,22 +82,11 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
             state.set_host(plan)
 
 
-def plans(
-    state: ClusterState, specs: list[HostSpec], now: float, pools: list[PoolSpec] | None = None
-) -> dict[str, LogicalHost | Refusal]:
-    """What would become of these hosts, with these pools, without doing anything: for a dry run."""
-    return _plans(state, specs, now, pools)
+def planner(state: ClusterState, now: float, pools: list[PoolSpec] | None = None) -> Planner:
+    """What would become of hosts, with these pools or those that there are, without doing anything.
 
-
-def _is_open(state: ClusterState, spec: HostSpec) -> bool:
-    """Whether something may be planned for it now: not while a commitment of it is in flight, or while it goes."""
-    host = state.hosts.get(spec.name)
-    return spec.name not in state.removals and (host is None or host.state in (PLANNED, COMPOSED))
-
-
-def _plans(
-    state: ClusterState, specs: list[HostSpec], now: float, pools: list[PoolSpec] | None = None
-) -> dict[str, LogicalHost | Refusal]:
+    It holds copies of all that it looks at, so that a long plan may be made in another thread.
+    """
     nodes = [NodeCapacity.from_offer(node.offer) for node in state.nodes.values()]
     rows = {node.name: state.node_row_state(node, now) for node in state.nodes.values()}
     closed: dict[str, Reason] = {
@@ -102,8 +94,14 @@ def _plans(
     }
     existing = {name: _bare(host) or host for name, host in state.hosts.items() if host.state in HOLDING}
     taken = [share for key in state.runs for share in state.book.shares(key.owner)]
-    pools = list(state.specs.pools.values()) if pools is None else pools
-    return plan_hosts(specs, nodes, pools, existing, taken, closed)
+    known = list(state.specs.pools.values()) if pools is None else pools
+    return lambda specs: plan_hosts(specs, nodes, known, existing, taken, closed)
+
+
+def _is_open(state: ClusterState, spec: HostSpec) -> bool:
+    """Whether something may be planned for it now: not while a commitment of it is in flight, or while it goes."""
+    host = state.hosts.get(spec.name)
+    return spec.name not in state.removals and (host is None or host.state in (PLANNED, COMPOSED))
 
 
 def _bare(host: LogicalHost | None) -> LogicalHost | None:

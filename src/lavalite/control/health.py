@@ -60,6 +60,7 @@ def _compare(
         if run.journal_id != node.journal_id:
             continue
         if run.id in listed:
+            run.lost_since = None  # its journal was gone, and is back
             stop_again(state, run, out)
         elif run.state is TaskState.COMMITTED and run.cancel_requested:
             conclude(
@@ -167,7 +168,10 @@ def _judge(state: ClusterState, node: NodeState, run: TaskRun, now: float) -> No
             return
         state.move_run(run, TaskState.UNKNOWN)
     rerunnable = state.jobs[run.key.job].spec.rerunnable
-    if gone_seconds >= queue.lost_after_seconds and (rerunnable or run.lost_since is not None):
+    # Where the queue was changed since, the node still goes by the fence that it was given with the attempt.
+    longer_seconds = max(0, run.fence_after_seconds - queue.fence_after_seconds)
+    lost = gone_seconds >= queue.lost_after_seconds + longer_seconds
+    if lost and (rerunnable or run.lost_since is not None):
         conclude(state, run, when_lost(state, run, surely_dead=False), _lost_end(run, now), now)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lavalite.control.actions import AttemptStart, SendDispatch, SendStop
 from lavalite.control.events import (
@@ -112,7 +112,7 @@ def attempt_start(state: ClusterState, run: TaskRun) -> AttemptStart:
         memory_bytes=amounts.get(MEMORY, 0),
         devices=devices,
         walltime_seconds=min(limits) if limits else None,
-        fence_after_seconds=float(queue.fence_after_seconds) if spec.rerunnable else 0.0,
+        fence_after_seconds=float(run.fence_after_seconds),
         host=spec.host,
     )
 
@@ -143,6 +143,8 @@ def reported(state: ClusterState, node: NodeState, report: AttemptReported, now:
         _stranger(state, node, report, out)
         return
     run.maybe_sent = True
+    # By the node's clock, which may be years off: how long a job is remembered must not hang on that.
+    report = replace(report, at=min(max(report.at, run.committed_at), now))
     if report.state == "ended":
         _end(state, run, report, now)
     elif report.state == "refused":

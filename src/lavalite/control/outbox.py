@@ -9,6 +9,7 @@ from lavalite.control.actions import Action, Commit, Effect, Persist
 from lavalite.control.records import take_writes
 from lavalite.control.state import Batch, ClusterState
 from lavalite.model.job import CommitmentRecord
+from lavalite.store.arguments import write_bytes
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Outbox:
         deletes: set[str] = set()
         size_bytes = 0
         for key, value in take_writes(state):
-            more_bytes = len(key) + len(value or b"")
+            more_bytes = write_bytes(key, value)
             full = len(puts) + len(deletes) >= settings.max_txn_operations
             if full or (size_bytes and size_bytes + more_bytes > settings.max_txn_bytes):
                 yield Persist(puts, frozenset(deletes))

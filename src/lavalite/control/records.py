@@ -25,6 +25,10 @@ from lavalite.store.keys import Keys
 
 Model = TypeVar("Model", bound=BaseModel)
 
+JOBS_PER_GENERATION = 10**9
+"""A store that was restored from a backup has forgotten the last ids that were given out. Agents have not: they would
+take a new job's attempt for one that they know, and answer how that ended instead of starting it."""
+
 
 class BadRecord(LavaLiteError):
     """A stored record cannot be read. Nothing is served on top of half a state."""
@@ -56,6 +60,8 @@ def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
         yield keys.commitment(key.owner), _commitment(state, key)
     for job in dirty.gone_jobs.values():
         yield from _gone_job(keys, job)
+    for orphan in dirty.orphans:
+        yield orphan, None
 
 
 def _commitment(state: ClusterState, key: TaskKey) -> bytes | None:
@@ -92,12 +98,12 @@ def _new_job(keys: Keys, job: JobState) -> Iterator[tuple[str, bytes]]:
 
 
 def _gone_job(keys: Keys, job: JobState) -> Iterator[tuple[str, None]]:
-    """The job last, so that a crash in between leaves it to be found and removed again."""
+    """The job first: without its chunks it would be taken for one that is yet to run. `load` finds what is left."""
+    yield keys.job(job.id), None
     for chunk in range((len(job.codes) + CHUNK_TASKS - 1) // CHUNK_TASKS):
         yield keys.task_chunk(job.id, chunk), None
     if job.submit_key:
         yield keys.job_key(job.submit_key), None
-    yield keys.job(job.id), None
 
 
 # --- reading it back ----------------------------------------------------------------------------------------------
@@ -131,6 +137,7 @@ def load(
     state.restore_specs(specs or Specs())
     for _, value in found.get("counters", ()):
         state.last_job_id = max(state.last_job_id, int(value))
+    state.last_job_id = max(state.last_job_id, epoch[0] * JOBS_PER_GENERATION)
     jobs = [_read(JobRecord, f"jobs/{rest}", value) for rest, value in found.get("jobs", ())]
     chunks = [(rest, _read(TaskChunk, f"tasks/{rest}", value)) for rest, value in found.get("tasks", ())]
     commitments = [
@@ -138,10 +145,20 @@ def load(
     ]
     state.dirty = Dirty()
     state.restore_jobs(sorted(jobs, key=lambda job: job.id), _by_position(chunks))
+    _find_orphans(state, found)
     for commitment in commitments:
         _restore(state, commitment)
     state.settle_all()
     return state
+
+
+def _find_orphans(state: ClusterState, found: dict[str, list[tuple[str, bytes]]]) -> None:
+    """What a crash left of jobs that were being removed."""
+    owners = [("tasks", rest, rest.partition("/")[0]) for rest, _ in found.get("tasks", ())]
+    owners += [("jobkeys", rest, value.decode()) for rest, value in found.get("jobkeys", ())]
+    for section, rest, job_id in owners:
+        if int(job_id) not in state.jobs:
+            state.dirty.orphans[f"{state.keys.root}{section}/{rest}"] = None
 
 
 def _by_position(chunks: list[tuple[str, TaskChunk]]) -> dict[int, list[tuple[int, TaskChunk]]]:
@@ -182,6 +199,7 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         record.state,
         assumed=False,
         started_at=record.started_at,
+        fence_after_seconds=record.fence_after_seconds,
         cancel_requested=record.cancel_requested,
         requeue_requested=record.requeue_requested,
         maybe_sent=True,

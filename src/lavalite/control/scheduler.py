@@ -114,6 +114,7 @@ def _place_one(
         node.journal_id,
         now,
         state.epoch,
+        fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
     )
     shares = _shares(state, waiting, job, provider, row)
     return commitment_of(run, shares) if state.assume(run, shares) else None

@@ -50,6 +50,8 @@ class Dirty:
     tasks: dict[TaskKey, None] = field(default_factory=dict)
     nodes: dict[str, None] = field(default_factory=dict)
     hosts: dict[str, None] = field(default_factory=dict)
+    orphans: dict[str, None] = field(default_factory=dict)
+    """Keys of what is left of jobs that are gone."""
     definition: bool = False
 
 

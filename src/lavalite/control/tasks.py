@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from lavalite.model.job import CommitmentRecord, JobSpec, Share, TaskChunk
@@ -35,6 +36,8 @@ STATES: dict[int, TaskState] = {
 ENDS_OF_ALL_TASKS = 256
 """In a job of more tasks than this, how a task ended is kept only where it ran and did not succeed: a chunk is
 written anew with every end, and must stay small."""
+MAX_CHUNK_BYTES = 960 * 1024
+"""Most that the record of a chunk has: it must fit into one transaction, whatever agents say of how tasks ended."""
 FINAL_CODES = frozenset(CODES[state] for state in FINAL)
 AS_STORED = bytes.maketrans(b"AWCRSU", b"PPPPPP")
 """A live task's state is in its commitment; in its chunk it is what it falls back to."""
@@ -83,6 +86,8 @@ class TaskRun:
     state: TaskState = TaskState.COMMITTED
     assumed: bool = True
     started_at: float | None = None
+    fence_after_seconds: int = 0
+    """As its node is told, whatever its queue says by now; 0: its node does not stop it."""
     cancel_requested: bool = False
     requeue_requested: bool = False
     maybe_sent: bool = False
@@ -228,7 +233,12 @@ class JobState:
         stored.update({name: at for name, at in times.items() if at is not None})
         if chunk == 0 and self.hold_changed:
             stored["held"] = self.held
-        return json.dumps(stored, separators=(",", ":")).encode()
+        encoded = _encoded(stored)
+        while len(encoded) > MAX_CHUNK_BYTES and "ends" in stored:
+            # What became of each task is told without it; of the first ones to end, also how.
+            stored["ends"] = dict(islice(stored["ends"].items(), len(stored["ends"]) // 2))
+            encoded = _encoded(stored)
+        return encoded
 
     def load_chunk(self, chunk: int, record: TaskChunk) -> None:
         """Take over what is stored. All tasks are ready, waiting or ended after it."""
@@ -249,6 +259,10 @@ class JobState:
             self.set_code(int(p), WAITING)
         if record.held is not None:
             self.held, self.hold_changed = record.held, True
+
+
+def _encoded(stored: dict[str, Any]) -> bytes:
+    return json.dumps(stored, separators=(",", ":")).encode()
 
 
 def _within(column: dict[int, Any], span: range) -> Iterator[tuple[int, Any]]:
@@ -272,6 +286,7 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         journal_id=run.journal_id,
         state=run.state,
         started_at=run.started_at,
+        fence_after_seconds=run.fence_after_seconds,
         cancel_requested=run.cancel_requested,
         requeue_requested=run.requeue_requested,
     )

@@ -24,10 +24,8 @@ from enum import StrEnum
 from lavalite.base.clock import Clock
 from lavalite.base.errors import FencedError, LavaLiteError
 from lavalite.ledger.fence import Fence, renew_writer
+from lavalite.store.arguments import MAX_TXN_BYTES, write_bytes
 from lavalite.store.base import OutcomeUnknown, Put, Store, StoreUnavailable
-
-MAX_TXN_BYTES = 1024 * 1024
-"""Most bytes of keys and values that are grouped: etcd refuses requests of 1.5 MiB."""
 
 BACKOFF_FIRST_SECONDS, BACKOFF_MOST_SECONDS = 0.02, 1.0
 
@@ -169,13 +167,13 @@ class Committer:
 
     async def _write_group(self) -> None:
         self._flying, puts, deletes = self._next_group()
-        if not puts and not deletes:
-            self._settle_all(Outcome.CONFIRMED)
-            return
         backoff_seconds = BACKOFF_FIRST_SECONDS
         while True:
             if not self._may_continue():
                 raise FencedError("the leadership was not renewed in time; nothing more is written")
+            if not puts and not deletes:
+                self._settle_all(Outcome.CONFIRMED)
+                return
             try:
                 result = await self._store.txn(
                     self._fence.compares(), [Put(k, v) for k, v in puts.items()], sorted(deletes)
@@ -207,7 +205,8 @@ class Committer:
         while self._queue:
             batch = self._queue[0]
             new_keys = (batch.puts.keys() | batch.deletes) - puts.keys() - deletes
-            batch_bytes = sum(len(k) + len(v) for k, v in batch.puts.items())
+            batch_bytes = sum(write_bytes(k, v) for k, v in batch.puts.items())
+            batch_bytes += sum(write_bytes(k, None) for k in batch.deletes)
             if group and (
                 len(puts) + len(deletes) + len(new_keys) > self._store.max_txn_operations
                 or size_bytes + batch_bytes > MAX_TXN_BYTES

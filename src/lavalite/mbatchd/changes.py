@@ -59,6 +59,12 @@ class Changes:
         finally:
             self._listeners.discard(queue)
 
+    def end(self) -> None:
+        """End what all listeners hear: the scheduler is stopping."""
+        for queue in self._listeners:
+            queue.put_nowait(None)
+        self._listeners.clear()
+
     def _changes(self, event: events.Event) -> Iterator[Change]:
         now = self._time.now()
         match event:

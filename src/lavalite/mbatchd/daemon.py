@@ -136,6 +136,9 @@ async def _serve_led(
             log.info("mbatchd serves", version=__version__, epoch=lead.epoch, listen=frames.address)
             await _until_over(core, leadership, stop)
         finally:
+            core.service.end()
+            changes.end()
+            sessions.output.end()
             await servers.close()
     finally:
         await frames.close()

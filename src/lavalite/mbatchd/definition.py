@@ -8,26 +8,30 @@ from typing import Any
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, InputError, UnknownNameError
-from lavalite.control.events import DefinitionApplied
+from lavalite.control.events import DefinitionApplied, Specs
 from lavalite.mbatchd.document import sections, specs_of, typed
 from lavalite.mbatchd.reader import Reader
 from lavalite.mbatchd.service import Service
-from lavalite.model.pools import load_pools, pools_from
+from lavalite.model.pools import PoolsDocument, load_pools, pools_from
 from lavalite.model.specs import NodeCapacity
 
-MAX_DOCUMENT_BYTES = 1024 * 1024
-"""As stored. A store takes a mebibyte and a half; what it refuses would end the scheduler."""
+MAX_DOCUMENT_BYTES = 960 * 1024
+"""As stored. A store takes a mebibyte at once, all told; what it refuses would end the scheduler."""
 NAMED_SECTIONS = ("pools", "logical_hosts", "queues")
 SECTION_OF = {"pools": "pools", "queues": "queues", "hosts": "logical_hosts"}
 """Section of the document by what the API's path says."""
 
 
 class DefinitionDesk:
-    """Applies documents and entries. Everything is checked whole before anything changes."""
+    """Applies documents and entries. Everything is checked whole before anything changes.
+
+    One at a time, and what takes long is done in a thread: a large document is read and planned for seconds, and
+    the leadership must be kept meanwhile.
+    """
 
     def __init__(self, service: Service, reader: Reader, cluster: str) -> None:
         self._service, self._reader, self._cluster = service, reader, cluster
-        self._reading = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     def current(self) -> models.Definition:
         return models.Definition.model_validate(self._stored())
@@ -36,9 +40,13 @@ class DefinitionDesk:
         self, ask: models.DefinitionPut, *, dry_run: bool, if_version: int | None = None
     ) -> models.DefinitionResult:
         """The whole document. Raises InputError with all faults, by file and line."""
-        async with self._reading:
-            # In a thread, one at a time: a long document takes seconds, and the leadership must be kept meanwhile.
-            document = await asyncio.to_thread(load_pools, ask.text, ask.file, self._nodes())
+        async with self._turn:
+            return await self._apply(ask, dry_run=dry_run, if_version=if_version)
+
+    async def _apply(
+        self, ask: models.DefinitionPut, *, dry_run: bool, if_version: int | None
+    ) -> models.DefinitionResult:
+        document, asked_for = await asyncio.to_thread(_read, ask.text, ask.file, self._nodes())
         self._demand_version(if_version)
         if document.cluster != self._cluster:
             raise InputError(
@@ -47,7 +55,7 @@ class DefinitionDesk:
                 field="cluster",
                 hint="Apply it where it belongs, or mend its cluster:.",
             )
-        before, asked_for = self._stored(), document.canonical()
+        before = self._stored()
         after = {
             **before,
             "links": asked_for["links"] or ([] if ask.purge else before["links"]),
@@ -64,28 +72,30 @@ class DefinitionDesk:
         self, path: str, name: str, ask: models.EntryPut, *, dry_run: bool
     ) -> models.DefinitionResult:
         """Add one entry or change it. Raises InputError, ConflictError when the definition was changed meanwhile."""
-        before, section = self._stored(), SECTION_OF[path]
-        self._demand_version(ask.if_version)
-        after = {**before, section: {**before[section], name: ask.spec}}
-        return await self._change(before, after, purge=False, dry_run=dry_run)
+        async with self._turn:
+            before, section = self._stored(), SECTION_OF[path]
+            self._demand_version(ask.if_version)
+            after = {**before, section: {**before[section], name: ask.spec}}
+            return await self._change(before, after, purge=False, dry_run=dry_run)
 
     async def delete_entry(
         self, path: str, name: str, *, dry_run: bool, if_version: int | None = None
     ) -> models.DefinitionResult:
         """Remove one entry; a host goes when nothing on it is in use."""
-        before, section = self._stored(), SECTION_OF[path]
-        self._demand_version(if_version)
-        if name not in before[section]:
-            raise UnknownNameError(f"there is no {name} under {section}", field=section)
-        after = {**before, section: {n: e for n, e in before[section].items() if n != name}}
-        after["owned"] = {s: [n for n in names if (s, n) != (section, name)] for s, names in before["owned"].items()}
-        return await self._change(before, after, purge=True, dry_run=dry_run)
+        async with self._turn:
+            before, section = self._stored(), SECTION_OF[path]
+            self._demand_version(if_version)
+            if name not in before[section]:
+                raise UnknownNameError(f"there is no {name} under {section}", field=section)
+            after = {**before, section: {n: e for n, e in before[section].items() if n != name}}
+            owned = before["owned"].items()
+            after["owned"] = {s: [n for n in names if (s, n) != (section, name)] for s, names in owned}
+            return await self._change(before, after, purge=True, dry_run=dry_run)
 
     async def _change(
         self, before: dict[str, Any], after: dict[str, Any], *, purge: bool, dry_run: bool
     ) -> models.DefinitionResult:
-        document = pools_from(typed(after), self._nodes())
-        specs = specs_of(document)
+        specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
         changed = typed(before) != typed(after) or before["owned"] != after["owned"]
         if changed:
             after = {**after, "version": before["version"] + 1}
@@ -95,7 +105,7 @@ class DefinitionDesk:
             version=after["version"],
             before=sections(before),
             after=sections(after),
-            hosts=self._reader.planned(specs.hosts.values(), specs.pools.values()),
+            hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values()),
         )
         if not changed:
             await self._service.settled()  # what it equals may have been applied a moment ago
@@ -120,6 +130,15 @@ class DefinitionDesk:
     def _nodes(self) -> list[NodeCapacity] | None:
         """What the document is held against; nothing is while no node is known."""
         return [NodeCapacity.from_offer(n.offer) for n in self._service.state.nodes.values()] or None
+
+
+def _read(text: str, file: str, nodes: list[NodeCapacity] | None) -> tuple[PoolsDocument, dict[str, Any]]:
+    document = load_pools(text, file, nodes)
+    return document, document.canonical()
+
+
+def _specs(document: dict[str, Any], nodes: list[NodeCapacity] | None) -> Specs:
+    return specs_of(pools_from(document, nodes))
 
 
 def _storable(document: dict[str, Any]) -> bytes:

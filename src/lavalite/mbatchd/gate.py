@@ -16,7 +16,7 @@ from lavalite.mbatchd.identity import Doorman, NotAuthenticated
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 DISCARD_BYTES, DISCARD_SECONDS = 1024 * 1024, 1.0
-OPEN_PATHS = frozenset({"/v1/openapi.json"})
+OPEN_PATHS = frozenset({"/status", "/v1/openapi.json"})
 """What anybody may read."""
 
 TOO_LONG = Fault("too_long", f"a request has at most {MAX_BODY_BYTES} bytes", hint="Send it in parts.")

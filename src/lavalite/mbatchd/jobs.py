@@ -180,7 +180,7 @@ def _event(job_id: int, verb: Verb, user: str) -> events.Event:
 def _demand_storable(spec: JobSpec) -> None:
     """Whatever is let in must fit into the store: a record that does not would fail again under each new leader."""
     try:
-        size_bytes = len(spec.model_dump_json())
+        size_bytes = len(spec.model_dump_json().encode())
     except PydanticSerializationError:
         hint = "Write it in UTF-8; lone surrogates stand for no character."
         raise InputError("it holds what is no text", field="spec", hint=hint) from None

@@ -86,22 +86,28 @@ class OutputStreams:
         if entry is None or entry.node != node or entry.cut:
             return
         if entry.pieces.qsize() >= MAX_PIECES:
-            entry.cut = True
-            entry.pieces.put_nowait(
-                LavaLiteError("the reader is too slow", code="too_slow", hint="Read on from there.")
-            )
+            self._cut(entry, LavaLiteError("the reader is too slow", code="too_slow", hint="Read on from there."))
             return
         if len(frame.data_base64) > MAX_PIECE_CHARACTERS:
-            entry.cut = True
-            entry.pieces.put_nowait(LavaLiteError("the agent sent too long a piece of output", code="bad_output"))
+            self._cut(entry, LavaLiteError("the agent sent too long a piece of output", code="bad_output"))
             return
         entry.pieces.put_nowait(frame)
 
     def node_gone(self, node: str) -> None:
         for entry in self._streams.values():
-            if entry.node == node and not entry.cut:
-                entry.cut = True
-                entry.pieces.put_nowait(_gone(node))
+            if entry.node == node:
+                self._cut(entry, _gone(node))
+
+    def end(self) -> None:
+        """Cut off all readers: the scheduler is stopping. They go on with the next one, at their offsets."""
+        for entry in self._streams.values():
+            self._cut(entry, UnreachableError("the scheduler is stopping", hint="Read on from there."))
+
+    @staticmethod
+    def _cut(entry: _Stream, error: LavaLiteError) -> None:
+        if not entry.cut:
+            entry.cut = True
+            entry.pieces.put_nowait(error)
 
     def _ask(self, node: str, ask: AnyFrame) -> None:
         if not self._post(node, ask):

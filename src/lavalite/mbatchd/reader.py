@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -12,7 +13,7 @@ from lavalite.api import models
 from lavalite.base.errors import UnknownNameError
 from lavalite.control import views
 from lavalite.control.admission import find_job
-from lavalite.control.composer import plans
+from lavalite.control.composer import planner
 from lavalite.control.explain import explain
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
@@ -30,7 +31,7 @@ MAX_LOOKED_AT = 20_000
 
 
 class Reader:
-    """Answers from memory. Never writes, never waits (but for the store's status)."""
+    """Answers from memory. Never writes; waits only for the store's status, and for long plans."""
 
     def __init__(
         self,
@@ -49,6 +50,11 @@ class Reader:
         self._news, self._leadership, self._committer, self._store = news, leadership, committer, store
         self._cluster, self._node, self._api_url = cluster, node, api_url
         self._started_at = service.time.now()
+
+    def health(self) -> models.Health:
+        return models.Health(
+            lim="master", mbatchd="running", node=self._node, version=__version__, tasks=len(self._state.runs)
+        )
 
     async def status(self) -> models.Status:
         now = self._service.time.now()
@@ -133,10 +139,11 @@ class Reader:
         document = self._service.document
         return {**view, "spec": document[section].get(view["name"]) or {}, "version": document["version"]}
 
-    def planned(self, specs: Iterable[HostSpec], pools: Iterable[PoolSpec]) -> list[models.Host]:
+    async def planned(self, specs: Iterable[HostSpec], pools: Iterable[PoolSpec]) -> list[models.Host]:
         """What these hosts are, or would be were they and these pools asked for now."""
         wanted = list(specs)
-        found = plans(self._state, wanted, self._service.time.now(), list(pools))
+        plan_all = planner(self._state, self._service.time.now(), list(pools))
+        found = await asyncio.to_thread(plan_all, wanted) if wanted else {}
         hosts = []
         for spec in wanted:
             plan = found[spec.name]

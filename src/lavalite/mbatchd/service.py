@@ -54,6 +54,7 @@ class Service:
         self._post: Post = lambda node, *frames: False
         self._close: Close = lambda node, reason: None
         self._events = asyncio.Event()
+        self._ending = False
         self._decoded: tuple[bytes, dict[str, Any]] = (b"", decode_document(b"", cluster))
         self._wake_at: float | None = None
         self._acks_of_before: dict[str, int] = {}
@@ -72,8 +73,16 @@ class Service:
         return self._decoded[1]
 
     async def next_event(self) -> None:
-        """Wait until something happens."""
-        await self._events.wait()
+        """Wait until something happens. Raises FencedError when the scheduler is stopping."""
+        if not self._ending:
+            await self._events.wait()
+        if self._ending:
+            raise FencedError("the scheduler is stopping", hint="Ask again.")
+
+    def end(self) -> None:
+        """Let nobody wait any more for what is to happen."""
+        self._ending = True
+        self._events.set()
 
     def apply(self, event: Event) -> asyncio.Future[None]:
         """Take one event. The future is done when all that follows is durable; it raises FencedError."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -51,7 +51,11 @@ from lavalite.wire.tokens import AUDIENCE_MBATCHD, TrustBundle, verify
 REGISTER_SECONDS = 10.0
 MAX_OFFER_BYTES = 512 * 1024
 """A store takes records of a mebibyte and a half; a node of eight GPUs and 256 cores offers some 20 KiB."""
+MAX_FRAMES_AT_ONCE = 4
+"""Of dispatches: many would overrun what a connection lets wait, and their node would never hear of them."""
 MAX_REASON_CHARACTERS = 200
+MAX_NAME_CHARACTERS = 128
+"""Of a journal or a boot: both are stored, the journal's with each commitment."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +84,7 @@ class AgentSessions:
         self._beat_seconds = beat_seconds
         self.on_hosts_applied: Callable[[str, dict[str, int]], None] = lambda node, versions: None
         self._sessions: dict[str, Connection] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self.output = OutputStreams(self.post)
         self.versions: dict[str, str] = {}
         """Software version by node, of the last session."""
@@ -120,6 +124,7 @@ class AgentSessions:
             raise RefusedError(
                 f"the first frame of a session is a register, not {frame.type!r}", code="not_registered"
             )
+        _demand_names(frame)
         _demand_own_offer(node, frame.offer)
         self._replace(node, connection)
         try:
@@ -140,12 +145,26 @@ class AgentSessions:
         connection = self._sessions.get(node)
         if connection is None or not self._leadership.holds():
             return False
+        if len(frames) > MAX_FRAMES_AT_ONCE:
+            self._run(self._send(node, connection, frames))
+            return True
         try:
             connection.post(*frames)
         except LavaLiteError as error:
             log.info("an agent's session broke", node=node, reason=str(error))
             return False
         return True
+
+    async def _send(self, node: str, connection: Connection, frames: tuple[AnyFrame, ...]) -> None:
+        """One by one, as fast as the agent takes them. What is said meanwhile may overtake them: agents bear that."""
+        for frame in frames:
+            if not self._leadership.holds():
+                return
+            try:
+                await connection.send(frame)
+            except LavaLiteError as error:
+                log.info("an agent's session broke", node=node, reason=str(error))
+                return
 
     def close(self, node: str, reason: str) -> None:
         """End a node's session; the agent comes back if it can."""
@@ -154,9 +173,12 @@ class AgentSessions:
             self._close(connection, reason)
 
     def _close(self, connection: Connection, reason: str) -> None:
-        task = asyncio.create_task(connection.close(reason))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._run(connection.close(reason))
+
+    def _run(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def _replace(self, node: str, connection: Connection) -> None:
         """At one stroke: while the old one is being closed, a third may come."""
@@ -214,10 +236,16 @@ def _reported(report: AttemptReport) -> AttemptReported:
     return AttemptReported(attempt, report.state, report.at, report.exit_code, reason)
 
 
+def _demand_names(frame: Register) -> None:
+    if max(len(frame.journal_id), len(frame.boot_id)) > MAX_NAME_CHARACTERS:
+        message = f"the names of a journal and of a boot have at most {MAX_NAME_CHARACTERS} characters"
+        raise RefusedError(message, code="too_long")
+
+
 def _demand_own_offer(node: str, offer: NodeOffer) -> None:
     """A node speaks for itself alone."""
     if offer.node != node or any(r.owner != node for r in offer.resources):
         raise RefusedError(f"node {node} may offer its own resources only", code="not_yours")
-    size_bytes = len(offer.model_dump_json())
+    size_bytes = len(offer.model_dump_json().encode())
     if size_bytes > MAX_OFFER_BYTES:
         raise RefusedError(f"the offer has {size_bytes} bytes, at most {MAX_OFFER_BYTES} are stored", code="too_long")

@@ -142,7 +142,8 @@ class TaskChunk(Stored):
     an attempt not above `attempts`, or for a task that has ended, is stale: its end was written first.
     `held` is set in the first chunk where a hold or release came after the submit. `started_at` and `ended_at` are
     the job's first start and last end as of this chunk. Of large arrays `ends` holds only what ran and did not
-    succeed; of tasks that succeeded or failed in one attempt, and of those that never ran, `attempts` says nothing.
+    succeed, and no more of that than fits; of tasks that succeeded or failed in one attempt, and of those that never
+    ran, `attempts` says nothing.
     """
 
     states: str
@@ -179,5 +180,7 @@ class CommitmentRecord(Stored):
     journal_id: str = ""
     state: TaskState = TaskState.COMMITTED
     started_at: float | None = None
+    fence_after_seconds: int = 0
+    """After how long without its leader the attempt's own node stops it, as the node was told; 0: it does not."""
     cancel_requested: bool = False
     requeue_requested: bool = False

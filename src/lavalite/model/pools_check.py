@@ -160,6 +160,9 @@ def _queues(document: PoolsDocument, faults: FaultList) -> None:
             faults.add("unknown_policy", (*path, "policy"), f"there is no policy {queue.policy}", hint)
         fence = FENCE_AFTER_SECONDS if queue.fence_after is None else queue.fence_after
         lost = LOST_AFTER_SECONDS if queue.lost_after is None else queue.lost_after
+        if fence == 0:
+            message, hint = "no time at all, which a node takes for never", "Write 15m, or leave it out."
+            faults.add("out_of_range", (*path, "fence_after"), message, hint)
         if lost <= fence:
             field = "lost_after" if queue.lost_after is not None else "fence_after"
             hint = "A node must have stopped its work before it is given up: let lost_after be longer."

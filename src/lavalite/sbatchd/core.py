@@ -75,6 +75,8 @@ from lavalite.wire.frames import (
 
 ENDING_SIGNALS = frozenset({SIGTERM, SIGKILL, SIGINT, SIGQUIT, SIGHUP, SIGABRT, SIGXCPU})
 REPORTS_PER_FRAME = 1000
+MAX_REASON_CHARACTERS = 200
+"""More is not kept by the leader either. All that is unsettled must fit into one Register."""
 REPEAT_REPORT_SECONDS = 30.0
 SILENT_BEATS = 3
 """So many beats without an answer, and the session is taken for dead."""
@@ -318,6 +320,9 @@ class AgentCore:
         if entry is None or isinstance(event, Listed):
             return []
         if entry.final:
+            if isinstance(event, Started):
+                # It was told to be over, and may be tried elsewhere: an order to the executor came through late.
+                return [Signal(entry.id, SIGKILL, True, 0.0, "lost")]
             return [Forget(entry.id)] if isinstance(event, Ended) else []
         match event:
             case Started():
@@ -374,8 +379,8 @@ class AgentCore:
 
     # --- reports
 
-    def _report(self, entry: Entry, state: Any, at: float, **more: Any) -> list[Record]:
-        report = AttemptReport(id=entry.id, state=state, at=at, **more)
+    def _report(self, entry: Entry, state: Any, at: float, *, reason: str = "", **more: Any) -> list[Record]:
+        report = AttemptReport(id=entry.id, state=state, at=at, reason=reason[:MAX_REASON_CHARACTERS], **more)
         entry.report(report)
         self._dirty.add(entry.id)
         return [report_record(report)]

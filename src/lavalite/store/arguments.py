@@ -25,9 +25,14 @@ def check_txn(compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequenc
         raise ValueError(f"the key {twice[0]} stands twice in one transaction")
     if "" in keys:
         raise ValueError("a key must not be empty")
-    size = sum(len(key.encode()) + OPERATION_OVERHEAD_BYTES for key in keys) + sum(len(put.value) for put in puts)
+    size = sum(write_bytes(put.key, put.value) for put in puts) + sum(write_bytes(key, None) for key in deletes)
     if size > MAX_TXN_BYTES:
         raise ValueError(f"a transaction of {size} bytes, at most {MAX_TXN_BYTES} fit")
+
+
+def write_bytes(key: str, value: bytes | None) -> int:
+    """What a put, or a deletion where `value` is None, adds to the size of a transaction."""
+    return len(key.encode()) + OPERATION_OVERHEAD_BYTES + len(value or b"")
 
 
 def page_limit(limit: int) -> int:

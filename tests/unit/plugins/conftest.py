@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -34,9 +35,9 @@ class SmallApi:
             def reply(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
-                path, _, query = self.path.partition("?")
+                url = urlsplit(self.path)
                 api.asked.append((self.command, self.path, self.headers.get("Authorization", ""), body))
-                status, headers, value = api.answer(self.command, path, query, body)
+                status, headers, value = api.answer(self.command, url.path, url.query, body)
                 payload = value if isinstance(value, bytes) else json.dumps(value).encode()
                 self.send_response(status)
                 for name, text in headers.items():

@@ -75,7 +75,7 @@ def test_what_is_no_answer_of_ours_is_told_without_a_traceback(api: Any) -> None
         Client(urls=[api.url]).get("/v1/status")
     api.answer = lambda *_: (200, {}, b"<html>hello")
     with pytest.raises(ApiError, match="not JSON"):
-        _ = Client(urls=[api.url]).get("/v1/status").body
+        assert Client(urls=[api.url]).get("/v1/status").body
 
 
 def test_collections_are_read_to_their_end(api: Any) -> None:

@@ -15,7 +15,7 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-@pytest.mark.parametrize("role", ["lim", "mbatchd", "sbatchd"])
+@pytest.mark.parametrize("role", sorted(path.name for path in ROLES.iterdir()))
 def test_variables_are_named_after_the_role_and_described(role: str) -> None:
     defaults = read(ROLES / role / "defaults/main.yml")
     options = read(ROLES / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]

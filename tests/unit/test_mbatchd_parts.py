@@ -1,4 +1,4 @@
-"""The parts of the scheduler service, each by itself: pages, output, changes, and the order in which things happen."""
+"""Parts of the scheduler service by themselves: pages, output, changes, and what happens before what."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import until
 from control_world import KEYS, offer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -272,9 +273,11 @@ async def test_only_the_next_wake_is_remembered(world: World) -> None:
         world.clock.advance(6)
         await asyncio.sleep(0.002)
     job = world.state.jobs[21]
-    async with asyncio.timeout(5):
-        while job.sleeping:
-            await asyncio.sleep(0.01)
+
+    async def awake() -> bool:
+        return not job.sleeping
+
+    await until(awake, 5, "the last of them is ready")
     assert world.state.jobs[1].sleeping
     assert world.service._wake_at == pytest.approx(1_000_000 + 1e7)
     running.cancel()
