@@ -13,7 +13,7 @@ STATE := $(CURDIR)/.lavalite/local
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test test-deps lab-deps check lint changelog lock format clean
+.PHONY: help demo demo-down test test-deps lab-deps molecule check lint changelog lock format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -73,6 +73,14 @@ lab-deps:
 	  "$(words $(LAB_PACKAGES))" ] || { $(call INSTALL,$(LAB_PACKAGES)); }
 	@PYTHONPATH=tests $(PYTHON) -m lab root
 
+# On hosts without internet, in a network without one: what they need is made before.
+molecule: $(VENV)/.dev $(COLLECTION)
+	@for part in node control; do \
+	  $(BIN)/python roles/release/files/build_release.py --checkout . --part $$part --minor 3.11 --machine $$(uname -m) \
+	    --cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/lavalite/releases"; \
+	done
+	PYTHONPATH=tests $(BIN)/python -m lab run -- $(BIN)/molecule test --all
+
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
@@ -104,6 +112,10 @@ lock: $(VENV)/.dev
 	@for extra in demo dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --extra $$extra pyproject.toml -o requirements/$$extra.txt; \
+	done
+	@for part in node control; do \
+	  $(BIN)/uv pip compile --quiet --python-platform linux --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header --extra $$part pyproject.toml -o roles/release/files/$$part.txt; \
 	done
 	@for part in lint importer; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -13,7 +13,6 @@ from lavalite.base.errors import FencedError
 from lavalite.ledger.book import Book, Shortage
 from lavalite.ledger.committer import BatchTooLarge, Committer, Outcome
 from lavalite.ledger.fence import Fence, renew_writer, take_writer
-from lavalite.ledger.ledger import Ledger
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.store.base import Compare, OutcomeUnknown, Put, Store, StoreUnavailable, TxnResult
 from lavalite.store.keys import Keys
@@ -244,22 +243,41 @@ async def test_taking_the_writer_with_an_unknown_outcome(store: SqliteStore, fau
     assert (await store.txn(fence.compares(), [Put("a", b"1")])).succeeded
 
 
-def commitment(owner: str, amount: int) -> CommitmentRecord:
-    shares = [Share(provider="n1", kind="cpu", amount=amount)]
-    return CommitmentRecord(owner=owner, epoch=(0, 1), shares=shares, committed_at=0.0)
+async def test_a_store_that_was_restored_in_place_shuts_out_the_writer_of_before(setup: Setup) -> None:
+    """Leader and writer are as it knows them: both were in the backup."""
+    await setup.committer.submit({"a": b"1"})
+    store = setup.store._store
+    await store.txn([], [Put(KEYS.generation, b"1")])
+    with pytest.raises(FencedError):
+        await setup.committer.submit({"a": b"2"})
+    with pytest.raises(FencedError, match="restored"):
+        await take_writer(store, KEYS, setup.fence.leader_create_revision, (0, 1), "again")
+    fence = await take_writer(store, KEYS, await lead(store), (1, 2), "next")
+    assert (await store.txn(fence.compares(), [Put("a", b"3")])).succeeded
+    await store.txn([], [Put(KEYS.generation, b"2")])
+    assert not (await store.txn(fence.compares(), [Put("a", b"4")])).succeeded
 
 
-async def test_the_ledger_assumes_writes_and_settles(setup: Setup) -> None:
+async def test_a_commitment_is_assumed_written_and_then_confirmed_or_unwound(setup: Setup) -> None:
     book = Book()
-    book.set_capacity("n1", "cpu", 4000)
-    ledger = Ledger(book, setup.committer, KEYS)
-    assert await ledger.commit([commitment("a", 1000), commitment("b", 1000)]) is Outcome.CONFIRMED
-    short = await ledger.commit([commitment("c", 1000), commitment("d", 2000)])
-    assert isinstance(short, Shortage) and book.free("n1", "cpu") == 2000
+    book.set_capacity("n1", "cpu", 2000)
+
+    async def commit(owner: str, amount: int) -> Shortage | Outcome:
+        shares = [Share(provider="n1", kind="cpu", amount=amount)]
+        record = CommitmentRecord(owner=owner, epoch=(0, 1), shares=shares, committed_at=0.0)
+        short = book.assume(record)
+        if short is not None:
+            return short
+        put = {KEYS.commitment(owner): record.model_dump_json().encode()}
+        outcome = await setup.committer.submit(put, retry=False)
+        (book.confirm if outcome is Outcome.CONFIRMED else book.unwind)(owner)
+        return outcome
+
+    assert await commit("a", 1000) is Outcome.CONFIRMED
+    assert isinstance(await commit("b", 2000), Shortage)
     setup.store.faults = ["unknown before"]
-    assert await ledger.commit([commitment("e", 1000)]) is Outcome.UNWOUND
-    assert book.free("n1", "cpu") == 2000
-    await ledger.release(["a"])
-    assert sorted(book.owners()) == ["b"]
-    assert await setup.value(KEYS.commitment("a")) is None and await setup.value(KEYS.commitment("b")) is not None
+    assert await commit("c", 1000) is Outcome.UNWOUND
+    assert await commit("d", 1000) is Outcome.CONFIRMED
+    assert sorted(book.owners()) == ["a", "d"]
+    assert await setup.value(KEYS.commitment("c")) is None and await setup.value(KEYS.commitment("d")) is not None
     book.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import http.client
 import json
 import os
@@ -250,7 +251,7 @@ def test_a_batch_is_let_in_whole_or_not_at_all(one: One) -> None:
     assert len(set(ids)) == 150
     for job in ids:
         assert one.ended(job).state == "succeeded"
-    status, page = one.raw("GET", "/v1/jobs?limit=100&name=&user=root")
+    status, page = one.raw("GET", f"/v1/jobs?limit=100&name=&user={getpass.getuser()}")
     assert status == 200 and len(page["items"]) == 100 and page["next_cursor"]
 
 

@@ -291,7 +291,7 @@ def test_the_url_of_the_api_wants_a_token(cli: Cli) -> None:
 @pytest.mark.slow
 def test_only_what_is_missing_is_started(cli: Cli) -> None:
     before = cli.record()
-    number = cli.submit("--shell", "sleep 3; echo survived")
+    number = cli.submit("--shell", "sleep 8; echo survived")
     until(lambda: cli.job(number)["state"] == "running")
     before.processes["sbatchd"].end(10)
     assert cli.ok("up").startswith("started sbatchd: ")

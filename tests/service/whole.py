@@ -92,7 +92,7 @@ class Whole:
 
     def client(self, lim: LimProcess) -> Client:
         """To the API of one node, over its Unix socket. Does not follow the leader."""
-        return Client([Target(f"unix:{lim.folder}/m/api.sock")], timeout_seconds=10)
+        return Client([Target(f"unix:{lim.folder}/m/api.sock")], timeout_seconds=30)
 
     def submit(self, lim: LimProcess, command: list[str], **fields: Any) -> int:
         with self.client(lim) as client:

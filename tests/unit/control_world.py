@@ -37,7 +37,7 @@ from lavalite.control.events import (
 from lavalite.control.records import load
 from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
-from lavalite.control.tasks import STATES, JobState
+from lavalite.control.tasks import FINAL_CODES, STATES, JobState
 from lavalite.model.host import HostState
 from lavalite.model.job import CommitmentRecord, DependencyKind, JobRecord, JobSpec, Request
 from lavalite.model.resources import WHOLE, Device, NodeOffer, Resource
@@ -334,12 +334,15 @@ class World:
         assert {key.owner for key in state.runs} == {o for o in state.book.owners() if o.startswith("job/")}
         for job in state.jobs.values():
             _check_job(state, job)
+        assert state.unfinished_tasks == sum(job.unfinished for job in state.jobs.values())
         for key, run in state.runs.items():
             job = state.jobs[key.job]
             assert job.state_of(run.position) is (TaskState.PENDING if run.assumed else run.state)
             assert key in state.nodes[run.node].runs
         in_flight = {key for batch in state.batches.values() for key in batch.tasks}
         assert in_flight == {key for key, run in state.runs.items() if run.assumed}
+        anchored = {(anchor, name) for anchor, names in state._anchored.items() for name in names}
+        assert anchored == {(host.anchor, host.name) for host in state.hosts.values()}
         for host in state.hosts.values():
             held = state.book.holds(f"host/{host.name}")
             assert held == (host.state not in (HostState.PLANNED,)), host
@@ -348,10 +351,11 @@ class World:
 def _check_job(state: ClusterState, job: JobState) -> None:
     for code, count in job.counts.items():
         assert job.codes.count(code) == count
+    assert job.unfinished == sum(1 for code in job.codes if code not in FINAL_CODES)
     assert b"P" not in job.codes[: job.cursor]
     held = sum(1 for key in state.runs if key.job == job.id)
     assert held == sum(1 for code in job.codes if chr(code) in "ACRSU")
-    waits = bool(job.ready) and not (job.held or job.unmet or job.sleeping)
+    waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
     assert waits == bool(job.class_key)
     if waits:
         waiting = state.classes[job.class_key].jobs

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from control_world import GIB, KEYS, REFUSES, World, offer, spec
+from control_world import GIB, REFUSES, World, offer, spec
 
 from lavalite.base.errors import InputError, UnknownNameError
+from lavalite.control.actions import Wake
 from lavalite.control.admission import admit
 from lavalite.control.events import (
     CancelRequested,
@@ -61,7 +62,7 @@ def test_a_job_runs_and_leaves_nothing_behind() -> None:
     assert states(w, job) == "D"
     assert w.state.book.committed("n1", "cpu") == 0
     assert [k for k in w.store if "commitments" in k] == []
-    assert w.store[KEYS.job_key("k1")] == b"1"
+    assert w.state.submit_keys == {"k1": job}
     assert task(w.state, w.state.jobs[job], 0)["exit_code"] == 0
     w.check()
 
@@ -151,6 +152,46 @@ def test_cancel_in_every_state() -> None:
     assert states(w, running) == "X"
     assert task(w.state, w.state.jobs[running], 0)["exit_code"] == -15
     w.check()
+
+
+def test_a_large_array_is_cancelled_in_slices_and_a_new_leader_goes_on_with_it() -> None:
+    w = world(offer("n1", cpu=2), max_cancels=4)
+    job = w.submit(spec(array=Array(first=1, last=11)))
+    w.settle()
+    w.report("n1")
+    other = w.submit(spec())
+    w.settle()
+    w.feed(CancelRequested(job))
+    assert states(w, job) == "RRXXPPPPPPP", "the first slice"
+    w.write()  # the mark, and the first slice with it
+    w.change_leader()
+    w.connect("n1")
+    w.settle()
+    assert states(w, job) == "XXXXPPPPPPP" and w.state.jobs[job].cancelling, "nothing more of it has started"
+    assert "being cancelled" in explain(w.state, w.state.jobs[job], w.now).sentence
+    seen = []
+    while w.state.cancels:
+        actions = w.feed(Tick())
+        assert any(isinstance(action, Wake) for action in actions) == bool(w.state.cancels), "who asks for the rest"
+        w.settle()
+        w.check()
+        seen.append(states(w, job))
+    assert seen == ["XXXXXXXXPPP", "XXXXXXXXXXX"]
+    assert states(w, other) == "C", "what it held is free"
+    assert set(w.starts) <= {AttemptId(job, 1, 1), AttemptId(job, 2, 1), AttemptId(other, 0, 1)}
+
+
+def test_what_is_cancelled_while_its_node_is_lost_does_not_start_when_it_is_back() -> None:
+    w = world()
+    job = w.submit(spec())
+    w.agents["n1"].connected = False  # the dispatch is lost
+    w.settle()
+    w.advance(2000, beats=False)
+    assert states(w, job) == "U"
+    w.feed(CancelRequested(job))
+    w.connect("n1")
+    w.settle()
+    assert states(w, job) == "X" and not w.starts
 
 
 def test_a_task_that_succeeded_before_the_stop_arrived_has_succeeded() -> None:

@@ -63,7 +63,7 @@ class Cluster(RuleBasedStateMachine):
 
     @initialize(limit=st.sampled_from([2, 128]))
     def begin(self, limit: int) -> None:
-        self.world = World(Settings(max_placements=4, max_txn_operations=limit, keep_finished_jobs=3))
+        self.world = World(Settings(max_placements=4, max_cancels=2, max_txn_operations=limit, keep_finished_jobs=3))
         self.world.apply(Specs(POOLS, QUEUES, HOSTS))
         for name in NODES:
             self.world.connect(name, OFFERS[name])

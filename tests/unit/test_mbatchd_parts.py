@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,25 +17,30 @@ from control_world import KEYS, offer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavalite.api.models import DefinitionPut, Host
 from lavalite.base.clock import ManualClock, SystemClock
-from lavalite.base.errors import FencedError, LavaLiteError, UnreachableError
+from lavalite.base.errors import FencedError, InputError, LavaLiteError, UnreachableError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import events
+from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
 from lavalite.mbatchd.changes import MAX_WAITING, Changes
+from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.hosts_here import HostNews
+from lavalite.mbatchd.identity import Identity
+from lavalite.mbatchd.jobs import MAX_NAMED_TASKS, JobDesk
 from lavalite.mbatchd.output import MAX_PIECES, MAX_STREAMS_EACH, OutputStreams
 from lavalite.mbatchd.paging import paged
 from lavalite.mbatchd.service import Service
 from lavalite.model.host import HostState, LogicalHost
-from lavalite.model.job import JobRecord, JobSpec
+from lavalite.model.job import Array, JobRecord, JobSpec
 from lavalite.store.base import Put
 from lavalite.store.sqlite import SqliteStore
 from lavalite.wire.frames import AnyFrame, CancelRead, Dispatch, HostsHere, Output, Read, ReportAck
 
-EPOCH = (1, 1)
+EPOCH = (0, 1)
 
 
 # --- pages ----------------------------------------------------------------------------------------------------
@@ -281,6 +287,58 @@ async def test_only_the_next_wake_is_remembered(world: World) -> None:
     assert world.state.jobs[1].sleeping
     assert world.service._wake_at == pytest.approx(1_000_000 + 1e7)
     running.cancel()
+
+
+async def test_a_large_job_is_cancelled_while_others_have_their_turn(world: World) -> None:
+    world.state.settings = Settings(max_cancels=4)
+    who = Identity("root", 0, 0, operator=True)
+    desk = JobDesk(world.service, OutputStreams(lambda node, *frames: False), 1000)
+    world.through.set()
+    world.submit(array=Array(first=1, last=11))
+    with pytest.raises(InputError, match="too many"):
+        await desk.cancel(1, [1] * (MAX_NAMED_TASKS + 1), who, force=False)
+    await desk.cancel(1, None, who, force=False)
+    stored = await world.store.get(KEYS.task_chunk(1, 0))
+    assert stored is not None and b'"cancelling":true' in stored.value and b"XXXXPPPPPPP" in stored.value
+    running = asyncio.ensure_future(world.service.run())
+    async with asyncio.timeout(10):
+        await desk.cancel(1, None, who, force=True)
+    assert not world.state.jobs[1].unfinished and world.state.unfinished_tasks == 0
+    running.cancel()
+
+
+# --- hosts that are to go -------------------------------------------------------------------------------------
+
+
+async def test_a_purge_that_a_crash_cut_short_is_gone_on_with(world: World) -> None:
+    """The definition is written first, the hosts after it: by the new leader where the old one did not get there."""
+
+    async def planned(*asked: object) -> list[Host]:
+        return []
+
+    desk = DefinitionDesk(world.service, SimpleNamespace(planned=planned, hosts=list), "test")  # type: ignore[arg-type]
+    world.through.set()
+
+    async def apply(text: str, *, purge: bool) -> bool:
+        put = DefinitionPut(text="cluster: test\n" + text, purge=purge)
+        return (await desk.apply(put, dry_run=False)).changed
+
+    world.state.set_host(host("x-1", "n1"))
+    world.state.set_host(host("x-2", "n1"))
+    assert await apply("logical_hosts: {x: {cpu: 1, count: 2}}", purge=False)
+    assert await apply("logical_hosts: {x: {cpu: 1, count: 1}}", purge=False)
+    assert world.state.hosts["x-2"].state is HostState.COMPOSED, "without purge it is left alone"
+    assert await apply("logical_hosts: {x: {cpu: 1, count: 1}}", purge=True), "now it is to go"
+    assert not await apply("logical_hosts: {x: {cpu: 1, count: 1}}", purge=True)
+    assert desk.current().version == 3 and "x-2" not in world.state.hosts
+
+    after = ClusterState(KEYS, EPOCH)
+    after.document = world.state.document
+    after.restore_hosts([host("x-1", "n1"), host("x-2", "n1")])
+    after.restore_specs(world.state.specs)
+    next_one = Service(after, world.committer, SteadyTime(world.clock), EPOCH, "test")
+    go_on_removing(next_one)
+    assert set(after.hosts) == {"x-1"}
 
 
 # --- what is told -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lavalite.model.resources import NodeOffer
-from lavalite.sbatchd import core as core_module
+from lavalite.sbatchd import link as link_module
 from lavalite.sbatchd.actions import Action, Close, Forget, OpenStream, RenewContact, Send, Signal, Start, Write
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
@@ -248,14 +248,14 @@ def test_register_is_acknowledged_as_report_0(mind: Mind) -> None:
 def test_a_report_is_repeated_when_nobody_acknowledges(mind: Mind) -> None:
     mind.dispatch(attempt("1.0.1", uid=13))
     assert len(mind.flush()) == 1
-    mind.now += core_module.REPEAT_REPORT_SECONDS - 1
+    mind.now += link_module.REPEAT_REPORT_SECONDS - 1
     assert mind.flush() == []
     mind.now += 2
     assert len(mind.flush()) == 1
 
 
 def test_only_so_many_settled_attempts_are_remembered(mind: Mind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_module, "SETTLED_KEPT", 5)
+    monkeypatch.setattr(link_module, "SETTLED_KEPT", 5)
     mind.dispatch(*(attempt(f"{job}.0.1", uid=13) for job in range(1, 9)))
     mind.flush()
     mind.hear(ReportAck(epoch=(1, 5), seq=1))

@@ -178,7 +178,7 @@ def test_what_a_crash_left_of_a_removed_job_is_swept_away() -> None:
     w.change_leader()
     w.feed(Tick())
     w.settle()
-    left = [key for key in w.store if "/tasks/" in key or "/jobkeys/" in key or "/commitments/" in key]
+    left = [key for key in w.store if "/tasks/" in key or "/commitments/" in key]
     assert left == []
 
 

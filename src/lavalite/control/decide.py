@@ -1,6 +1,6 @@
 """The one way in: what happened and what time it is, and out come the actions, in order.
 
-    event ──► reconciler: job, health, composer, retention ──► scheduler, if anything could start now ──► actions
+    event ──► reconciler, one for each subject ──► scheduler, if anything could start now ──► actions
 
 Everything is decided from (state, event, now) alone. `now` is in seconds since the Unix epoch, by a clock that never
 steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A stepped clock would declare nodes lost.
@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, health, job
+from lavalite.control import composer, health, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -56,6 +56,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
         case Tick():
             state.wake_told = None  # a Wake is answered by a Tick, and is over then
             health.watch(state, now, out)
+            wishes.go_on_cancelling(state, now, out)
             composer.look_again(state)
             forget_finished(state, now)
         case NodeBeat():
@@ -72,12 +73,12 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             if state.batches[batch_id].host:
                 composer.confirmed(state, batch_id)
             else:
-                job.confirmed(state, event, now, out)
+                starts.confirmed(state, event, now, out)
         case CommitUnwound(batch_id):
             if state.batches[batch_id].host:
                 composer.unwound(state, batch_id)
             else:
-                job.unwound(state, event, now)
+                starts.unwound(state, event, now)
         case Loaded():
             health.service_began(state, now)
         case DefinitionApplied():
@@ -94,11 +95,11 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
     """What people want of jobs and nodes. One that is gone in the meantime wants nothing any more."""
     match event:
         case CancelRequested(job_id) if job_id in state.jobs:
-            job.cancelled(state, event, now, out)
+            wishes.cancelled(state, event, now, out)
         case RequeueRequested(job_id) if job_id in state.jobs:
-            job.requeued(state, event, now, out)
+            wishes.requeued(state, event, now, out)
         case SignalRequested(job_id) if job_id in state.jobs:
-            job.signalled(state, event, out)
+            wishes.signalled(state, event, out)
         case HoldRequested(job_id) if job_id in state.jobs:
             state.set_held(state.jobs[job_id], True)
         case ReleaseRequested(job_id) if job_id in state.jobs:

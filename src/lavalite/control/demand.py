@@ -30,6 +30,15 @@ class WaitingClass:
     jobs: list[tuple[int, int]] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Cancel:
+    """Of a whole job: the tasks before `position` have been dealt with. With `force`, UNKNOWN ones are given up."""
+
+    position: int = 0
+    force: bool = False
+    by: str = ""
+
+
 class Demand(Supply):
     """The middle floor of ClusterState."""
 
@@ -43,6 +52,10 @@ class Demand(Supply):
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
         self.user_tasks: dict[tuple[str, str], int] = {}
         """(queue, user) → tasks that hold something."""
+        self.unfinished_tasks = 0
+        """Of all jobs."""
+        self.cancels: dict[int, Cancel] = {}
+        """Jobs that are being cancelled, and how far that is."""
         self.wake_told: float | None = None
         self._wakes: list[tuple[float, int, int]] = []
         self.last_job_id = 0
@@ -71,6 +84,7 @@ class Demand(Supply):
             spec = record.spec.model_copy(update={"queue": self.default_queue})
             record = record.model_copy(update={"spec": spec})
         job = self._admit(record)
+        self.unfinished_tasks += job.unfinished
         self.dirty.jobs[job.id] = None
         self.settle_waiting(job)
         return job
@@ -96,6 +110,7 @@ class Demand(Supply):
             raise IllegalTransition(f"job {job.id} has not ended")
         del self.jobs[job.id]
         self.finished.pop(job.id, None)
+        self.cancels.pop(job.id, None)
         self.submit_keys.pop(job.submit_key, None)
         self.dependents.pop(job.id, None)
         for dependency in job.spec.depends:
@@ -108,9 +123,16 @@ class Demand(Supply):
             self.dirty.chunks[job.id, 0] = None
             self.settle_waiting(job)
 
+    def set_cancelling(self, job: JobState) -> None:
+        """Let nothing more of the job start."""
+        if not job.cancelling:
+            job.cancelling = True
+            self.dirty.chunks[job.id, 0] = None
+            self.settle_waiting(job)
+
     def settle_waiting(self, job: JobState) -> None:
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
-        waits = bool(job.ready) and not job.held and not job.unmet and not job.sleeping
+        waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
         place = (-job.spec.priority, job.id)
         if waits and not job.class_key:
             found = self._class_of(job)

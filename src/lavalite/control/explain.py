@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lavalite.control.job import PENDING
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -35,7 +34,7 @@ class Explanation:
 def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     """Why the job's pending tasks have not started; empty reasons where none is pending."""
     told = Explanation(job.id, job.state.value, asks=asked(job.spec.request, state.pools_of(job.spec), job.spec.host))
-    if not job.by_state().get(PENDING):
+    if not job.by_state().get(TaskState.PENDING):
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
         return told
     told.waits_for = _waits_for(state, job, now)
@@ -65,6 +64,8 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     elif host is not None and host.state is not HostState.COMPOSED:
         why = f": {host.reason}" if host.reason else ""
         reasons.append(f"Logical host {host.name} is {host.state.value}{why}.".replace("..", "."))
+    if job.cancelling:
+        reasons.append("It is being cancelled.")
     if job.held:
         reasons.append("It is held; release it to let it start.")
     reasons += [_dependency(state, d) for d in job.spec.depends if not state.is_met(d.job, d.kind)]

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
-from lavalite.control.job import Verdict, attempt_start, conclude, reported, stop_again, when_lost
 from lavalite.control.outbox import Outbox
+from lavalite.control.reports import Verdict, conclude, reported, when_lost
+from lavalite.control.starts import attempt_start
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskRun
+from lavalite.control.wishes import stop_again
 from lavalite.model.task import AttemptId, TaskState
 
 
@@ -62,10 +64,9 @@ def _compare(
         if run.id in listed:
             run.lost_since = None  # its journal was gone, and is back
             stop_again(state, run, out)
-        elif run.state is TaskState.COMMITTED and run.cancel_requested:
-            conclude(
-                state, run, Verdict(TaskState.CANCELLED), _lost_end(run, now, "cancelled before it started"), now
-            )
+        elif run.cancel_requested and run.started_at is None:
+            end = _lost_end(run, now, "cancelled before it started")
+            conclude(state, run, Verdict(TaskState.CANCELLED), end, now)
         elif run.state is TaskState.COMMITTED:
             # Never journalled, so never started; the journal sees to it that a second dispatch starts it once.
             run.maybe_sent = True

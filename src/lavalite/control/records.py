@@ -93,8 +93,6 @@ def _encode_node(node: NodeState) -> bytes:
 def _new_job(keys: Keys, job: JobState) -> Iterator[tuple[str, bytes]]:
     record = JobRecord(id=job.id, spec=job.spec, submitted_at=job.submitted_at, submit_key=job.submit_key)
     yield keys.job(job.id), record.model_dump_json(exclude_defaults=True).encode()
-    if job.submit_key:
-        yield keys.job_key(job.submit_key), str(job.id).encode()
 
 
 def _gone_job(keys: Keys, job: JobState) -> Iterator[tuple[str, None]]:
@@ -102,8 +100,6 @@ def _gone_job(keys: Keys, job: JobState) -> Iterator[tuple[str, None]]:
     yield keys.job(job.id), None
     for chunk in range((len(job.codes) + CHUNK_TASKS - 1) // CHUNK_TASKS):
         yield keys.task_chunk(job.id, chunk), None
-    if job.submit_key:
-        yield keys.job_key(job.submit_key), None
 
 
 # --- reading it back ----------------------------------------------------------------------------------------------
@@ -154,11 +150,9 @@ def load(
 
 def _find_orphans(state: ClusterState, found: dict[str, list[tuple[str, bytes]]]) -> None:
     """What a crash left of jobs that were being removed."""
-    owners = [("tasks", rest, rest.partition("/")[0]) for rest, _ in found.get("tasks", ())]
-    owners += [("jobkeys", rest, value.decode()) for rest, value in found.get("jobkeys", ())]
-    for section, rest, job_id in owners:
-        if int(job_id) not in state.jobs:
-            state.dirty.orphans[f"{state.keys.root}{section}/{rest}"] = None
+    for rest, _ in found.get("tasks", ()):
+        if int(rest.partition("/")[0]) not in state.jobs:
+            state.dirty.orphans[f"{state.keys.root}tasks/{rest}"] = None
 
 
 def _by_position(chunks: list[tuple[str, TaskChunk]]) -> dict[int, list[tuple[int, TaskChunk]]]:

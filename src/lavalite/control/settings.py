@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lavalite.model.task import CHUNK_TASKS
+
 
 @dataclass(slots=True, frozen=True)
 class Settings:
@@ -11,6 +13,8 @@ class Settings:
 
     max_placements: int = 1000
     """Most tasks placed in one call of `decide`; a Wake asks for the rest."""
+    max_cancels: int = CHUNK_TASKS
+    """Most tasks cancelled in one call of `decide`; a Wake asks for the rest."""
     max_txn_operations: int = 128
     """Most writes in one action: the store's own limit."""
     max_txn_bytes: int = 1024 * 1024

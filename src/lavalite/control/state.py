@@ -18,7 +18,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lavalite.control.demand import Demand
+from lavalite.control.demand import Cancel, Demand
 from lavalite.control.events import AttemptReported, Specs
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import (
@@ -105,6 +105,9 @@ class ClusterState(Demand):
         done = [job for job in self.jobs.values() if not job.unfinished]
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
         for job in self.jobs.values():
+            self.unfinished_tasks += job.unfinished
+            if job.cancelling and job.unfinished:
+                self.cancels[job.id] = Cancel()
             job.unmet = self._unmet(job)
             self.settle_waiting(job)
 
@@ -190,6 +193,7 @@ class ClusterState(Demand):
 
     def _ended(self, job: JobState, position: int, end: End) -> None:
         job.note_end(position, end)
+        self.unfinished_tasks -= 1
         self.dirty.chunks[job.id, position // CHUNK_TASKS] = None
         self.settle_waiting(job)
         if not job.unfinished:

@@ -74,6 +74,8 @@ class Supply:
         """Logical hosts that go as soon as nobody uses them."""
         self.schedule_wanted = False
         self.compose_wanted = False
+        self._anchored: dict[str, set[str]] = {}
+        """Node → names of the logical hosts anchored there."""
         self._stale_rows: set[str] = set()
         self._pools_stale = True
         self.dirty = Dirty()
@@ -140,7 +142,7 @@ class Supply:
     def touch_node(self, node: NodeState) -> None:
         """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
         self._stale_rows.add(node.name)
-        self._stale_rows.update(host.name for host in self.hosts.values() if host.anchor == node.name)
+        self._stale_rows |= self._anchored.get(node.name, set())
         self.schedule_wanted = True
 
     def node_row_state(self, node: NodeState | None, now: float) -> str:
@@ -189,6 +191,7 @@ class Supply:
 
         `written` where its record is written by a Commit.
         """
+        self._note_anchor(host)
         self.hosts[host.name] = host
         self.hosts_version += 1
         if not written:
@@ -199,6 +202,7 @@ class Supply:
     def remove_host(self, name: str) -> None:
         """Forget a host and give back what it took, if it took anything."""
         host = self.hosts.pop(name)
+        self._anchored[host.anchor].discard(name)
         self.hosts_version += 1
         self.removals.discard(name)
         self.book.remove_provider(name)
@@ -207,6 +211,12 @@ class Supply:
         self.dirty.hosts[host.name] = None
         self._stale_rows.add(name)
         self.schedule_wanted = self.compose_wanted = True
+
+    def _note_anchor(self, host: LogicalHost) -> None:
+        before = self.hosts.get(host.name)
+        if before is not None:
+            self._anchored[before.anchor].discard(host.name)
+        self._anchored.setdefault(host.anchor, set()).add(host.name)
 
     def _set_host_capacity(self, host: LogicalHost) -> None:
         offers = host.state in (HostState.COMPOSED, HostState.DRAINING, HostState.RESIZING)

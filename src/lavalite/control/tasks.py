@@ -8,6 +8,7 @@ The bytes are the letters of model.task.STATE_CODES, and two more, both of them 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +40,9 @@ written anew with every end, and must stay small."""
 MAX_CHUNK_BYTES = 960 * 1024
 """Most that the record of a chunk has: it must fit into one transaction, whatever agents say of how tasks ended."""
 FINAL_CODES = frozenset(CODES[state] for state in FINAL)
+LIVE_CODES = frozenset(CODES[state] for state in LIVE)
+_HOLDING = re.compile(b"[%sA]" % bytes(sorted(LIVE_CODES)))
+_UNFINISHED = re.compile(b"[^%s]" % bytes(sorted(FINAL_CODES)))
 AS_STORED = bytes.maketrans(b"AWCRSU", b"PPPPPP")
 """A live task's state is in its commitment; in its chunk it is what it falls back to."""
 
@@ -111,11 +115,15 @@ class JobState:
     indices: range
     codes: bytearray
     counts: dict[int, int]
+    unfinished: int
+    """How many tasks have not ended."""
     attempts: dict[int, int] = field(default_factory=dict)
     charges: dict[int, int] = field(default_factory=dict)
     ends: dict[int, End] = field(default_factory=dict)
     wakes: dict[int, float] = field(default_factory=dict)
     held: bool = False
+    cancelling: bool = False
+    """Whether all of it is to be cancelled: nothing of it starts any more."""
     sleeping: bool = False
     """Whether it is too early for it to start."""
     hold_changed: bool = False
@@ -133,16 +141,13 @@ class JobState:
     def new(cls, job_id: int, spec: JobSpec, submitted_at: float, submit_key: str = "") -> JobState:
         indices = spec.indices()
         codes = bytearray(b"P" * len(indices))
-        return cls(job_id, spec, submitted_at, submit_key, indices, codes, {READY: len(codes)}, held=spec.hold)
+        counts = {READY: len(codes)}
+        return cls(job_id, spec, submitted_at, submit_key, indices, codes, counts, len(codes), held=spec.hold)
 
     @property
     def ready(self) -> int:
         """How many tasks could be placed now, were the job free to start."""
         return self.counts.get(READY, 0)
-
-    @property
-    def unfinished(self) -> int:
-        return len(self.codes) - sum(self.counts.get(code, 0) for code in FINAL_CODES)
 
     @property
     def state(self) -> TaskState:
@@ -183,9 +188,14 @@ class JobState:
         """What goes without saying: one where it has ended by running, none where it has not."""
         return 1 if self.codes[position] in (CODES[TaskState.SUCCEEDED], CODES[TaskState.FAILED]) else 0
 
-    def positions(self, codes: frozenset[int] | None = None) -> Iterator[int]:
-        """All positions, or those with one of the letters."""
-        return (p for p, code in enumerate(self.codes) if codes is None or code in codes)
+    def holding(self) -> Iterator[int]:
+        """The positions of tasks that hold something. States may change meanwhile."""
+        return (found.start() for found in _HOLDING.finditer(self.codes))
+
+    def next_unfinished(self, position: int) -> int | None:
+        """The first task from the position on that has not ended."""
+        found = _UNFINISHED.search(self.codes, position)
+        return found.start() if found else None
 
     def move(self, position: int, after: TaskState) -> None:
         """Change a task's state as the table allows. Raises IllegalTransition."""
@@ -200,6 +210,7 @@ class JobState:
         self.counts[old] -= 1
         self.counts[code] = self.counts.get(code, 0) + 1
         self.codes[position] = code
+        self.unfinished += (old in FINAL_CODES) - (code in FINAL_CODES)
         if code == READY:
             self.cursor = min(self.cursor, position)
 
@@ -233,6 +244,8 @@ class JobState:
         stored.update({name: at for name, at in times.items() if at is not None})
         if chunk == 0 and self.hold_changed:
             stored["held"] = self.held
+        if chunk == 0 and self.cancelling:
+            stored["cancelling"] = True
         encoded = _encoded(stored)
         while len(encoded) > MAX_CHUNK_BYTES and "ends" in stored:
             # What became of each task is told without it; of the first ones to end, also how.
@@ -259,6 +272,7 @@ class JobState:
             self.set_code(int(p), WAITING)
         if record.held is not None:
             self.held, self.hold_changed = record.held, True
+        self.cancelling |= record.cancelling
 
 
 def _encoded(stored: dict[str, Any]) -> bytes:
@@ -290,6 +304,3 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         cancel_requested=run.cancel_requested,
         requeue_requested=run.requeue_requested,
     )
-
-
-LIVE_CODES = frozenset(CODES[state] for state in LIVE)

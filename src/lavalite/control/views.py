@@ -43,23 +43,37 @@ def amounts(state: ClusterState, provider: str) -> dict[str, dict[str, int]]:
 
 
 def nodes(state: ClusterState, now: float) -> Iterator[View]:
-    return (node(state, state.nodes[name], now) for name in sorted(state.nodes))
+    hosts_by_node = _hosts_by_node(state)
+    return (node(state, state.nodes[name], now, hosts_by_node) for name in sorted(state.nodes))
 
 
-def node(state: ClusterState, found: NodeState, now: float) -> View:
+def node(
+    state: ClusterState, found: NodeState, now: float, hosts_by_node: dict[str, list[str]] | None = None
+) -> View:
+    """Who shows many nodes looks once at the hosts for all of them."""
+    hosts_here = (_hosts_by_node(state) if hosts_by_node is None else hosts_by_node).get(found.name, [])
     return {
         "name": found.name,
         "state": node_state(state, found, now),
         "labels": found.offer.labels,
         "resources": amounts(state, found.name),
         "gpu_models": sorted({d.model for d in found.offer.devices(GPU) if d.model}),
-        "hosts": sorted(h.name for h in state.hosts.values() if any(p.provider == found.name for p in h.parts)),
+        "hosts": hosts_here,
         "tasks": len(found.runs),
         "boot_id": found.boot_id,
         "journal_id": found.journal_id,
         "offer_version": found.offer.version,
         "beat_age_seconds": max(0.0, now - found.heard_at) if found.registered else None,
     }
+
+
+def _hosts_by_node(state: ClusterState) -> dict[str, list[str]]:
+    """Names of the logical hosts that have parts on a node, in order."""
+    by_node: dict[str, list[str]] = {}
+    for name, found in sorted(state.hosts.items()):
+        for provider in {part.provider for part in found.parts}:
+            by_node.setdefault(provider, []).append(name)
+    return by_node
 
 
 def node_state(state: ClusterState, found: NodeState, now: float) -> str:

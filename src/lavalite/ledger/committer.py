@@ -190,7 +190,9 @@ class Committer:
                     return
             else:
                 if not result.succeeded:
-                    raise FencedError("another scheduler has taken over: the store refused our write")
+                    raise FencedError(
+                        "another scheduler has taken over, or the store was restored: it refused our write"
+                    )
             self.counters.transactions += 1
             self.counters.operations += len(puts) + len(deletes)
             self._settle_all(Outcome.CONFIRMED)

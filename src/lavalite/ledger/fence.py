@@ -1,7 +1,8 @@
-"""The fence around everything that a scheduler writes: two compares that only the one true writer satisfies.
+"""The fence around everything that a scheduler writes: three compares that only the one true writer satisfies.
 
-    leader   was created when our LIM won its lease, and has not been deleted since
-    writer   was last written by us
+    leader       was created when our LIM won its lease, and has not been deleted since
+    writer       was last written by us
+    generation   is that of our epoch: a store that was restored in place may hold both keys above as we know them
 
 Whoever writes `writer` shuts out whoever wrote it before, a predecessor of the same epoch and our own stragglers
 included: their transactions still compare the old one, and fail.
@@ -28,11 +29,13 @@ class Fence:
     writer_key: str
     writer_mod_revision: int
     writer_value: bytes
+    generation: Compare
 
     def compares(self) -> list[Compare]:
         return [
             Compare.created_at(self.leader_key, self.leader_create_revision),
             Compare.unchanged(self.writer_key, self.writer_mod_revision),
+            self.generation,
         ]
 
 
@@ -45,9 +48,10 @@ async def take_writer(
     """
     value = json.dumps({"epoch": list(epoch), "nonce": nonce, "turn": 1}).encode()
     for _ in range(TAKE_TRIES):
+        generation = await _generation(store, keys, epoch)
         found = await store.get(keys.writer)
         before = (found.mod_revision, found.value) if found else (0, b"")
-        fence = Fence(keys.leader, leader_create_revision, keys.writer, *before)
+        fence = Fence(keys.leader, leader_create_revision, keys.writer, *before, generation)
         if fence.writer_value == value:
             return fence
         try:
@@ -90,6 +94,14 @@ async def _rewrite(store: Store, fence: Fence, value: bytes) -> Fence | None:
     if found is None or found.value != value:
         return None
     return replace(fence, writer_mod_revision=found.mod_revision, writer_value=value)
+
+
+async def _generation(store: Store, keys: Keys, epoch: tuple[int, int]) -> Compare:
+    """What must hold of the generation for this epoch to be the latest; there is no record of generation 0."""
+    found = await store.get(keys.generation)
+    if (found.value if found else b"0").strip() != b"%d" % epoch[0]:
+        raise FencedError("this leadership is over: the store was restored from a backup since it began")
+    return Compare.equals(keys.generation, found.value) if found else Compare.absent(keys.generation)
 
 
 async def _leads_still(store: Store, fence: Fence) -> None:

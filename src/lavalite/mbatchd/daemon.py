@@ -27,7 +27,7 @@ from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
 from lavalite.mbatchd.changes import Changes
 from lavalite.mbatchd.config import MbatchdConfig
-from lavalite.mbatchd.definition import DefinitionDesk
+from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.document import stored_specs
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.http import make_app
@@ -109,6 +109,7 @@ async def _serve_led(
     core.committer.start()
     try:
         core.service.apply(Loaded())
+        go_on_removing(core.service)
         await frames.start()
         reader = Reader(
             core.service,

@@ -8,7 +8,7 @@ from typing import Any
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, InputError, UnknownNameError
-from lavalite.control.events import DefinitionApplied, Specs
+from lavalite.control.events import DefinitionApplied, HostRemoved, Specs
 from lavalite.mbatchd.document import sections, specs_of, typed
 from lavalite.mbatchd.reader import Reader
 from lavalite.mbatchd.service import Service
@@ -96,23 +96,29 @@ class DefinitionDesk:
         self, before: dict[str, Any], after: dict[str, Any], *, purge: bool, dry_run: bool
     ) -> models.DefinitionResult:
         specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
-        changed = typed(before) != typed(after) or before["owned"] != after["owned"]
-        if changed:
-            after = {**after, "version": before["version"] + 1}
+        leaving = self._leaving(before, specs, purge=purge)
+        changed = typed(before) != typed(after) or not set(leaving) <= set(before["leaving"])
+        noted = changed or before["owned"] != after["owned"]
+        after = {**after, "leaving": leaving, "version": before["version"] + noted}
         stored = _storable(after)
         result = models.DefinitionResult(
-            changed=typed(before) != typed(after),
+            changed=changed,
             version=after["version"],
             before=sections(before),
             after=sections(after),
             hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values()),
         )
-        if not changed:
+        if not noted:
             await self._service.settled()  # what it equals may have been applied a moment ago
         elif not dry_run:
             await self._service.obey(DefinitionApplied(stored, specs, purge))
             result.hosts = [h for h in self._reader.hosts() if h.name in specs.hosts]
         return result
+
+    def _leaving(self, before: dict[str, Any], specs: Specs, *, purge: bool) -> list[str]:
+        """Logical hosts that are there, and are not to be: those of earlier changes, and with `purge` of this one."""
+        extra = self._service.state.hosts.keys() - specs.hosts.keys()
+        return sorted(extra if purge else extra & set(before["leaving"]))
 
     def _demand_version(self, wanted: int | None) -> None:
         """Raises ConflictError where the definition was changed since whoever asks has read it."""
@@ -130,6 +136,12 @@ class DefinitionDesk:
     def _nodes(self) -> list[NodeCapacity] | None:
         """What the document is held against; nothing is while no node is known."""
         return [NodeCapacity.from_offer(n.offer) for n in self._service.state.nodes.values()] or None
+
+
+def go_on_removing(service: Service) -> None:
+    """Let go the hosts that were to go under an earlier leader. Their state may not have been written by then."""
+    for name in service.document["leaving"]:
+        service.apply(HostRemoved(name))
 
 
 def _read(text: str, file: str, nodes: list[NodeCapacity] | None) -> tuple[PoolsDocument, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The definition as it is stored: pools.yml as it was applied, merged with entries that were put one by one.
 
 One JSON document: the sections as they were typed, which entries the document itself owns (as opposed to those put
-one by one), and a version that grows with each change.
+one by one), which logical hosts are to go (so that a new leader goes on with that), and a version that grows with
+each change.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def decode_document(stored: bytes, cluster: str) -> dict[str, Any]:
         "queues": {},
         "links": [],
         "owned": {},
+        "leaving": [],
     }
     return {**empty, **(json.loads(stored) if stored else {})}
 

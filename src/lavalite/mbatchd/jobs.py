@@ -24,6 +24,9 @@ from lavalite.model.task import FINAL, AttemptId
 MAX_RECORD_BYTES = 512 * 1024
 """Of one job. A store takes a mebibyte and a half; what it refuses would end the scheduler, not the job."""
 
+MAX_NAMED_TASKS = 10_000
+"""Named one by one to be cancelled: it is done at one stroke, and others wait meanwhile."""
+
 TURN_JOBS = 100
 """After so many jobs of a batch, others have their turn on the event loop."""
 
@@ -89,12 +92,20 @@ class JobDesk:
         who.demand_owner(job.spec.user, f"cancel job {job_id}")
         if force:
             who.demand_operator("say that a task on a lost node has ended")
+        if len(tasks or ()) > MAX_NAMED_TASKS:
+            hint = f"Name none to cancel the whole job, or {MAX_NAMED_TASKS} at a time."
+            raise InputError("too many tasks are named", code="too_many", field="tasks", hint=hint)
         indices = job.spec.indices()
         for task in tasks or ():
             if task not in indices:
                 raise InputError(f"job {job_id} has no task {task}", code="unknown_task", field="tasks")
         asked = None if tasks is None else tuple(tasks)
         await self._service.obey(events.CancelRequested(job_id, asked, force, who.user))
+        if force:
+            # Durable is that all of it is to be cancelled; what force gives up is so only once that is done.
+            while job_id in self._service.state.cancels:
+                await self._service.next_event()
+            await self._service.settled()
 
     async def act(self, job_id: int, verb: Verb, who: Identity) -> None:
         job = self._job(job_id)
@@ -158,7 +169,7 @@ class JobDesk:
         return find_job(self._service.state, job_id)
 
     def _demand_room(self, tasks: int) -> None:
-        unfinished = sum(job.unfinished for job in self._service.state.jobs.values())
+        unfinished = self._service.state.unfinished_tasks
         if unfinished + tasks > self._max_unfinished_tasks:
             raise LavaLiteError(
                 f"{unfinished} tasks have not ended yet, and {self._max_unfinished_tasks} is the most",

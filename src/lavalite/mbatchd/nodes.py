@@ -6,7 +6,7 @@ from lavalite.base.errors import UnknownNameError
 from lavalite.control.events import DrainRequested, ResumeRequested
 from lavalite.mbatchd.service import Service
 
-MAX_REASON_CHARACTERS = 500
+MAX_DRAIN_REASON_CHARACTERS = 500
 
 
 class NodeDesk:
@@ -18,7 +18,7 @@ class NodeDesk:
     async def drain(self, name: str, reason: str) -> None:
         """Nothing new is started on the node; what runs there runs on."""
         self._demand(name)
-        await self._service.obey(DrainRequested(name, reason[:MAX_REASON_CHARACTERS]))
+        await self._service.obey(DrainRequested(name, reason[:MAX_DRAIN_REASON_CHARACTERS]))
 
     async def resume(self, name: str) -> None:
         self._demand(name)

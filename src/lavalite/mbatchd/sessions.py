@@ -2,6 +2,8 @@
 
     Hello ─► token verified ─► Welcome ─► Register ─► Registered ─► beats, reports, output ◄─► dispatches, stops
 
+Only nodes that the trust bundle has as candidates or workers may be agents, and only as long as it does. Registered,
+which renews the node's fence, comes once control has taken the registration, and before all that follows from it.
 A new session of a node ends the old one. What an agent sends becomes events for control; nothing is decided here.
 Everything that acts (a dispatch, an acknowledged beat) checks first that we still lead.
 """
@@ -32,6 +34,7 @@ from lavalite.model.resources import NodeOffer
 from lavalite.model.task import AttemptId
 from lavalite.wire.connection import Connection
 from lavalite.wire.frames import (
+    MAX_REASON_CHARACTERS,
     AnyFrame,
     AttemptReport,
     Beat,
@@ -53,9 +56,10 @@ MAX_OFFER_BYTES = 512 * 1024
 """A store takes records of a mebibyte and a half; a node of eight GPUs and 256 cores offers some 20 KiB."""
 MAX_FRAMES_AT_ONCE = 4
 """Of dispatches: many would overrun what a connection lets wait, and their node would never hear of them."""
-MAX_REASON_CHARACTERS = 200
 MAX_NAME_CHARACTERS = 128
 """Of a journal or a boot: both are stored, the journal's with each commitment."""
+
+AGENT_ROLES = frozenset({"candidate", "worker"})
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +88,8 @@ class AgentSessions:
         self._beat_seconds = beat_seconds
         self.on_hosts_applied: Callable[[str, dict[str, int]], None] = lambda node, versions: None
         self._sessions: dict[str, Connection] = {}
+        self._early: dict[str, list[tuple[AnyFrame, ...]] | None] = {}
+        """By node that is registering: what comes after its Registered; None where control has turned it away."""
         self._errands: set[asyncio.Task[None]] = set()
         self.output = OutputStreams(self.post)
         self.versions: dict[str, str] = {}
@@ -100,7 +106,7 @@ class AgentSessions:
             return Refused(code="wrong_role", message="this port is for agents")
         epoch = self._leadership.lead.epoch
         try:
-            verify(
+            claims = verify(
                 hello.token,
                 self._bundle,
                 subject=hello.node,
@@ -110,6 +116,9 @@ class AgentSessions:
             )
         except RefusedError as error:
             return Refused(code=error.code, message=error.fault.message)
+        if claims.role not in AGENT_ROLES:
+            message = f"{hello.node} is a {claims.role} node in the trust bundle: no work is placed on those"
+            return Refused(code="wrong_role", message=message)
         return Welcome(software_version=__version__, node=self._node, epoch=epoch)
 
     async def serve(self, connection: Connection) -> None:
@@ -120,6 +129,9 @@ class AgentSessions:
                 frame = await connection.receive()
         except TimeoutError:
             raise RefusedError(f"no register came within {REGISTER_SECONDS:g} s", code="not_registered") from None
+        if isinstance(frame, Bye):
+            log.warning("an agent does not want us", node=node, reason=frame.reason)
+            return
         if not isinstance(frame, Register):
             raise RefusedError(
                 f"the first frame of a session is a register, not {frame.type!r}", code="not_registered"
@@ -141,17 +153,23 @@ class AgentSessions:
                 self._sink.apply(NodeDisconnected(node))
 
     def post(self, node: str, *frames: AnyFrame) -> bool:
-        """Queue frames for a node. False when it has no session: registering brings up what matters again."""
+        """Queue frames for a node. False when it has no session, and where that ends by this: registering brings up
+        what matters again."""
         connection = self._sessions.get(node)
         if connection is None or not self._leadership.holds():
             return False
+        if node in self._early:
+            early = self._early[node]
+            if early is not None:
+                early.append(frames)
+            return early is not None
         if len(frames) > MAX_FRAMES_AT_ONCE:
             self._run(self._send(node, connection, frames))
             return True
         try:
             connection.post(*frames)
         except LavaLiteError as error:
-            log.info("an agent's session broke", node=node, reason=str(error))
+            self._broke(node, connection, error)
             return False
         return True
 
@@ -163,12 +181,19 @@ class AgentSessions:
             try:
                 await connection.send(frame)
             except LavaLiteError as error:
-                log.info("an agent's session broke", node=node, reason=str(error))
+                self._broke(node, connection, error)
                 return
+
+    def _broke(self, node: str, connection: Connection, error: LavaLiteError) -> None:
+        """What was not sent is said again when the agent registers: it must not go on as if nothing were missing."""
+        log.warning("a frame could not be sent; the session ends", node=node, reason=str(error))
+        self._close(connection, "something could not be sent")
 
     def close(self, node: str, reason: str) -> None:
         """End a node's session; the agent comes back if it can."""
         connection = self._sessions.get(node)
+        if node in self._early:
+            self._early[node] = None
         if connection is not None:
             self._close(connection, reason)
 
@@ -190,23 +215,34 @@ class AgentSessions:
         self.versions[node] = connection.hello.software_version
 
     def _register(self, connection: Connection, frame: Register) -> None:
-        node = connection.hello.node
-        self._leadership.check()
-        connection.post(Registered(epoch=self._leadership.lead.epoch, beat_seconds=self._beat_seconds))
-        log.info("agent registered", node=node, journal=frame.journal_id, attempts=len(frame.attempts))
-        self._sink.apply(
-            NodeRegistered(
-                node=node,
-                boot_id=frame.boot_id,
-                journal_id=frame.journal_id,
-                offer=frame.offer,
-                attempts=tuple(map(_reported, frame.attempts)),
-            )
+        node, epoch = connection.hello.node, self._leadership.lead.epoch
+        if frame.highest_epoch is not None and frame.highest_epoch > epoch:
+            log.warning("an agent knows a later leadership than ours", node=node, epoch=frame.highest_epoch)
+        event = NodeRegistered(
+            node=node,
+            boot_id=frame.boot_id,
+            journal_id=frame.journal_id,
+            offer=frame.offer,
+            attempts=tuple(map(_reported, frame.attempts)),
         )
+        self._early[node] = []
+        try:
+            self._sink.apply(event)
+        finally:
+            early = self._early.pop(node)
+        if early is None:
+            return
+        self._leadership.check()
+        connection.post(Registered(epoch=epoch, beat_seconds=self._beat_seconds))
+        log.info("agent registered", node=node, journal=frame.journal_id, attempts=len(frame.attempts))
+        for frames in early:
+            self.post(node, *frames)
 
     def _take(self, node: str, connection: Connection, frame: AnyFrame) -> bool:
         """Handle one frame. False ends the session."""
         if isinstance(frame, Beat):
+            if self._bundle.role(node) not in AGENT_ROLES:
+                raise RefusedError(f"node {node} is not trusted as an agent any more", code="wrong_role")
             if frame.offer is not None:
                 _demand_own_offer(node, frame.offer)
             self._leadership.check()

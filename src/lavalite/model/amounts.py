@@ -129,11 +129,6 @@ def format_duration(seconds: int) -> str:
     return "".join(parts) or "0s"
 
 
-def format_share(per_mille: int) -> str:
-    """`50%`."""
-    return f"{_decimal_text(Fraction(per_mille, 10))}%"
-
-
 _FORMATTERS = {
     CPU: format_thousandths,
     MEMORY: format_bytes,

@@ -140,10 +140,10 @@ class TaskChunk(Stored):
     `attempts` counts tries that have ended, `charges` those of them that used up a retry, `ends` holds how tasks
     ended, `wakes` when a backed-off task may be tried again; all sparse, keyed by position as text. A commitment for
     an attempt not above `attempts`, or for a task that has ended, is stale: its end was written first.
-    `held` is set in the first chunk where a hold or release came after the submit. `started_at` and `ended_at` are
-    the job's first start and last end as of this chunk. Of large arrays `ends` holds only what ran and did not
-    succeed, and no more of that than fits; of tasks that succeeded or failed in one attempt, and of those that never
-    ran, `attempts` says nothing.
+    `held` is set in the first chunk where a hold or release came after the submit, `cancelling` where the whole job
+    is to be cancelled, some of it perhaps not yet. `started_at` and `ended_at` are the job's first start and last end
+    as of this chunk. Of large arrays `ends` holds only what ran and did not succeed, and no more of that than fits;
+    of tasks that succeeded or failed in one attempt, and of those that never ran, `attempts` says nothing.
     """
 
     states: str
@@ -152,6 +152,7 @@ class TaskChunk(Stored):
     ends: dict[str, TaskEnd] = {}
     wakes: dict[str, float] = {}
     held: bool | None = None
+    cancelling: bool = False
     started_at: float | None = None
     ended_at: float | None = None
 

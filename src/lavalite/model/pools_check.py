@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from lavalite.base.errors import InputError
 from lavalite.base.yamlfile import Path
-from lavalite.model.amounts import format_amount
+from lavalite.model.amounts import format_amount, format_duration
 from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
@@ -14,6 +14,8 @@ from lavalite.model.resources import KINDS, MEMORY
 from lavalite.model.specs import FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, POLICIES
 
 MAX_HOSTS = 20_000
+FENCE_MARGIN_SECONDS, FENCE_MARGIN_PART = 10, 20
+"""What is lost only so long after its fence, and a twentieth of that, is surely over: clocks and timers are late."""
 MAX_NAME_CHARACTERS = 63
 GROUP_PREFIX = "lavalite_"
 _ANSIBLE_NAMES = frozenset({"all", "ungrouped", "localhost"})
@@ -163,10 +165,14 @@ def _queues(document: PoolsDocument, faults: FaultList) -> None:
         if fence == 0:
             message, hint = "no time at all, which a node takes for never", "Write 15m, or leave it out."
             faults.add("out_of_range", (*path, "fence_after"), message, hint)
-        if lost <= fence:
+        if lost < fence + (margin := max(FENCE_MARGIN_SECONDS, -(-fence // FENCE_MARGIN_PART))):
             field = "lost_after" if queue.lost_after is not None else "fence_after"
-            hint = "A node must have stopped its work before it is given up: let lost_after be longer."
-            faults.add("out_of_range", (*path, field), "lost_after is not longer than fence_after", hint)
+            message = f"lost_after is not {format_duration(margin)} longer than fence_after"
+            hint = (
+                "A node must have stopped its work before it is given up, and one that was suspended stops it some "
+                f"seconds late: write {format_duration(fence + margin)} or more for lost_after."
+            )
+            faults.add("out_of_range", (*path, field), message, hint)
         if queue.limits.walltime == 0:
             faults.add("out_of_range", (*path, "limits", "walltime"), "no time at all", "Write 15m, or leave it out.")
 

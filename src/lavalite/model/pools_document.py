@@ -7,8 +7,6 @@ Every entry is read by itself, so that one bad entry hides no fault of another.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -159,11 +157,6 @@ class PoolsDocument:
         parsed = {spec.name: asdict(spec) for spec in self.hosts()}
         sections = {name: self.raw.get(name) or ([] if name == "links" else {}) for name in DEFINED}
         return {"cluster": self.cluster, **sections, "parsed": {"hosts": parsed}}
-
-    def digest(self) -> str:
-        """The same for the same definition, whatever the order of its keys."""
-        text = json.dumps(self.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_document(value: Any, faults: FaultList) -> PoolsDocument:

@@ -199,7 +199,10 @@ class QueueLimits(Entry):
 
 
 class QueueEntry(Entry):
-    """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up."""
+    """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up.
+
+    A keeper that was suspended stops its work some seconds late, so the one comes well after the other (pools_check).
+    """
 
     priority: Annotated[int, Field(ge=0, le=1_000_000)] = 30
     policy: str = ""

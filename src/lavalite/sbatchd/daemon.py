@@ -7,11 +7,13 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
-from lavalite.base.clock import SystemClock
+from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.config import Config
 from lavalite.base.daemon import daemon_main
 from lavalite.base.errors import ConflictError, InputError
@@ -19,6 +21,7 @@ from lavalite.sbatchd import keeper
 from lavalite.sbatchd.agent import Agent
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
+from lavalite.sbatchd.executors import Executor
 from lavalite.sbatchd.hosts import HostFolder
 from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.launch import Launcher, Policy
@@ -44,13 +47,17 @@ class SbatchdConfig(Config):
     grace_seconds: float = Field(default=10.0, ge=0, le=3600)
     """Between TERM and KILL when an attempt's walltime is over."""
     enforce_memory: bool = True
-    """Whether an attempt's memory request limits each of its processes (RLIMIT_DATA)."""
+    """Whether an attempt's memory request limits it: each process (RLIMIT_DATA), or with systemd all together."""
+    executor: Literal["process", "systemd", "auto"] = "process"
+    """Who runs attempts: our keeper, or the machine's systemd, which also limits them as a whole (memory, CPU, tasks,
+    devices). `auto`: systemd if that is process 1 and sbatchd is root. Change it only while no attempt runs."""
     keeper_idle_seconds: float = Field(default=60.0, ge=0)
     """How long the keeper stays when nothing runs and no sbatchd is there."""
 
 
 def check_folders(config: SbatchdConfig) -> None:
-    """Whether state_path can be used or made, without touching anything. Raises InputError."""
+    """Whether state_path and the executor can be used, without touching anything. Raises InputError."""
+    uses_systemd(config, os.geteuid())
     state = config.state_path
     if not state.is_absolute():
         raise InputError(f"{state} is not absolute", field="state_path", hint="Write it from the root on.")
@@ -67,12 +74,43 @@ def prepare_folders(config: SbatchdConfig) -> None:
     try:
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
         (state / "keeper").mkdir(mode=0o700, exist_ok=True)
+        (state / "systemd").mkdir(mode=0o700, exist_ok=True)
         (state / "output").mkdir(mode=0o711, exist_ok=True)
         probe = state / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise _unusable(state, error.strerror or str(error)) from None
+
+
+def uses_systemd(config: SbatchdConfig, uid: int, first_process: Path = Path("/proc/1/comm")) -> bool:
+    """Whether attempts are to be units of systemd. Raises InputError where they cannot be and must."""
+    if config.executor == "process":
+        return False
+    why = ""
+    if uid != 0:
+        why = "it needs root"
+    elif first_process.read_text(encoding="utf-8").strip() != "systemd":
+        why = "process 1 is not systemd"
+    elif find_spec("dbus_fast") is None:
+        why = "the Python package dbus-fast is not installed"
+    if why and config.executor == "systemd":
+        raise InputError(
+            f"attempts cannot be units of systemd here: {why}",
+            field="executor",
+            hint="Write `auto` or `process`, or mend that.",
+        )
+    return not why
+
+
+def make_executor(config: SbatchdConfig, clock: Clock) -> Executor:
+    """Raises InputError."""
+    if uses_systemd(config, os.geteuid()):
+        # Only then: the message bus costs memory that other nodes need not spend.
+        from lavalite.sbatchd.systemd import SystemdExecutor
+
+        return SystemdExecutor(config.state_path / "systemd", clock)
+    return ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
 
 
 def _unusable(state: Path, why: str) -> InputError:
@@ -110,7 +148,7 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         enforce_memory=config.enforce_memory,
     )
     core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
-    executor = ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
+    executor = make_executor(config, clock)
     hosts = HostFolder(config.state_path)
     agent = Agent(core, journal, executor, launcher, clock, own_uid=uid, apply_hosts=hosts)
     session = Session(

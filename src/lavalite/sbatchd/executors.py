@@ -1,14 +1,14 @@
 """The contract between the agent and whatever runs attempts.
 
 An executor owns attempts: it outlives sbatchd, starts an attempt at most once by its id, enforces walltime and fence
-on its own, and remembers how each ended until that is acknowledged. `process` (the keeper) is one; the contract tests
-run on every one.
+on its own, and remembers how each ended until that is acknowledged. `process` (the keeper) is one, `systemd` another;
+the contract tests run on each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -35,6 +35,12 @@ class Launch:
     fence_after_seconds: float
     contact: float
     """When the last acknowledged beat was sent, CLOCK_BOOTTIME; the fence counts from it or a later one."""
+    cpu_milli: int = 0
+    """Thousandths of a core that it may use together; 0: as many as there are."""
+    memory_bytes: int = 0
+    """What all its processes may use together; 0: no limit. An executor that cannot enforce it has `limits`."""
+    gpus: list[str] = field(default_factory=list)
+    """UUIDs of its GPUs."""
 
 
 # --- what it tells --------------------------------------------------------------------------------------------
@@ -69,7 +75,7 @@ class Signalled:
 class Ended:
     """Nothing of it is left. `exit_code` is negative for a signal, None where nobody could know it.
 
-    `reason`: exit, walltime, fence, stop, cannot_start: …, keeper_lost, lost.
+    `reason`: exit, walltime, fence, stop, cannot_start: …, memory limit of … exceeded, keeper_lost, lost.
     """
 
     id: str

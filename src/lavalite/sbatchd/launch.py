@@ -105,6 +105,9 @@ class Launcher:
             grace_seconds=self._grace_seconds,
             fence_after_seconds=attempt.fence_after_seconds,
             contact=start.contact,
+            cpu_milli=attempt.cpu_milli,
+            memory_bytes=attempt.memory_bytes if self._enforce_memory else 0,
+            gpus=attempt.devices.get(GPU, []),
         )
 
     def _is_own(self, path: str) -> bool:

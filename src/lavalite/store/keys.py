@@ -9,7 +9,6 @@ hosts/NAME                     a logical host and its parts                     
 jobs/NNNNNNNNNNNN              the immutable spec of a job, ids padded so that keys sort    (mbatchd)
 tasks/NNNNNNNNNNNN/CCCC        states of 8,192 tasks                                        (mbatchd)
 commitments/OWNER              one live commitment; OWNER is `job/ID/TASK` or `host/NAME`   (mbatchd)
-jobkeys/KEY                    client-made key of a submit → job id                         (mbatchd)
 counters/jobs                  the highest job id given out                                 (mbatchd)
 """
 
@@ -59,9 +58,6 @@ class Keys:
 
     def task_chunk(self, job_id: int | None = None, chunk: int = 0) -> str:
         return f"{self.root}tasks/" + ("" if job_id is None else f"{job_id:012d}/{chunk:04d}")
-
-    def job_key(self, client_key: str = "") -> str:
-        return f"{self.root}jobkeys/{client_key}"
 
     def commitment(self, owner: str = "") -> str:
         return f"{self.root}commitments/{owner}"

@@ -51,7 +51,7 @@ def explain(error: Exception, path: Path) -> LavaLiteError:
     name = str(getattr(error, "sqlite_errorname", ""))
     for prefix, message, hint in SENTENCES:
         if name.startswith(prefix):
-            return StoreUnavailable(f"{path} {message}", hint=hint)
+            return StoreUnavailable(f"{path} {message} ({name})", hint=hint)
     if isinstance(error, OSError):
         hint = "Check that its folder exists and this user may write in it."
         return StoreUnavailable(f"{path} cannot be opened ({error.strerror})", hint=hint)

@@ -235,8 +235,15 @@ class AttemptReport(Frame):
     pid: int = 0
 
 
+MAX_REASON_CHARACTERS = 200
+"""Of a report's reason; more is not kept. All that is unsettled must fit into one Register."""
+
+
 class Register(Frame):
-    """Agent → mbatchd, right after Welcome: all unfinished or unacknowledged attempts in its journal."""
+    """Agent → mbatchd, right after Welcome: all unfinished or unacknowledged attempts in its journal.
+
+    `highest_epoch`: the highest that the agent has heard of.
+    """
 
     type: Literal["register"] = "register"
     boot_id: str

@@ -1,0 +1,86 @@
+"""Commitments that became durable, or did not: what is durable goes to its node, with all that the agent needs."""
+
+from __future__ import annotations
+
+from lavalite.control.actions import AttemptStart, SendDispatch
+from lavalite.control.events import CommitConfirmed, CommitUnwound
+from lavalite.control.outbox import Outbox
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import End, TaskKey, TaskRun
+from lavalite.model.resources import CPU, MEMORY, WHOLE
+from lavalite.model.task import TaskState
+
+
+def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outbox) -> None:
+    """The batch is durable: its tasks are COMMITTED and go to their nodes, unless that was overtaken."""
+    starts: dict[str, list[AttemptStart]] = {}
+    for key in state.batches.pop(event.batch_id).tasks:
+        run = state.runs[key]
+        state.confirm(run)
+        node = state.nodes.get(run.node)
+        if run.cancel_requested:
+            state.finish(run, TaskState.CANCELLED, End(None, "cancelled before it started", "", None, now))
+        elif run.requeue_requested or node is None or node.journal_id != run.journal_id:
+            # Nobody heard of this attempt, and nobody will: it is simply placed anew.
+            state.retry(run, now, End(None, "its node was set up anew before it started", run.node), charged=False)
+        elif node.connected and node.registered:
+            run.maybe_sent = True
+            starts.setdefault(node.name, []).append(attempt_start(state, run))
+    out.at_once.extend(SendDispatch(node, tuple(attempts)) for node, attempts in starts.items())
+
+
+def unwound(state: ClusterState, event: CommitUnwound, now: float) -> None:
+    """Nothing of the batch was written: its tasks are as pending as before."""
+    for key in state.batches.pop(event.batch_id).tasks:
+        run = state.runs[key]
+        state.unwind(run)
+        if run.cancel_requested:
+            end = End(None, "cancelled before it started", "", None, now)
+            state.cancel_pending(state.jobs[key.job], run.position, end)
+
+
+def attempt_start(state: ClusterState, run: TaskRun) -> AttemptStart:
+    """All that the agent needs to start the attempt."""
+    job = state.jobs[run.key.job]
+    spec, queue = job.spec, state.queue(job.queue)
+    limits = [s for s in (spec.walltime_seconds, queue.walltime_seconds) if s is not None]
+    devices: dict[str, list[str]] = {}
+    for share in state.book.shares(run.key.owner):
+        if share.devices:
+            devices.setdefault(share.kind, []).extend(share.devices)
+    cores = _cores(state, run, spec.host)
+    if cores:
+        devices.setdefault(CPU, cores)
+    amounts = spec.request.amounts()
+    return AttemptStart(
+        id=run.id,
+        journal_id=run.journal_id,
+        command=tuple(spec.command),
+        cwd=spec.cwd,
+        environment=spec.environment,
+        stdout_path=_filled_in(spec.stdout_path, run.key),
+        stderr_path=_filled_in(spec.stderr_path, run.key),
+        user=spec.user,
+        uid=spec.uid,
+        gid=spec.gid,
+        cpu_milli=amounts.get(CPU, 0),
+        memory_bytes=amounts.get(MEMORY, 0),
+        devices=devices,
+        walltime_seconds=min(limits) if limits else None,
+        fence_after_seconds=float(run.fence_after_seconds),
+        host=spec.host,
+    )
+
+
+def _cores(state: ClusterState, run: TaskRun, host_name: str) -> list[str]:
+    """The cores to stay on: the logical host's own, or else those that no logical host has to itself; empty: any."""
+    host = state.hosts.get(host_name)
+    if host is not None:
+        return [d for part in host.parts if part.kind == CPU and part.provider == host.anchor for d in part.devices]
+    free = state.book.device_free(run.node, CPU)
+    shared = [core for core, amount in free.items() if amount == WHOLE]
+    return shared if len(shared) < len(free) else []
+
+
+def _filled_in(path: str, key: TaskKey) -> str:
+    return path.replace("%J", str(key.job)).replace("%I", str(key.task))

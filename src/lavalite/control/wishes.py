@@ -1,0 +1,134 @@
+"""What people want of jobs that are there: cancel, requeue, suspend, resume.
+
+    cancel      waits: CANCELLED now       lives: stopped, CANCELLED when its agent says so
+    requeue     lives: stopped, PENDING when its agent says so
+    suspend, resume    a signal; the state follows when the agent reports it
+
+A whole job of many tasks is cancelled a chunk at a time, so that others have their turn in between. That it is to be
+cancelled is durable with the first of them, and from then on nothing of it starts; a new leader goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from signal import SIGCONT, SIGSTOP, SIGTERM
+
+from lavalite.control.actions import SendStop, Wake
+from lavalite.control.demand import Cancel
+from lavalite.control.events import CancelRequested, RequeueRequested, SignalRequested
+from lavalite.control.outbox import Outbox
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import ASSUMED, FINAL_CODES, LIVE_CODES, End, JobState, TaskKey, TaskRun
+from lavalite.model.task import TaskState
+
+REASON_STOP, REASON_REQUEUE = "stop", "requeue"
+
+
+def cancelled(state: ClusterState, event: CancelRequested, now: float, out: Outbox) -> None:
+    """What holds nothing ends now, the rest when its agent says so; with `force`, UNKNOWN tasks end now too."""
+    job = state.jobs[event.job]
+    if event.tasks is not None:
+        _cancel(state, job, _positions(job, event.tasks), Cancel(0, event.force, event.by), now, out)
+        return
+    if len(job.codes) > state.settings.max_cancels:
+        state.set_cancelling(job)
+    before = state.cancels.get(job.id)
+    force, by = (True, before.by) if before is not None and before.force else (event.force, event.by)
+    state.cancels[job.id] = Cancel(0, force, by)
+    _cancel_some(state, job, now, out)
+
+
+def go_on_cancelling(state: ClusterState, now: float, out: Outbox) -> None:
+    """Some more of a job that is being cancelled, if there is one."""
+    for job_id in state.cancels:
+        _cancel_some(state, state.jobs[job_id], now, out)
+        return
+
+
+def _cancel_some(state: ClusterState, job: JobState, now: float, out: Outbox) -> None:
+    """The next `max_cancels` tasks of the job; a Wake asks for the rest."""
+    cancel, most = state.cancels[job.id], state.settings.max_cancels
+    first = job.next_unfinished(cancel.position)
+    if first is not None:
+        cancel.position = (first // most + 1) * most
+        _cancel(state, job, range(first, min(cancel.position, len(job.codes))), cancel, now, out)
+    if first is None or cancel.position >= len(job.codes):
+        del state.cancels[job.id]
+    if state.cancels:
+        out.at_once.append(Wake(now))
+
+
+def _cancel(
+    state: ClusterState, job: JobState, positions: Iterable[int], cancel: Cancel, now: float, out: Outbox
+) -> None:
+    never_ran = End(None, "cancelled before it started", "", None, now)
+    for position in positions:
+        code = job.codes[position]
+        if code in FINAL_CODES:
+            continue
+        if code not in LIVE_CODES and code != ASSUMED:
+            state.cancel_pending(job, position, never_ran)
+            continue
+        run = state.runs[TaskKey(job.id, job.indices[position])]
+        if run.state is TaskState.UNKNOWN and cancel.force:
+            end = End(None, f"given up by {cancel.by or 'an operator'}", run.node, run.started_at, now)
+            state.finish(run, TaskState.CANCELLED, end)
+            continue
+        state.mark(run, cancel=True)
+        if not _settle_unsent(state, run, now):
+            _stop_when_durable(state, run, REASON_STOP, out)
+
+
+def _settle_unsent(state: ClusterState, run: TaskRun, now: float) -> bool:
+    """End at once what its agent surely has not heard of: it waits, committed, for its node to come back."""
+    if run.assumed or run.maybe_sent or run.state is not TaskState.COMMITTED:
+        return False
+    end = End(None, "cancelled before it started", "", None, now)
+    if run.cancel_requested:
+        state.finish(run, TaskState.CANCELLED, end)
+    else:
+        state.retry(run, now, end._replace(reason="requeued before it started"), charged=False)
+    return True
+
+
+def requeued(state: ClusterState, event: RequeueRequested, now: float, out: Outbox) -> None:
+    """Live tasks are stopped, and go back to PENDING when their agents say that they have ended."""
+    job = state.jobs[event.job]
+    for run in _runs(state, job, event.tasks):
+        state.mark(run, requeue=True)
+        if not _settle_unsent(state, run, now):
+            _stop_when_durable(state, run, REASON_REQUEUE, out)
+
+
+def signalled(state: ClusterState, event: SignalRequested, out: Outbox) -> None:
+    """Stop in place, or let go on. The state follows when the agent reports it."""
+    suspend = event.action == "suspend"
+    wanted, number = (TaskState.RUNNING, SIGSTOP) if suspend else (TaskState.SUSPENDED, SIGCONT)
+    for run in _runs(state, state.jobs[event.job], event.tasks):
+        if run.state is wanted:
+            out.at_once.append(SendStop(run.node, run.id, int(number), reason=event.action))
+
+
+def stop_again(state: ClusterState, run: TaskRun, out: Outbox) -> None:
+    """A wish that its agent may have missed while it was away."""
+    if run.cancel_requested or run.requeue_requested:
+        _stop_when_durable(state, run, REASON_STOP if run.cancel_requested else REASON_REQUEUE, out)
+
+
+def _stop_when_durable(state: ClusterState, run: TaskRun, reason: str, out: Outbox) -> None:
+    node = state.nodes.get(run.node)
+    if not run.assumed and node is not None and node.connected and run.journal_id == node.journal_id:
+        grace_seconds = state.settings.stop_grace_seconds
+        out.durable.append(SendStop(node.name, run.id, int(SIGTERM), grace_seconds, reason))
+
+
+def _runs(state: ClusterState, job: JobState, tasks: tuple[int, ...] | None) -> Iterator[TaskRun]:
+    """What holds something, of all tasks or of these."""
+    for position in job.holding() if tasks is None else _positions(job, tasks):
+        run = state.runs.get(TaskKey(job.id, job.indices[position]))
+        if run is not None:
+            yield run
+
+
+def _positions(job: JobState, tasks: tuple[int, ...]) -> Iterator[int]:
+    return (position for index in tasks if (position := job.position_of(index)) is not None)
