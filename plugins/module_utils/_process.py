@@ -34,12 +34,16 @@ def digest_of(command, environment, config_paths, version):
     """Changes when anything changes that a running process would not notice by itself."""
     digest = hashlib.sha256(json.dumps([command, sorted(environment.items()), version]).encode("utf-8"))
     for path in config_paths:
-        try:
-            with open(path, "rb") as file:
-                digest.update(hashlib.sha256(file.read()).digest())
-        except FileNotFoundError:
-            digest.update(b"absent")
+        digest.update(digest_of_file(path))
     return digest.hexdigest()
+
+
+def digest_of_file(path):
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).digest()
+    except FileNotFoundError:
+        return b"absent"
 
 
 def read_record(record_path):
