@@ -108,7 +108,10 @@ def test_who_follows_does_not_keep_it_from_stopping(cluster: tuple[Whole, LimPro
 
 def test_finished_jobs_are_kept_for_a_while_only(cluster: tuple[Whole, LimProcess]) -> None:
     whole, lim = cluster
-    jobs = [whole.submit(lim, ["true"]) for _ in range(6)]
+    jobs = []
+    for _ in range(6):
+        jobs.append(whole.submit(lim, ["true"]))
+        asyncio.run(whole.ended(lim, jobs[-1]))  # one after the other: what ended last is what stays
     with whole.client(lim) as client:
         wait_for(
             lambda: [j.id for j in client.jobs() if j.state == "succeeded"] == jobs[-2:], 30, "the last two are left"
