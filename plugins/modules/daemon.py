@@ -143,7 +143,8 @@ def said(runs, digest):
 def locked(params, check_mode):
     """One module at a time a daemon: two at once would start it twice."""
     if not os.path.isdir(params["state_path"]):
-        if check_mode:
+        # Where the folder never was, nothing of it runs: there is nothing to stop.
+        if check_mode or params["state"] == "stopped":
             return dict(changed=params["state"] != "stopped", pid=0)
         raise _process.DaemonError("state_path: there is no folder %s. Make it first." % params["state_path"])
     lock = os.path.join(params["state_path"], params["name"] + ".process-lock")  # never a lock of the daemon itself

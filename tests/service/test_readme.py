@@ -5,6 +5,7 @@ A block of ```console holds commands after `$ `. A comment `# exit N` says that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -79,6 +80,17 @@ class Newcomer:
         return told
 
 
+def left_running(folder: Path) -> list[str]:
+    """Command lines of processes that were started for this checkout."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").replace("\0", " ")
+            if f"{folder}/" in words:
+                found.append(words)
+    return found
+
+
 @pytest.fixture
 def newcomer() -> Iterator[Newcomer]:
     folder = Path(tempfile.mkdtemp(prefix="ll-"))  # short: sockets have to fit below it
@@ -103,6 +115,8 @@ def test_the_readme_is_true(newcomer: Newcomer) -> None:
             assert isinstance(json.loads(told.stdout), list), said
         if command.text == "make demo":
             assert re.search(r"^[0-9a-f]{64} \d+ files$", told.stdout, re.MULTILINE), said
+        if command.text == "make demo-down":
+            assert left_running(newcomer.folder) == [], said
         if command.text.startswith("ansible-playbook"):
             assert re.search(r"changed=0 .*failed=0", told.stdout), said
 

@@ -130,3 +130,9 @@ def test_a_folder_that_is_not_there_is_told_but_in_check_mode_may_come(params: d
     assert locked(params, True)["changed"] is True
     with pytest.raises(_process.DaemonError, match="Make it first"):
         locked(params, False)
+
+
+def test_where_it_never_was_there_is_nothing_to_stop(params: dict[str, Any], tmp_path: Path) -> None:
+    params |= {"state": "stopped", "state_path": str(tmp_path / "never")}
+    assert locked(params, False) == {"changed": False, "pid": 0}
+    assert not (tmp_path / "never").exists()
