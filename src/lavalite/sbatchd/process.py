@@ -35,6 +35,8 @@ class ProcessExecutor:
         self._reading: asyncio.Task[None] | None = None
         self._asked: dict[int, tuple[dict[str, Any], asyncio.Future[dict[str, Any]] | None]] = {}
         self._number = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._tell: Tell = lambda event: None
         self.keeper_pid = 0
 
@@ -72,6 +74,11 @@ class ProcessExecutor:
         return str((await self._ask({"op": "shutdown", "force": force})).get("error", ""))
 
     async def close(self) -> None:
+        """Leave the keeper, once it has answered all that was asked: a line it has not read yet is lost with us."""
+        if self._reading and not self._reading.done():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._settled.wait()
         if self._reading:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -142,6 +149,7 @@ class ProcessExecutor:
                 future.set_exception(UnreachableError("the keeper is not connected"))
             return  # connecting anew lists what there is; what was not sent counts as never started
         self._number += 1
+        self._settled.clear()
         self._asked[self._number] = ({name: request.get(name) for name in ("op", "id", "signal", "ending")}, future)
         self._writer.write(json.dumps(request | {"n": self._number}).encode() + b"\n")
 
@@ -176,6 +184,7 @@ class ProcessExecutor:
             if future and not future.done():
                 future.set_exception(UnreachableError("the keeper went away", code="keeper"))
         self._asked.clear()
+        self._settled.set()
 
     def _hear_event(self, event: str, attempt: dict[str, Any]) -> None:
         known = _known(attempt)
@@ -183,6 +192,8 @@ class ProcessExecutor:
 
     def _hear_reply(self, message: dict[str, Any]) -> None:
         request, future = self._asked.pop(message.get("reply") or 0, ({}, None))
+        if not self._asked:
+            self._settled.set()
         if future and not future.done():
             future.set_result(message)
         error = message.get("error", "")
