@@ -22,6 +22,7 @@ from lavalite.api.client import Client, Target
 from lavalite.api.models import Job, Submit, Task
 from lavalite.base.errors import LavaLiteError
 from lavalite.model.job import JobSpec
+from lavalite.sbatchd import ending
 
 
 class Whole:
@@ -75,6 +76,9 @@ class Whole:
                 for agent in self.agents.values():
                     with contextlib.suppress(OSError):
                         agent.stop()
+                    # Attempts outlive their agent, and so they would a test that failed in the middle.
+                    with contextlib.suppress(LavaLiteError):
+                        ending.main([agent.config["state_path"]])
 
     async def serving(self, seconds: float = 30, *, above: tuple[int, int] = (0, 0), nodes: int = 0) -> LimProcess:
         """The LIM that leads above an epoch, once its mbatchd answers and so many nodes (default: all) are ready."""
