@@ -82,6 +82,23 @@ async def test_history_is_forgotten_by_itself(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_to_open_it_again_takes_no_lock_from_who_has_it_open(tmp_path: Path) -> None:
+    """Without its lock, the next process that closes the file would take itself for the last, and remove its log."""
+    first = await opened(tmp_path / "s.db")
+    await first.txn([], [Put("/k", b"v")])
+    again = await opened(tmp_path / "s.db")
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    inode = str((tmp_path / "s.db").stat().st_ino)
+    assert any(lock[4] == str(os.getpid()) and lock[5].endswith(f":{inode}") for lock in locks)
+    read = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA user_version'); db.close()"
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", read, str(tmp_path / "s.db"))
+    assert await other.wait() == 0
+    assert (tmp_path / "s.db-wal").exists()
+    await again.close()
+    await first.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.db"]
+
+
 async def test_many_processes_create_and_fill_one_file(tmp_path: Path) -> None:
     writer = Path(__file__).with_name("store_writer.py")
     arguments = ("sqlite", str(tmp_path / "s.db"), "/w/", "20")

@@ -112,10 +112,9 @@ class SqliteStore(Store):
             try:
                 self._file = await asyncio.wrap_future(self._thread.submit(connect))
             except (sqlite3.Error, OSError, CommitFailed) as error:
-                # Several processes that create the file at once get 'busy' without SQLite waiting for its turn. On a
-                # disk that was saturated an I/O error was seen here once that did not come again.
-                passing = str(getattr(error, "sqlite_errorname", "")).startswith(("SQLITE_BUSY", "SQLITE_IOERR"))
-                if not passing or self._clock.monotonic() > deadline:
+                # Several processes that create the file at once get 'busy' without SQLite waiting for its turn.
+                busy = str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
+                if not busy or self._clock.monotonic() > deadline:
                     raise explain(error, self.path) from error
                 await self._clock.sleep(OPEN_RETRY_SECONDS)
 

@@ -92,8 +92,7 @@ class SqliteFile:
 
     def _connect(self, busy_seconds: float) -> sqlite3.Connection:
         refuse_network_file_system(self._path)
-        # Made here and not by SQLite, so that nobody else may read it; its companions inherit the mode.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._make_private_file()
         db = sqlite3.connect(self._path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
         try:
             self._refuse_foreign(db)
@@ -107,6 +106,22 @@ class SqliteFile:
             db.close()
             raise
         return db
+
+    def _make_private_file(self) -> None:
+        """Made here and not by SQLite, so that nobody else may read it; its companions inherit the mode.
+
+        Made beside its place and linked into it, because to close any descriptor of the database itself drops the
+        POSIX locks that this process's other connections hold on it: https://www.sqlite.org/howtocorrupt.html §2.2.
+        """
+        if self._path.exists():
+            return
+        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            with contextlib.suppress(FileExistsError):  # another was faster
+                self._path.hardlink_to(draft)
+        finally:
+            draft.unlink()
 
     def _refuse_foreign(self, db: sqlite3.Connection) -> None:
         application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
