@@ -40,7 +40,8 @@ options:
     type: path
   ca_path:
     description:
-      - The certificates that vouch for the API, in PEM. The system's are used without it.
+      - The certificates that vouch for the API, in PEM.
+      - Without it, C(/etc/lavalite/tls/ca.crt) is used where it is there and O(lim_socket) is set, else the system's.
     type: path
   connect_timeout:
     description:

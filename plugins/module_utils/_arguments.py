@@ -16,6 +16,8 @@ from ansible_collections.lavalite.cluster.plugins.module_utils._client import Cl
 from ansible_collections.lavalite.cluster.plugins.module_utils._errors import ApiError, Fault
 from ansible_collections.lavalite.cluster.plugins.module_utils._lim import LeaderSource
 
+SYSTEM_AUTHORITY = "/etc/lavalite/tls/ca.crt"
+
 CONNECTION = dict(
     api=dict(type="list", elements="str", default=[]),
     unix_socket=dict(type="path"),
@@ -48,7 +50,7 @@ def client_from(options, patience_seconds=None):
         urls=urls,
         unix_socket=options.get("unix_socket") or "",
         token=_token(options),
-        ca_path=options.get("ca_path") or "",
+        ca_path=options.get("ca_path") or _authority(lim_socket),
         timeout_seconds=timeout_seconds,
         patience_seconds=patience_seconds,
         leader_source=LeaderSource(lim_socket, timeout_seconds) if lim_socket else None,
@@ -64,6 +66,11 @@ def run(module, work):
     except OSError as error:
         module.fail_json(msg="%s" % error, code="failed", exception=traceback.format_exc())
     module.exit_json(**result)
+
+
+def _authority(lim_socket):
+    """Where the node's own LIM says who leads, the cluster's authority lies on that node too, if it has one."""
+    return SYSTEM_AUTHORITY if lim_socket and os.path.exists(SYSTEM_AUTHORITY) else ""
 
 
 def _token(options):

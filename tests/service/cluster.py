@@ -73,6 +73,15 @@ class DaemonProcess:
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    def check(self) -> str:
+        """What it says of a configuration that is wrong (--check-config)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", self.module, "--config", str(self.config_path), "--check-config"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STOP_SECONDS)
+        assert done.returncode != 0, done.stderr
+        return done.stderr
+
     def stop(self) -> int:
         """End it politely, by force after STOP_SECONDS. Returns the exit code."""
         if self.process is None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from authority import Authority
 from etcd_server import EtcdServer, EtcdTls
 from store_watching import Watching
 
@@ -24,51 +18,13 @@ from lavalite.store.open import StoreConfig, open_store
 
 pytestmark = pytest.mark.etcd
 
-Issue = Callable[[str], tuple[Path, Path]]
-
-
-def authority(folder: Path) -> Issue:
-    """Makes a CA in `folder`, and gives what issues (certificate, key) for a name; `ca` is the CA's own."""
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-
-    def issue(name: str) -> tuple[Path, Path]:
-        key = ca_key if name == "ca" else ec.generate_private_key(ec.SECP256R1())
-        names = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
-        addresses = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name(names))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
-        )
-        if name != "ca":
-            usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            builder = builder.add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-        pem = builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        cert_path, key_path = folder / f"{name}.pem", folder / f"{name}.key"
-        cert_path.write_bytes(pem)
-        key_path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return cert_path, key_path
-
-    return issue
-
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_both_sides_show_certificates(tmp_path: Path, host: str) -> None:
-    issue = authority(tmp_path)
-    ca_path, _ = issue("ca")
-    server_cert, server_key = issue("server")
-    cert_path, key_path = issue("client")
+    authority = Authority(tmp_path)
+    ca_path = authority.ca_path
+    server_cert, server_key = authority.issue("server")
+    cert_path, key_path = authority.issue("client")
     with EtcdServer(tmp_path / "data", tls=EtcdTls(ca_path, server_cert, server_key)) as etcd:
         endpoint = f"{host}:{etcd.endpoints[0].rpartition(':')[2]}"
         config = StoreConfig(
@@ -78,8 +34,7 @@ async def test_both_sides_show_certificates(tmp_path: Path, host: str) -> None:
         assert (await store.txn([], [Put("/k", b"")])).succeeded
         assert (await store.status()).endpoint == f"https://{endpoint}"
         await store.close()
-        (tmp_path / "other").mkdir()
-        other_ca, _ = authority(tmp_path / "other")("ca")
+        other_ca = Authority(tmp_path / "other").ca_path
         stranger = await EtcdStore.open([endpoint], clock=SystemClock(), ca_path=other_ca, timeout_seconds=2)
         with pytest.raises(StoreUnavailable):
             await stranger.get("/k")

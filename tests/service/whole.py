@@ -26,17 +26,30 @@ from lavalite.sbatchd import ending
 
 
 class Whole:
-    """Candidates with priorities; every one of them is a worker too."""
+    """Candidates with priorities; every one of them is a worker too. `tls` is what each daemon of a node is given."""
 
-    def __init__(self, folder: Path, candidates: dict[str, int], *, store: dict[str, Any], **options: Any) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        candidates: dict[str, int],
+        *,
+        store: dict[str, Any],
+        tls: dict[str, dict[str, str]] | None = None,
+        **options: Any,
+    ) -> None:
+        self.folder, self._tls = folder, tls or {}
         command = (sys.executable, "-m", "lavalite.mbatchd.daemon", "--config", f"{folder}/{{node}}/mbatchd.conf")
         self.lims = LimCluster(folder, candidates, store=store, command=command, **options)
         self.agents: dict[str, DaemonProcess] = {}
         ports = iter(free_ports(2 * len(candidates)))
         for node in candidates:
             listen, api = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
-            self.lims[node].config |= {"mbatchd_address": listen, "api_url": f"http://{api}"}
+            scheme = "https" if node in self._tls else "http"
+            self.lims[node].config |= {
+                "mbatchd_address": listen,
+                "api_url": f"{scheme}://{api}",
+                **self._secured(node),
+            }
             self._configure_scheduler(node, store, listen, api)
             self.agents[node] = DaemonProcess(folder / node, "sbatchd", "lavalite.sbatchd.daemon", self._agent(node))
 
@@ -52,6 +65,7 @@ class Whole:
             "api_listen": api,
             "trust_bundle_path": str(self.lims.bundle_path),
             "beat_seconds": 0.5,
+            **self._secured(node),
         }
         (home / "mbatchd.conf").write_text(yaml.safe_dump(config))
 
@@ -63,7 +77,11 @@ class Whole:
             "lim_socket_path": str(self.folder / node / "lim.sock"),
             "allow_root": os.geteuid() == 0,
             "keeper_idle_seconds": 1.0,
+            **self._secured(node),
         }
+
+    def _secured(self, node: str) -> dict[str, Any]:
+        return {"tls": self._tls[node]} if node in self._tls else {}
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Whole]:

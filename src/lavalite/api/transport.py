@@ -35,6 +35,7 @@ NOBODY_SECONDS = 3.0
 PAUSE_SECONDS = 0.25
 MAX_REDIRECTS = 5
 START_HINT = "Is it running? Start it with `lavalite up`."
+TRUST_HINT = "Name the file of the cluster's authority in LAVALITE_CA."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,13 @@ class Transport:
         while True:
             targets = self._candidates()
             heard, problem = (False, "") if targets else (True, "Nobody leads the cluster at the moment")
+            distrusted = False
             for target in targets:
                 try:
                     response = self._follow(target, method, path, request, stream)
                 except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                     problem = problem or f"{target.address} cannot be reached ({_reason(error)})"
+                    distrusted = distrusted or "CERTIFICATE_VERIFY_FAILED" in str(error)
                     continue
                 except httpx.TransportError as error:
                     if not repeatable:
@@ -143,7 +146,8 @@ class Transport:
             self._leader = None
             waited = self._clock.monotonic() - started
             if waited + PAUSE_SECONDS > (self._timeout if heard else min(self._timeout, NOBODY_SECONDS)):
-                raise UnreachableError(problem, hint="Try again in a moment." if heard else START_HINT)
+                hint = "Try again in a moment." if heard else TRUST_HINT if distrusted else START_HINT
+                raise UnreachableError(problem, hint=hint)
             time.sleep(PAUSE_SECONDS)
 
     def _candidates(self) -> list[Target]:

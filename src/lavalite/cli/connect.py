@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SYSTEM_CONFIGURATION = Path("/etc/lavalite")
 SYSTEM_SOCKETS = Path("/run/lavalite")
+SYSTEM_AUTHORITY = SYSTEM_CONFIGURATION / "tls" / "ca.crt"
+"""The cluster's own, where it has one; LAVALITE_CA names another."""
 PATIENCE_SECONDS = 30.0
 """Longer than leadership takes to move, also where the only candidate resigned and waits to let others go first."""
 BETWEEN_LEADERS = ("not_leader", "no_leader")
@@ -64,7 +66,10 @@ class Place:
         """The API there. Nothing is asked yet."""
         from lavalite.api.client import Client
 
-        return Client(self.targets, timeout_seconds=timeout_seconds, ca_path=os.environ.get("LAVALITE_CA", ""))
+        ca_path = os.environ.get("LAVALITE_CA", "")
+        if not (ca_path or self.api or self.state) and SYSTEM_AUTHORITY.exists():
+            ca_path = str(SYSTEM_AUTHORITY)
+        return Client(self.targets, timeout_seconds=timeout_seconds, ca_path=ca_path)
 
     def targets(self) -> Sequence[Target]:
         """Where to ask now; nowhere while leadership moves.

@@ -81,6 +81,7 @@ class WorkerView:
         self._hello, self._ssl_context, self._clock = hello, ssl_context, clock
         self._leader = Leader()
         self._doubted = asyncio.Event()
+        self._complaints: dict[str, str] = {}
 
     def leader(self) -> Leader:
         return self._leader
@@ -119,12 +120,20 @@ class WorkerView:
                 )
                 await connection.send(WhoLeads())
                 answer = await connection.receive()
+                self._complaints.pop(address, None)
                 return answer if isinstance(answer, Leader) else None
-        except (LavaLiteError, TimeoutError):
+        except (LavaLiteError, TimeoutError) as error:
+            self._complain(address, str(error) or f"no answer within {ASK_SECONDS:g} s")
             return None
         finally:
             if connection is not None:
                 await connection.close()
+
+    def _complain(self, address: str, reason: str) -> None:
+        """Once for each reason: a candidate may be off for days."""
+        if self._complaints.get(address) != reason:
+            log.warning("a candidate cannot be asked who leads", address=address, reason=reason)
+        self._complaints[address] = reason
 
 
 def newest(answers: Iterable[Leader]) -> Leader:

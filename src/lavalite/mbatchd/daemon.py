@@ -235,6 +235,8 @@ def check(config: MbatchdConfig) -> None:
     """What the model alone cannot know. Raises InputError."""
     for listen in (config.listen, config.api_listen):
         check_listener(listen, config.tls is not None, config.insecure)
+    if config.tls is not None:
+        config.tls.server_context()
     parse_address(f"unix:{config.socket_path.absolute()}", "api_socket_path")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class ApiServers:
         self._inode = self._socket_path.stat().st_ino
         address = parse_address(self._listen, "api_listen")
         self.address = str(Address(host=address.host, port=remote.getsockname()[1]))
-        self._serve(local, tls=False)
-        self._serve(remote, tls=self._tls is not None)
+        self._serve(local)
+        self._serve(remote, self._tls.api_context() if self._tls else None)
         for server, task in self._servers:
             while not server.started:
                 if task.done():
@@ -65,7 +66,7 @@ class ApiServers:
             raise listen_error(address, error) from None
         return listener
 
-    def _serve(self, listener: socket.socket, *, tls: bool) -> None:
+    def _serve(self, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             self._app,
             http=PeerAwareProtocol,
@@ -76,8 +77,7 @@ class ApiServers:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-            ssl_certfile=self._tls.certificate_path if tls and self._tls else None,
-            ssl_keyfile=self._tls.key_path if tls and self._tls else None,
+            ssl_context_factory=(lambda _config, _default: context) if context else None,
         )
         server = _Server(config)
         self._servers.append((server, asyncio.create_task(server.serve(sockets=[listener]))))

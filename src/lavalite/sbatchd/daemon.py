@@ -56,7 +56,9 @@ class SbatchdConfig(Config):
 
 
 def check_folders(config: SbatchdConfig) -> None:
-    """Whether state_path and the executor can be used, without touching anything. Raises InputError."""
+    """Whether state_path, executor and certificates can be used, without touching anything. Raises InputError."""
+    if config.tls is not None:
+        config.tls.client_context()
     uses_systemd(config, os.geteuid())
     state = config.state_path
     if not state.is_absolute():

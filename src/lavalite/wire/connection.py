@@ -23,6 +23,8 @@ from lavalite.wire.address import Address, listen_error, parse_address
 from lavalite.wire.codec import Decoder, FrameError, encode
 from lavalite.wire.frames import PROTOCOL_MAX, PROTOCOL_MIN, AnyFrame, Bye, Hello, Refused, Welcome
 from lavalite.wire.sockets import bind_unix, peer_credentials, tune_tcp
+from lavalite.wire.tls import refusal
+from lavalite.wire.tls_server import TlsServer
 
 HELLO_SECONDS = 5.0
 STALL_SECONDS = 15.0
@@ -83,10 +85,15 @@ class Connection:
         except TimeoutError:
             reason = f"{address} did not answer within {timeout_seconds:g} s"
         except ssl.SSLError as error:
-            reason = f"{address}: TLS failed ({error.reason or error})"
+            reason = f"{address}: TLS failed ({refusal(error)})"
         except OSError as error:
             reason = f"{address} cannot be reached ({error.strerror or error})"
-        except (ConnectionLost, FrameError) as error:
+        except ConnectionLost as error:
+            reason = f"{address} did not answer as expected ({error.fault.message})"
+            if ssl_context is not None:
+                # Under TLS 1.3 the peer judges our certificate after our side of the handshake is done.
+                reason = f"{address} ended the connection at once: it may not accept our certificate, its log says"
+        except FrameError as error:
             reason = f"{address} did not answer as expected ({error.fault.message})"
         else:
             if isinstance(answer, Welcome) and PROTOCOL_MIN <= answer.protocol <= PROTOCOL_MAX:
@@ -128,7 +135,7 @@ class Connection:
             try:
                 data = await self._reader.read(READ_BYTES)
             except OSError as error:
-                raise self._lost(error.strerror or str(error)) from None
+                raise self._lost(refusal(error)) from None
             if not data:
                 raise self._lost()
             self._decoder.feed(data)
@@ -210,7 +217,7 @@ class FrameServer:
         self._greet, self._serve = greet, serve
         self._ssl_context, self._socket_mode = ssl_context, socket_mode
         self._max_connections = max_connections
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsServer | None = None
         self._inode: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -227,25 +234,31 @@ class FrameServer:
             self._inode = Path(at.path).stat().st_ino
             self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=READ_BYTES)
             return
-        handshake = HELLO_SECONDS if self._ssl_context else None
         try:
-            self._server = await asyncio.start_server(
-                self._accept,
-                at.host,
-                at.port,
-                ssl=self._ssl_context,
-                ssl_handshake_timeout=handshake,
-                limit=READ_BYTES,
-            )
+            port = await (self._listen_tls(self._ssl_context) if self._ssl_context else self._listen_plain())
         except OSError as error:
             raise listen_error(at, error) from None
-        self._address = Address(host=at.host, port=self._server.sockets[0].getsockname()[1])
+        self._address = Address(host=at.host, port=port)
+
+    async def _listen_plain(self) -> int:
+        at = self._address
+        self._server = await asyncio.start_server(self._accept, at.host, at.port, limit=READ_BYTES)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def _listen_tls(self, context: ssl.SSLContext) -> int:
+        server = TlsServer(context, self._accept, handshake_seconds=HELLO_SECONDS, limit_bytes=READ_BYTES)
+        port = await server.start(self._address)
+        self._server = server
+        return port
 
     async def close(self) -> None:
         """Stop listening, say Bye to all, and wait until their `serve` has ended. May be called twice."""
         if self._server is None:
             return
-        self._server.close()
+        if isinstance(self._server, TlsServer):
+            await self._server.close()
+        else:
+            self._server.close()
         if self._inode is not None:
             file = Path(self._address.path)
             with contextlib.suppress(OSError):
