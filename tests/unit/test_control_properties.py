@@ -2,16 +2,17 @@
 
 capacity is conserved · no transition outside the table · nothing is dispatched before its commitment is durable ·
 no attempt starts twice, nor while another of its task runs · no job starts before what it depends on · a new leader
-loads the same state
+loads the same state · what is stored passes the audit at any moment
 """
 
 from __future__ import annotations
 
-from control_world import World, offer, spec
+from control_world import KEYS, World, offer, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lavalite.control.audit import audit
 from lavalite.control.events import (
     CancelRequested,
     DrainRequested,
@@ -174,6 +175,7 @@ class Cluster(RuleBasedStateMachine):
     def laws(self) -> None:
         if hasattr(self, "world"):
             self.world.check()
+            assert audit(KEYS, self.world.store, self.world.specs).faults == []
 
     def teardown(self) -> None:
         """Bring every node back and let everything end: then nobody holds anything."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, jobs, submit, up_down
+from lavalite.cli import cluster, definition, jobs, store, submit, up_down
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -50,6 +50,10 @@ def make_app() -> typer.Typer:
     document.command()(definition.show)
     document.command()(definition.apply)
     app.add_typer(document, name="definition", rich_help_panel=DEFINITION)
+    kept = typer.Typer(help="What is kept, in the store and in backups.", no_args_is_help=True)
+    for verb in (store.check, store.save, store.restore, store.new_generation):
+        kept.command()(verb)
+    app.add_typer(kept, name="store", rich_help_panel=LOCAL)
     app.command(rich_help_panel=LOCAL)(cluster.version)
     return app
 
