@@ -40,7 +40,7 @@ Answer = tuple[int, Any, dict[str, str]]
 class Peer:
     """Answers each request with the next of `script` (the last one for good); remembers what was asked."""
 
-    def __init__(self, *script: Answer) -> None:
+    def __init__(self, *script: Answer, port: int = 0) -> None:
         self.script, self.heard = list(script), []
         peer = self
 
@@ -68,7 +68,7 @@ class Peer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -123,6 +123,29 @@ def test_a_moment_without_a_leader_is_waited_through(peers: Any) -> None:
     with client(Target(peer.url)) as api:
         assert api.status().cluster == "c"
     assert len(peer.heard) >= 4
+
+
+def test_who_answered_once_is_waited_for_while_it_restarts(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lavalite.api.transport.NOBODY_SECONDS", 0.0)  # who never answered is not waited for
+    first = peers((200, STATUS, {"Connection": "close"}))
+    rounds = 0
+
+    def find() -> list[Target]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 4:
+            made.append(Peer(ok(STATUS | {"node": "again"}), port=first.server.server_port))
+        return [Target(first.url)]
+
+    made: list[Peer] = []
+    with Client(find, timeout_seconds=5.0) as api:
+        assert api.status().node == "n"
+        first.close()
+        try:
+            assert api.status().node == "again"
+        finally:
+            for peer in made:
+                peer.close()
 
 
 def test_no_leader_in_time_is_unreachable_in_the_peers_words(peers: Any) -> None:

@@ -80,6 +80,7 @@ class Transport:
         self._clock = clock or SystemClock()
         self._clients: dict[str, httpx.Client] = {}
         self._leader: Target | None = None
+        self._answered = False
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -119,7 +120,9 @@ class Transport:
         started = self._clock.monotonic()
         while True:
             targets = self._candidates()
-            heard, problem = (False, "") if targets else (True, "Nobody leads the cluster at the moment")
+            # Who has answered once and now refuses is being restarted: worth more patience than who never was there.
+            heard = self._answered or not targets
+            problem = "" if targets else "Nobody leads the cluster at the moment"
             distrusted = False
             for target in targets:
                 try:
@@ -137,6 +140,7 @@ class Transport:
                     heard, problem = True, _sentence_of(response)
                     response.close()
                     continue
+                self._answered = True
                 try:
                     _raise_for(response)
                     yield response
