@@ -58,3 +58,23 @@ attributes:
   diff_mode:
     description: Says what it changed, or would change, in diff mode.
 """
+
+    CHANGES = r"""
+attributes:
+  check_mode:
+    description: Can run in check mode and say what it would change without changing it.
+    support: full
+  diff_mode:
+    description: Says what it changed, or would change, in diff mode.
+    support: full
+"""
+
+    READS = r"""
+attributes:
+  check_mode:
+    description: Can run in check mode; it changes nothing in any mode.
+    support: full
+  diff_mode:
+    description: Says what it changed, or would change, in diff mode.
+    support: none
+"""

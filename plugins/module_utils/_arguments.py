@@ -58,9 +58,14 @@ def client_from(options, patience_seconds=None):
 
 
 def run(module, work):
-    """`work(client)` answers with the module's result. The only place where an error becomes `fail_json`."""
+    """`work(client)` answers with the module's result."""
+    finish(module, lambda: work(client_from(module.params)))
+
+
+def finish(module, work):
+    """`work()` answers with the module's result. The only place where an error becomes `fail_json`."""
     try:
-        result = work(client_from(module.params))
+        result = work()
     except ApiError as error:
         module.fail_json(msg=str(error), code=error.code, errors=[fault.as_dict() for fault in error.faults])
     except OSError as error:

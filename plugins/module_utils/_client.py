@@ -111,7 +111,7 @@ class Client:
 
     def items(self, path, query=None):
         """All items of a collection, page by page."""
-        asked = dict(query or {}, limit=PAGE_LIMIT)
+        asked = dict(dict(limit=PAGE_LIMIT), **(query or {}))
         for _page in range(MAX_PAGES):
             body = self.get(path, asked).body or {}
             yield from body.get("items", ())

@@ -18,6 +18,7 @@ import struct
 from ansible_collections.lavalite.cluster.plugins.module_utils._client import connect_unix
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
+ANSWERS = {"who_leads": "leader", "ask_token": "granted"}
 
 
 class LeaderSource:
@@ -28,6 +29,11 @@ class LeaderSource:
         self._timeout_seconds = timeout_seconds
 
     def __call__(self):
+        leader, granted = self.ask(dict(type="who_leads"), dict(type="ask_token", audience="api"))
+        return str(leader["api_url"]), str(granted.get("token") or "")
+
+    def ask(self, *frames):
+        """An answer for each frame; the first asks who leads. Raises ValueError, also where nobody leads yet."""
         try:
             connection = connect_unix(self._socket_path, self._timeout_seconds)
         except OSError as error:
@@ -35,12 +41,12 @@ class LeaderSource:
         with connection, connection.makefile("rb") as stream:
             hello = dict(type="hello", software_version="ansible", cluster="", node="", role="local")
             self._ask(connection, stream, hello, "welcome")
-            leader = self._ask(connection, stream, dict(type="who_leads"), "leader")
-            url = leader.get("api_url")
-            if not url:
-                raise ValueError("%s: no leader is known yet" % self._socket_path)
-            granted = self._ask(connection, stream, dict(type="ask_token", audience="api"), "granted")
-            return str(url), str(granted.get("token") or "")
+            answers = []
+            for frame in frames:
+                answers.append(self._ask(connection, stream, frame, ANSWERS[frame["type"]]))
+                if not answers[0].get("api_url"):
+                    raise ValueError("%s: no leader is known yet" % self._socket_path)
+            return answers
 
     def _ask(self, connection, stream, frame, wanted):
         payload = json.dumps(frame).encode("utf-8")

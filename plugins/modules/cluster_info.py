@@ -24,12 +24,7 @@ options:
     default: [nodes, pools, hosts, queues]
 extends_documentation_fragment:
   - lavalite.cluster.connection
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
+  - lavalite.cluster.connection.reads
 """
 
 EXAMPLES = r"""

@@ -64,12 +64,7 @@ options:
     type: int
     default: 1
 extends_documentation_fragment:
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - lavalite.cluster.connection.changes
 """
 
 EXAMPLES = r"""

@@ -45,12 +45,7 @@ options:
     default: 120
 extends_documentation_fragment:
   - lavalite.cluster.connection
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - lavalite.cluster.connection.changes
 """
 
 EXAMPLES = r"""

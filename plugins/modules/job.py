@@ -127,12 +127,7 @@ options:
     default: false
 extends_documentation_fragment:
   - lavalite.cluster.connection
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - lavalite.cluster.connection.changes
 """
 
 EXAMPLES = r"""

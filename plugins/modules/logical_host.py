@@ -17,18 +17,6 @@ description:
   - With O(spec) of V(count) more than one, the hosts are called NAME-1, NAME-2 and so on.
 author: LavaLite authors (@lavalite)
 options:
-  name:
-    description: The name of the entry.
-    type: str
-    required: true
-  state:
-    description: Whether it should be there. A host that is in use is not removed, and the module fails.
-    type: str
-    choices: [present, absent]
-    default: present
-  spec:
-    description: The entry as it would stand in C(pools.yml). Required with O(state=present).
-    type: dict
   wait:
     description: Whether to wait until the host is composed, or with O(state=absent) gone.
     type: bool
@@ -38,13 +26,9 @@ options:
     type: int
     default: 120
 extends_documentation_fragment:
+  - lavalite.cluster.entry
   - lavalite.cluster.connection
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - lavalite.cluster.connection.changes
 """
 
 EXAMPLES = r"""

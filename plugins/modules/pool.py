@@ -16,27 +16,10 @@ description:
   - Brings one pool of the applied definition to how it should be, as it would stand in C(pools.yml).
   - The whole document is applied at once by M(lavalite.cluster.definition); use one or the other for an entry.
 author: LavaLite authors (@lavalite)
-options:
-  name:
-    description: The name of the pool.
-    type: str
-    required: true
-  state:
-    description: Whether it should be there. A pool that is in use is not removed, and the module fails.
-    type: str
-    choices: [present, absent]
-    default: present
-  spec:
-    description: The entry as it would stand in C(pools.yml). Required with O(state=present).
-    type: dict
 extends_documentation_fragment:
+  - lavalite.cluster.entry
   - lavalite.cluster.connection
-  - lavalite.cluster.connection.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - lavalite.cluster.connection.changes
 """
 
 EXAMPLES = r"""

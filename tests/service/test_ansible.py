@@ -245,6 +245,66 @@ def test_a_job_that_is_cancelled(checkout: Checkout, site: str) -> None:
     assert checkout.module("job", name="long", state="cancelled")["cancelled"] == [submitted["id"]]
 
 
+def test_a_node_is_drained_and_free_of_work_by_a_deadline(checkout: Checkout, site: str) -> None:
+    job = checkout.module("job", name="stays", command=["/bin/sleep", "600"], cpu="0.1", rerunnable=True)
+    drained = {"name": "node1", "state": "drained", "reason": "new disk"}
+    foretold = checkout.module("node", "--check", "--diff", **drained)
+    assert foretold["changed"] is True and foretold["node"]["state"] == "drained"
+    assert '+        "reason": "new disk"' in foretold["said"]
+    assert checkout.module("node_info", name=["node1"])["nodes"][0]["drain"] is None
+    assert checkout.module("node", **drained)["changed"] is True
+    assert checkout.module("node", **drained)["changed"] is False
+    late = checkout.module("node", wait=True, timeout=1, **drained)
+    assert "node node1 still has 1 tasks after 1 s" in late["msg"], late
+    free = checkout.module("node", wait=True, timeout=60, deadline="1s", **drained)
+    assert (free["changed"], free["node"]["tasks"]) == (True, 0), free
+    found = checkout.module("job_info", id=[job["id"]], tasks=True)
+    assert (found["jobs"][0]["state"], found["tasks"][0]["reason"][:8]) == ("pending", "drained:"), found
+    assert checkout.module("node_info", state=["drained"])["nodes"][0]["drain"]["reason"] == "new disk"
+    assert checkout.module("node", name="node1", state="active")["changed"] is True
+    assert checkout.module("node", name="node1", state="active")["changed"] is False
+    assert checkout.module("job", name="stays", state="cancelled")["cancelled"] == [job["id"]]
+    assert "there is no node n99" in checkout.module("node", name="n99", state="drained")["msg"]
+
+
+def test_labels_of_an_operator_are_given_selected_by_and_taken_away(checkout: Checkout, site: str) -> None:
+    labels = {"name": "node1", "labels": {"row": ["a", "b"], "disk": "new"}}
+    assert checkout.module("node", "--check", **labels)["changed"] is True
+    assert checkout.module("node_info", select={"row": "b"})["nodes"] == []
+    assert checkout.module("node", **labels)["changed"] is True
+    assert checkout.module("node", **labels)["changed"] is False
+    assert [node["name"] for node in checkout.module("node_info", select={"row": "b"})["nodes"]] == ["node1"]
+    changed = checkout.module("node", name="node1", labels={"disk": None}, purge_labels=True)
+    assert changed["node"]["operator_labels"] == {}
+    refused = checkout.module("node", name="node1", labels={"group": "x"})
+    assert refused["msg"].startswith("labels.group: a node's groups are those of the inventory. Put"), refused
+
+
+def test_what_there_is_is_listed_by_module(checkout: Checkout, site: str) -> None:
+    pools = checkout.module("pool_info", name=["general", "none"])
+    assert ([pool["nodes"] for pool in pools["pools"]], pools["more"]) == ([["node1"]], False)
+    hosts = checkout.module("logical_host_info", state=["composed"])
+    assert [host["name"] for host in hosts["hosts"]] == ["demo"]
+    assert checkout.module("logical_host_info", name=["nobody"])["hosts"] == []
+    for number in range(3):
+        checkout.module("job", name="listed", command=["/bin/true", str(number)], cpu="0.1", wait=True)
+    jobs = checkout.module("job_info", name="listed", state=["succeeded"], limit=2)
+    assert (len(jobs["jobs"]), jobs["more"]) == (2, True)
+
+
+def test_events_are_read_on_from_where_an_earlier_run_ended(checkout: Checkout, site: str) -> None:
+    start = checkout.module("event_info", since="now")
+    assert start["events"] == []
+    job = checkout.module("job", name="heard", command=["/bin/true"], cpu="0.1", wait=True)["id"]
+    asked = {"since": start["cursor"], "kind": ["job"], "name": str(job)}
+    heard = checkout.module("event_info", timeout=30, limit=2, **asked)
+    assert len(heard["events"]) == 2 and heard["events"][0]["state"] == "pending", heard
+    assert heard["missed"] is False
+    states = [event["state"] for event in checkout.module("event_info", **asked)["events"]]
+    assert states[-1] == "succeeded"
+    assert "is no cursor" in checkout.module("event_info", since="yesterday")["msg"]
+
+
 def test_a_play_without_pools_is_refused_with_the_way_out(checkout: Checkout, site: str) -> None:
     command = [str(BIN / "ansible-playbook"), "-i", str(checkout.inventory / "hosts.yml"), "playbooks/site.yml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from api_calls import NOBODY, UnixHttp, as_user, call, open_folder, wait_for
@@ -582,3 +583,43 @@ def test_a_drained_node_takes_nothing_until_it_is_resumed(one: One) -> None:
     assert one.client.node("n1").state == "drained"
     one.client.undrain("n1")
     assert one.ended(job).state == "succeeded"
+
+
+def test_a_drain_with_a_deadline_ends_what_runs_and_what_may_starts_again(one: One) -> None:
+    asks = Request(cpu_milli=100)
+    once, again = one.submit(*SLEEP, request=asks), one.submit(*SLEEP, request=asks, rerunnable=True)
+    one.reach(once, "running")
+    one.reach(again, "running")
+    foretold = one.client.drain("n1", "new disk", deadline_seconds=0, dry_run=True)
+    assert foretold.drain and foretold.state == "drained" and one.client.node("n1").drain is None
+    drained = one.client.drain("n1", "new disk", deadline_seconds=0)
+    assert drained.drain and (drained.drain.reason, drained.drain.deadline_seconds) == ("new disk", 0)
+    assert one.client.drain("n1", deadline_seconds=0).drain == drained.drain
+    assert one.ended(once).state == "failed"
+    assert next(iter(one.client.tasks(once))).reason.startswith("drained: ")
+    one.reach(again, "pending")
+    assert one.client.undrain("n1").drain is None
+    one.reach(again, "running")
+
+
+def test_labels_that_a_person_gives_are_selected_by_and_those_that_are_none_are_refused(one: One) -> None:
+    labelled = one.client.label("n1", {"row": ["a", "b"]})
+    assert labelled.operator_labels == {"row": ["a", "b"]} == {"row": labelled.labels["row"]}
+    for selector, found in (('{"row": "b"}', 1), ('{"row": "c"}', 0), ("n[1:4]", 1), ("m*", 0)):
+        status, page = one.raw("GET", f"/v1/nodes?selector={quote(selector)}")
+        assert (status, len(page["items"])) == (200, found), page
+    status, refused = one.raw("GET", "/v1/nodes?selector=" + quote("{row"))
+    assert (status, refused["errors"][0]["field"]) == (400, "selector")
+    with pytest.raises(LavaLiteError, match="those of the inventory"):
+        one.client.label("n1", {"group": ["x"]})
+    assert one.client.label("n1", {"row": None}).operator_labels == {}
+
+
+def test_recent_changes_are_read_on_from_a_cursor(one: One) -> None:
+    cursor = one.raw("GET", "/v1/events/recent?since=now")[1]["cursor"]
+    one.client.drain("n1")
+    one.client.undrain("n1")
+    status, page = one.raw("GET", f"/v1/events/recent?since={cursor}&kind=node&name=n1&limit=1&wait_seconds=10")
+    assert (status, [c["state"] for c in page["items"]], page["missed"]) == (200, ["drained"], False)
+    page = one.raw("GET", f"/v1/events/recent?since={page['cursor']}&kind=node")[1]
+    assert [c["state"] for c in page["items"]] == ["resumed"]

@@ -140,9 +140,15 @@ class Cluster(RuleBasedStateMachine):
         elif what == "new":
             self.world.wipe(name, reboot=True)
 
-    @rule(name=st.sampled_from(NODES), drained=st.booleans(), silent=st.booleans())
-    def turn_away(self, name: str, drained: bool, silent: bool) -> None:
-        self.world.feed(DrainRequested(name) if drained else ResumeRequested(name))
+    @rule(
+        name=st.sampled_from(NODES),
+        drained=st.booleans(),
+        deadline_seconds=st.none() | st.sampled_from([0, 3]),
+        silent=st.booleans(),
+    )
+    def turn_away(self, name: str, drained: bool, deadline_seconds: int | None, silent: bool) -> None:
+        drain = DrainRequested(name, deadline_seconds=deadline_seconds)
+        self.world.feed(drain if drained else ResumeRequested(name))
         alive, mute = (set(), {name}) if silent else ({name}, set())
         self.world.feed(MembersSeen(frozenset(alive), frozenset(mute)))
 

@@ -26,7 +26,7 @@ from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
-from lavalite.mbatchd.changes import MAX_WAITING, Changes
+from lavalite.mbatchd.changes import MAX_REMEMBERED, MAX_WAITING, Changes
 from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.identity import Identity
@@ -398,3 +398,48 @@ async def test_changes_are_told_to_who_follows_until_they_fall_behind() -> None:
         seen = [change async for change in following]
     assert len(seen) == MAX_WAITING
     assert changes._listeners == set()
+
+
+def all_of(_: object) -> bool:
+    return True
+
+
+async def test_changes_that_are_remembered_are_read_on_from_a_cursor() -> None:
+    clock, state = ManualClock(), ClusterState(KEYS, EPOCH)
+    changes = Changes(state, SteadyTime(clock))
+    for name in ("n1", "n2", "n3"):
+        changes.heard(events.NodeDisconnected(name))
+    first = await changes.recent("", all_of, 2, 0)
+    assert ([c.name for c in first.items], first.missed) == (["n1", "n2"], False)
+    rest = await changes.recent(first.cursor, lambda c: c.name != "n2", 2, 0)
+    assert [c.name for c in rest.items] == ["n3"]
+    assert (await changes.recent(rest.cursor, all_of, 2, 0)).items == []
+    assert (await changes.recent("now", all_of, 2, 0)).cursor == rest.cursor
+    for _ in range(MAX_REMEMBERED):
+        changes.heard(events.NodeDisconnected("n4"))
+    assert (await changes.recent(first.cursor, all_of, 1, 0)).missed
+    with pytest.raises(InputError, match="is no cursor"):
+        await changes.recent("yesterday", all_of, 1, 0)
+
+
+async def test_a_cursor_of_another_leader_says_that_something_may_be_missed() -> None:
+    state = ClusterState(KEYS, EPOCH)
+    page = await Changes(state, SteadyTime(ManualClock())).recent("", all_of, 1, 0)
+    other = Changes(ClusterState(KEYS, (EPOCH[0], EPOCH[1] + 1)), SteadyTime(ManualClock()))
+    other.heard(events.NodeDisconnected("n1"))
+    after = await other.recent(page.cursor, all_of, 5, 0)
+    assert ([c.name for c in after.items], after.missed) == (["n1"], True)
+
+
+async def test_who_waits_for_a_change_hears_it_and_waits_no_longer_than_was_said() -> None:
+    changes = Changes(ClusterState(KEYS, EPOCH), SteadyTime(ManualClock()))
+    assert (await changes.recent("now", all_of, 5, 0.01)).items == []
+    waiting = asyncio.ensure_future(changes.recent("now", lambda c: c.name == "n2", 5, 60))
+    await asyncio.sleep(0)
+    changes.heard(events.NodeDisconnected("n1"))
+    changes.heard(events.NodeDisconnected("n2"))
+    assert [c.name for c in (await waiting).items] == ["n2"]
+    waiting = asyncio.ensure_future(changes.recent("now", all_of, 5, 60))
+    await asyncio.sleep(0)
+    changes.end()
+    assert (await waiting).items == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from lavalite.api.models import (
     Explanation,
     Host,
     Job,
+    LabelsPut,
     Node,
     Page,
     Plan,
@@ -91,12 +92,35 @@ class Client:
     def node(self, name: str) -> Node:
         return self._get(f"/v1/nodes/{_part(name)}", Node)
 
-    def drain(self, name: str, reason: str = "") -> Node:
-        """Place nothing more on a node. Operators only."""
-        return self._send("POST", f"/v1/nodes/{_part(name)}/drain", Node, params={"reason": reason})
+    def drain(
+        self,
+        name: str,
+        reason: str | None = None,
+        *,
+        deadline_seconds: int | None = None,
+        no_deadline: bool = False,
+        dry_run: bool = False,
+    ) -> Node:
+        """Place nothing more on a node, and end what runs there when the deadline has passed. Operators only.
+
+        What is not said stays as it was said before.
+        """
+        asked = {
+            "reason": reason,
+            "deadline_seconds": deadline_seconds,
+            "no_deadline": no_deadline or None,
+            "dry_run": dry_run or None,
+        }
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._send("POST", f"/v1/nodes/{_part(name)}/drain", Node, params=params)
 
     def undrain(self, name: str) -> Node:
         return self._send("POST", f"/v1/nodes/{_part(name)}/resume", Node)
+
+    def label(self, name: str, labels: Mapping[str, list[str] | None], *, purge: bool = False) -> Node:
+        """Change labels of a node; None takes one away, `purge` all that are not named. Operators only."""
+        body = LabelsPut(labels=dict(labels), purge=purge)
+        return self._send("PUT", f"/v1/nodes/{_part(name)}/labels", Node, body)
 
     def pools(self) -> Iterator[Pool]:
         return self._pages("/v1/pools", Pool)

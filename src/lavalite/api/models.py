@@ -2,10 +2,14 @@
 
     GET    /status                                       Health   (needs no token)
     GET    /v1/status                                    Status
-    GET    /v1/nodes            /v1/nodes/NAME           Page of Node, Node
+    GET    /v1/nodes            /v1/nodes/NAME           Page of Node, Node               ?state= &selector=
+    POST   /v1/nodes/NAME/drain                          → Node                           ?reason= &deadline_seconds=
+                                                                                          &no_deadline= &dry_run=true
+    POST   /v1/nodes/NAME/resume                         → Node                           ?dry_run=true
+    PUT    /v1/nodes/NAME/labels                         LabelsPut → Node                 ?dry_run=true
     GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
     GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue
-    GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host
+    GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host               ?state=
     PUT    /v1/{pools,queues,hosts}/NAME                 EntryPut → DefinitionResult      ?dry_run=true
     DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true &if_version=
     GET    /v1/definition                                Definition (ETag)
@@ -21,6 +25,7 @@
     GET    /v1/commitments                               Page of Commitment
     GET    /v1/quarantine                                Page of Quarantined
     GET    /v1/events                                    server-sent events, one Change each
+    GET    /v1/events/recent                             ChangePage      ?since= &kind= &name= &limit= &wait_seconds=
     POST   /v1/plan                                      DefinitionPut → Plan
 
 Errors: `{"errors": [{code, message, field, hint, file, line}, …]}`; 400 bad input, 401, 403, 404, 409 conflict,
@@ -109,12 +114,26 @@ class Amounts(Shape):
     free: int
 
 
+class Drain(Shape):
+    """Nothing new is placed on the node. From `deadline_at` on, `deadline_seconds` after it was asked for, what still
+    runs there is ended; without one it may run on."""
+
+    reason: str = ""
+    deadline_seconds: int | None = None
+    deadline_at: float | None = None
+
+
 class Node(Shape):
-    """`state`: ready, drained, silent (LIM hears nothing), unknown (no session), lost."""
+    """`state`: ready, drained, silent (LIM hears nothing), unknown (no session), lost.
+
+    `labels` are those that its LIM tells and, over them, those that people gave it, `operator_labels`.
+    """
 
     name: str
     state: str
     labels: dict[str, list[str]] = {}
+    operator_labels: dict[str, list[str]] = {}
+    drain: Drain | None = None
     resources: dict[str, Amounts] = {}
     gpu_models: list[str] = []
     hosts: list[str] = []
@@ -126,6 +145,13 @@ class Node(Shape):
     beat_age_seconds: float | None = None
     round_trip_ms: float | None = None
     lost_beats: int = 0
+
+
+class LabelsPut(Ask):
+    """Labels that people give to a node. None takes one away; `purge` takes away all that are not named."""
+
+    labels: dict[str, list[str] | None] = Field(max_length=1000)
+    purge: bool = False
 
 
 class Pool(Shape):
@@ -325,3 +351,11 @@ class Change(Shape):
     name: str
     state: str
     at: float
+
+
+class ChangePage(Shape):
+    """`cursor` is where to go on. `missed`: some of what came after the cursor asked for is not known any more."""
+
+    items: list[Change]
+    cursor: str
+    missed: bool = False

@@ -11,7 +11,7 @@ LavaLiteError                 exit 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,6 +67,10 @@ class InputError(LavaLiteError):
         first = self.faults[0]
         super().__init__(first.message, code=first.code, field=first.field, hint=first.hint)
         self.args = ("\n".join(f.sentence() for f in self.faults),)
+
+    def at(self, field: str) -> InputError:
+        """The same, said of this field: for who reads a part that does not know where it stands."""
+        return InputError(faults=[replace(fault, field=field) for fault in self.faults])
 
 
 class UnknownNameError(InputError):

@@ -25,10 +25,12 @@ from lavalite.cli.output import (
     show_lists,
     working,
 )
-from lavalite.model.amounts import approximate_bytes, format_amount, format_duration
+from lavalite.model.amounts import approximate_bytes, format_amount, format_duration, parse_duration
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE
 
 Named = TypeVar("Named", bound=BaseModel)
+NEVER = "never"
+"""As a deadline: none."""
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Only these.", show_default=False)]
 
 
@@ -213,12 +215,39 @@ def hosts(place: Place, names: Names = None, output: Output = Format.TABLE, watc
 def drain(
     place: Place,
     names: Annotated[list[str], typer.Argument(metavar="NODE…")],
-    reason: Annotated[str, typer.Option(help="Why, for whoever looks.")] = "",
+    reason: Annotated[str | None, typer.Option(help="Why, for whoever looks.", show_default=False)] = None,
+    deadline: Annotated[
+        str,
+        typer.Option(
+            metavar="30m",
+            help="End what still runs there after so long; `never` takes a deadline away.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
-    """Place nothing more on nodes; what runs there goes on."""
+    """Place nothing more on nodes; what runs there goes on, until the deadline where one is given.
+
+    Then rerunnable tasks go back into their queue, and all others end. Asked for again, a deadline does not move.
+    """
+    never = deadline == NEVER
+    seconds = _seconds(deadline) if deadline and not never else None
     with place.client() as client:
         for name in names:
-            say(f"node {name}: {client.drain(name, reason).state}")
+            say(drained_text(client.drain(name, reason, deadline_seconds=seconds, no_deadline=never)))
+
+
+def _seconds(deadline: str) -> int:
+    try:
+        return parse_duration(deadline)
+    except InputError as error:
+        raise error.at("--deadline") from None
+
+
+def drained_text(node: Node) -> str:
+    """`node n1: drained, 3 tasks run there until 14:05`."""
+    until = f" until {moment(node.drain.deadline_at)}" if node.drain and node.drain.deadline_at else ""
+    work = f", {node.tasks} task{'s'[: node.tasks != 1]} there{until}" if node.tasks or until else ""
+    return f"node {node.name}: {node.state}{work}"
 
 
 @at_place
@@ -227,6 +256,32 @@ def undrain(place: Place, names: Annotated[list[str], typer.Argument(metavar="NO
     with place.client() as client:
         for name in names:
             say(f"node {name}: {client.undrain(name).state}")
+
+
+@at_place
+def label(
+    place: Place,
+    name: Annotated[str, typer.Argument(metavar="NODE")],
+    changes: Annotated[list[str], typer.Argument(metavar="LABEL=VALUE…|LABEL-…")],
+) -> None:
+    """Give labels to a node, over those that it tells itself, and take them away again.
+
+    rack=r1 sets a label, disk=ssd,nvme one of two values, and rack- takes away what was set.
+    """
+    with place.client() as client:
+        node = client.label(name, dict(map(label_change, changes)))
+    given = " ".join(f"{label}={','.join(values)}" for label, values in sorted(node.operator_labels.items()))
+    say(f"node {name}: {given or 'no labels but its own'}")
+
+
+def label_change(text: str) -> tuple[str, list[str] | None]:
+    """`rack=r1` → (rack, [r1]); `rack-` → (rack, None). Raises InputError."""
+    name, equals, values = text.partition("=")
+    if equals:
+        return name, values.split(",")
+    if not text.endswith("-"):
+        raise InputError(f"{text} is no change of a label", hint="Write rack=r1, or rack- to take it away.")
+    return text[:-1], None
 
 
 @at_place

@@ -36,7 +36,7 @@ def make_app() -> typer.Typer:
         app.command(rich_help_panel=LOCAL)(verb)
     for verb in (cluster.status, cluster.nodes, cluster.pools, cluster.queues, cluster.hosts):
         app.command(rich_help_panel=CLUSTER)(verb)
-    for verb in (cluster.drain, cluster.undrain):
+    for verb in (cluster.drain, cluster.undrain, cluster.label):
         app.command(rich_help_panel=CLUSTER)(verb)
     # The first word that is no option of ours is the command, and all after it are its own.
     app.command(rich_help_panel=JOBS, context_settings={"allow_interspersed_args": False})(submit.submit)

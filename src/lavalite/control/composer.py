@@ -19,7 +19,7 @@ from lavalite.control.supply import host_owner
 from lavalite.ledger.book import Shortage
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.specs import HostSpec, NodeCapacity, PoolSpec
+from lavalite.model.specs import HostSpec, PoolSpec
 from lavalite.placement.columns import state_reason
 from lavalite.placement.compose import plan_hosts
 from lavalite.placement.reasons import Reason, Refusal
@@ -87,7 +87,7 @@ def planner(state: ClusterState, now: float, pools: list[PoolSpec] | None = None
 
     It holds copies of all that it looks at, so that a long plan may be made in another thread.
     """
-    nodes = [NodeCapacity.from_offer(node.offer) for node in state.nodes.values()]
+    nodes = [node.capacity() for node in state.nodes.values()]
     rows = {node.name: state.node_row_state(node, now) for node in state.nodes.values()}
     closed: dict[str, Reason] = {
         name: reason for name, row in rows.items() if (reason := state_reason(row)) is not None

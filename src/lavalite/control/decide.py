@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, health, starts, wishes
+from lavalite.control import composer, drain, health, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -19,6 +19,7 @@ from lavalite.control.events import (
     Event,
     HoldRequested,
     HostRemoved,
+    LabelsSet,
     Loaded,
     MembersSeen,
     NodeBeat,
@@ -56,6 +57,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
         case Tick():
             state.wake_told = None  # a Wake is answered by a Tick, and is over then
             health.watch(state, now, out)
+            drain.clear_nodes(state, now, out)
             wishes.go_on_cancelling(state, now, out)
             composer.look_again(state)
             forget_finished(state, now)
@@ -104,10 +106,12 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.set_held(state.jobs[job_id], True)
         case ReleaseRequested(job_id) if job_id in state.jobs:
             state.set_held(state.jobs[job_id], False)
-        case DrainRequested(node, reason) if node in state.nodes:
-            state.set_drained(state.nodes[node], True, reason)
-        case ResumeRequested(node) if node in state.nodes:
-            state.set_drained(state.nodes[node], False)
+        case DrainRequested(name) if (node := state.nodes.get(name)) is not None:
+            state.set_drain(node, drain.drain_of(node.drain, event, now))
+        case ResumeRequested(name) if (node := state.nodes.get(name)) is not None:
+            state.set_drain(node, None)
+        case LabelsSet(name, labels) if (node := state.nodes.get(name)) is not None:
+            state.set_labels(node, labels)
         case _:
             pass
 

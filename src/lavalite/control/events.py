@@ -107,10 +107,16 @@ class ReleaseRequested:
 
 @dataclass(slots=True, frozen=True)
 class DrainRequested:
-    """Start nothing new on the node; what runs there runs on."""
+    """Start nothing new on the node; what runs there runs on, until a deadline where one is given.
+
+    None leaves as it is what an earlier request said.
+    """
 
     node: str
-    reason: str = ""
+    reason: str | None = None
+    deadline_seconds: int | None = None
+    no_deadline: bool = False
+    """Whether a deadline that stands is taken away."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -118,6 +124,14 @@ class ResumeRequested:
     """Undo a drain."""
 
     node: str
+
+
+@dataclass(slots=True, frozen=True)
+class LabelsSet:
+    """All the labels that people gave to the node; they go over those that its LIM tells."""
+
+    node: str
+    labels: dict[str, list[str]]
 
 
 # --- from agents ----------------------------------------------------------------------------------------------
@@ -209,6 +223,7 @@ Event = (
     | ReleaseRequested
     | DrainRequested
     | ResumeRequested
+    | LabelsSet
     | NodeRegistered
     | NodeReported
     | NodeBeat

@@ -19,7 +19,7 @@ from lavalite.control.supply import Dirty, NodeState, host_owner
 from lavalite.control.tasks import FINAL_CODES, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk
-from lavalite.model.node import NodeRecord
+from lavalite.model.node import Drain, NodeRecord
 from lavalite.model.task import CHUNK_TASKS
 from lavalite.store.keys import Keys
 
@@ -84,8 +84,15 @@ def _host(keys: Keys, name: str, host: LogicalHost | None) -> Iterator[tuple[str
 
 
 def _encode_node(node: NodeState) -> bytes:
+    drain = node.drain or Drain()
     record = NodeRecord(
-        offer=node.offer, journal_id=node.journal_id, drained=node.drained, drain_reason=node.drain_reason
+        offer=node.offer,
+        journal_id=node.journal_id,
+        drained=node.drain is not None,
+        drain_reason=drain.reason,
+        drain_deadline_seconds=drain.deadline_seconds,
+        drain_deadline_at=drain.deadline_at,
+        operator_labels=node.operator_labels,
     )
     return record.model_dump_json().encode()
 
@@ -127,7 +134,7 @@ def load(
     for rest, value in found.get("resources", ()):
         record = _read(NodeRecord, f"resources/{rest}", value)
         node = state.set_node(record.offer, record.journal_id)
-        node.drained, node.drain_reason = record.drained, record.drain_reason
+        node.drain, node.operator_labels = record.drain, record.operator_labels
     hosts = [_read(LogicalHost, f"hosts/{rest}", value) for rest, value in found.get("hosts", ())]
     state.restore_hosts(hosts)
     state.restore_specs(specs or Specs())

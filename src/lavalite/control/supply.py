@@ -10,8 +10,9 @@ from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.ledger.book import FLOATING, Book
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import JobSpec
+from lavalite.model.node import Drain
 from lavalite.model.resources import GPU, NodeOffer
-from lavalite.model.specs import DEFAULT_QUEUE, QueueSpec
+from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
@@ -26,8 +27,9 @@ class NodeState:
     name: str
     offer: NodeOffer
     journal_id: str = ""
-    drained: bool = False
-    drain_reason: str = ""
+    drain: Drain | None = None
+    operator_labels: dict[str, list[str]] = field(default_factory=dict)
+    """What people gave it. They are not changed in place."""
     connected: bool = False
     registered: bool = False
     """Whether its agent has told its journal to us, rather than to a predecessor."""
@@ -38,6 +40,15 @@ class NodeState:
     @property
     def boot_id(self) -> str:
         return self.offer.boot_id
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """What selectors go by: what people gave it, over what its LIM tells."""
+        return self.offer.labels | self.operator_labels if self.operator_labels else self.offer.labels
+
+    def capacity(self) -> NodeCapacity:
+        """The node as planning sees it."""
+        return NodeCapacity.from_offer(self.offer, self.labels)
 
 
 @dataclass(slots=True)
@@ -133,11 +144,19 @@ class Supply:
             self.dirty.nodes[node.name] = None
         return node
 
-    def set_drained(self, node: NodeState, drained: bool, reason: str = "") -> None:
-        if (node.drained, node.drain_reason) != (drained, reason):
-            node.drained, node.drain_reason = drained, reason
+    def set_drain(self, node: NodeState, drain: Drain | None) -> None:
+        """None undoes one."""
+        if node.drain != drain:
+            node.drain = drain
             self.dirty.nodes[node.name] = None
         self.touch_node(node)
+
+    def set_labels(self, node: NodeState, labels: dict[str, list[str]]) -> None:
+        """Take over what people say of a node; it may be in other pools by that."""
+        if node.operator_labels != labels:
+            node.operator_labels = labels
+            self.dirty.nodes[node.name] = None
+            self._pools_stale = self.schedule_wanted = self.compose_wanted = True
 
     def touch_node(self, node: NodeState) -> None:
         """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
@@ -149,7 +168,7 @@ class Supply:
         """READY, or the reason why nothing new is placed there."""
         if node is None:
             return GONE
-        if node.drained:
+        if node.drain is not None:
             return Reason.DRAINING
         silent = now - node.heard_at > self.settings.silent_after_seconds
         if not node.connected or not node.registered or node.lim_silent or silent:
@@ -263,7 +282,7 @@ class Supply:
     def pool_members(self) -> dict[str, list[str]]:
         """Node names by pool."""
         return {
-            pool.name: [n.name for n in self.nodes.values() if pool.has(n.name, n.offer.labels)]
+            pool.name: [n.name for n in self.nodes.values() if pool.has(n.name, n.labels)]
             for pool in self.specs.pools.values()
         }
 

@@ -98,6 +98,8 @@ class TaskRun:
     """Whether the agent may have heard of it."""
     lost_since: float | None = None
     """Since when its agent has been gone for good, so far as we know: its journal is another one now."""
+    told_to_end_at: float | None = None
+    """When its agent was told last to end it, since its node is to be free of work."""
 
     @property
     def id(self) -> AttemptId:

@@ -6,6 +6,7 @@ Collections are generators in a stable order, so that the API can cut pages from
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -55,7 +56,9 @@ def node(
     return {
         "name": found.name,
         "state": node_state(state, found, now),
-        "labels": found.offer.labels,
+        "labels": found.labels,
+        "operator_labels": found.operator_labels,
+        "drain": asdict(found.drain) if found.drain is not None else None,
         "resources": amounts(state, found.name),
         "gpu_models": sorted({d.model for d in found.offer.devices(GPU) if d.model}),
         "hosts": hosts_here,

@@ -95,9 +95,17 @@ def requeued(state: ClusterState, event: RequeueRequested, now: float, out: Outb
     """Live tasks are stopped, and go back to PENDING when their agents say that they have ended."""
     job = state.jobs[event.job]
     for run in _runs(state, job, event.tasks):
+        end_run(state, run, REASON_REQUEUE, now, out, requeue=True)
+
+
+def end_run(
+    state: ClusterState, run: TaskRun, reason: str, now: float, out: Outbox, *, requeue: bool = False
+) -> None:
+    """Have a live task stopped. With `requeue` it goes back to PENDING; else it ends as one that failed."""
+    if requeue:
         state.mark(run, requeue=True)
-        if not _settle_unsent(state, run, now):
-            _stop_when_durable(state, run, REASON_REQUEUE, out)
+    if not _settle_unsent(state, run, now):
+        _stop_when_durable(state, run, reason, out)
 
 
 def signalled(state: ClusterState, event: SignalRequested, out: Outbox) -> None:

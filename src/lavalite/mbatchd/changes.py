@@ -1,12 +1,20 @@
-"""What changed, for whoever follows /v1/events: a word per thing, never its content. Slow listeners are cut off."""
+"""What changed, for whoever follows /v1/events: a word per thing, never its content. Slow listeners are cut off.
+
+The last of them are remembered, each by its number, so that a program may ask now and then and miss nothing. Numbers
+are those of one leadership: a cursor says of which. A new leader knows nothing of what came before it, and says so.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 
-from lavalite.api.models import Change
-from lavalite.base.errors import LavaLiteError
+from lavalite.api.models import Change, ChangePage
+from lavalite.base.errors import InputError, LavaLiteError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import events
 from lavalite.control.state import ClusterState
@@ -15,6 +23,11 @@ from lavalite.model.task import AttemptId
 MAX_WAITING = 10_000
 MAX_LISTENERS = 1_000
 QUIET_SECONDS = 15.0
+MAX_REMEMBERED = 10_000
+GATHER_SECONDS = 0.05
+"""Who waits for changes looks this long after the first: they come in bursts."""
+NOW = "now"
+_CURSOR = re.compile(r"(\d{1,18}\.\d{1,18})-(\d{1,18})")
 
 
 class Changes:
@@ -23,13 +36,19 @@ class Changes:
     def __init__(self, state: ClusterState, time: SteadyTime) -> None:
         self._state, self._time = state, time
         self._listeners: set[asyncio.Queue[Change | None]] = set()
-        self._hosts_version = -1
-        self._hosts: dict[str, str] = {}
+        self._remembered: deque[Change] = deque(maxlen=MAX_REMEMBERED)
+        self._last = 0
+        """The number of the change that was heard last; the first is 1."""
+        self._news = asyncio.Event()
+        self._waiting = 0
+        self._ended = False
+        self._note_hosts()
 
     def heard(self, event: events.Event) -> None:
-        if not self._listeners:
-            return
         for change in (*self._changes(event), *self._host_changes()):
+            self._last += 1
+            self._remembered.append(change)
+            self._news.set()
             for queue in list(self._listeners):
                 if queue.qsize() >= MAX_WAITING:
                     self._listeners.discard(queue)
@@ -42,8 +61,6 @@ class Changes:
         if len(self._listeners) >= MAX_LISTENERS:
             raise LavaLiteError("too many follow the changes already", code="too_many", hint="Try again later.")
         queue: asyncio.Queue[Change | None] = asyncio.Queue()
-        if not self._listeners:
-            self._note_hosts()
         self._listeners.add(queue)
         try:
             while True:
@@ -59,8 +76,73 @@ class Changes:
         finally:
             self._listeners.discard(queue)
 
+    async def recent(
+        self, since: str, wanted: Callable[[Change], bool], limit: int, wait_seconds: float
+    ) -> ChangePage:
+        """What changed after the cursor `since`: at most `limit`, and as soon as there is anything.
+
+        Without a cursor, all that is remembered; with `now`, what is yet to come. Raises InputError for a cursor that
+        none of ours is, and LavaLiteError where too many wait.
+        """
+        number, missed = self._number(since)
+        found, number = self._after(number, wanted, limit)
+        if found or wait_seconds <= 0:
+            return self._page(found, number, missed)
+        if self._waiting >= MAX_LISTENERS:
+            raise LavaLiteError("too many wait for changes already", code="too_many", hint="Try again later.")
+        self._waiting += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    while not found and not self._ended:
+                        if self._last == number:
+                            self._news.clear()
+                            await self._news.wait()
+                            await asyncio.sleep(GATHER_SECONDS)
+                        missed |= number < self._last - len(self._remembered)
+                        found, number = self._after(number, wanted, limit)
+        finally:
+            self._waiting -= 1
+        return self._page(found, number, missed)
+
+    def _number(self, since: str) -> tuple[int, bool]:
+        """(the number after which to begin, whether something that came later is forgotten)."""
+        oldest = self._last - len(self._remembered)
+        if since == NOW:
+            return self._last, False
+        if not since:
+            return oldest, False
+        match = _CURSOR.fullmatch(since)
+        if match is None or (match[1] == self._leadership and int(match[2]) > self._last):
+            hint = "Give the cursor of an earlier answer, now, or none."
+            raise InputError(f"{since[:40]!r} is no cursor", code="bad_cursor", field="since", hint=hint)
+        if match[1] != self._leadership:
+            return oldest, True
+        return max(oldest, int(match[2])), int(match[2]) < oldest
+
+    def _after(self, number: int, wanted: Callable[[Change], bool], limit: int) -> tuple[list[Change], int]:
+        """(at most `limit` of what came after a number, the number to go on from)."""
+        oldest = self._last - len(self._remembered)
+        at, found = max(number, oldest), []
+        for change in islice(self._remembered, at - oldest, None):
+            at += 1
+            if wanted(change):
+                found.append(change)
+                if len(found) == limit:
+                    break
+        return found, at
+
+    def _page(self, found: list[Change], number: int, missed: bool) -> ChangePage:
+        return ChangePage(items=found, cursor=f"{self._leadership}-{number}", missed=missed)
+
+    @property
+    def _leadership(self) -> str:
+        return ".".join(map(str, self._state.epoch))
+
     def end(self) -> None:
         """End what all listeners hear: the scheduler is stopping."""
+        self._ended = True
+        self._news.set()
         for queue in self._listeners:
             queue.put_nowait(None)
         self._listeners.clear()
@@ -81,6 +163,8 @@ class Changes:
                 yield Change(kind="node", name=node, state="drained", at=now)
             case events.ResumeRequested(node):
                 yield Change(kind="node", name=node, state="resumed", at=now)
+            case events.LabelsSet(node):
+                yield Change(kind="node", name=node, state="labelled", at=now)
             case events.DefinitionApplied():
                 yield Change(kind="definition", name="", state="applied", at=now)
             case (

@@ -135,7 +135,7 @@ class DefinitionDesk:
 
     def _nodes(self) -> list[NodeCapacity] | None:
         """What the document is held against; nothing is while no node is known."""
-        return [NodeCapacity.from_offer(n.offer) for n in self._service.state.nodes.values()] or None
+        return [n.capacity() for n in self._service.state.nodes.values()] or None
 
 
 def go_on_removing(service: Service) -> None:

@@ -28,3 +28,8 @@ def paged(
                 return Page(items=found, next_cursor=key(found[-1]))
             found.append(item)
     return Page(items=found)
+
+
+def words(text: str) -> frozenset[str]:
+    """What is separated by commas in a query, such as states; empty where nothing is said."""
+    return frozenset(filter(None, text.split(",")))

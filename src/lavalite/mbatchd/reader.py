@@ -15,6 +15,7 @@ from lavalite.control import views
 from lavalite.control.admission import find_job
 from lavalite.control.composer import planner
 from lavalite.control.explain import explain
+from lavalite.control.supply import NodeState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership
@@ -95,7 +96,11 @@ class Reader:
         found = self._state.nodes.get(name)
         if found is None:
             raise _unknown("node", name)
-        return self._node_of(views.node(self._state, found, self._service.time.now()))
+        return self.shown(found)
+
+    def shown(self, node: NodeState) -> models.Node:
+        """One node as people see it, or as it would be."""
+        return self._node_of(views.node(self._state, node, self._service.time.now()))
 
     def _node_of(self, view: dict[str, Any]) -> models.Node:
         member = self._leadership.members.get(view["name"])

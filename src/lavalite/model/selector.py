@@ -22,7 +22,7 @@ GROUP = "group"
 MAX_PATTERN_CHARACTERS = 256
 MAX_STARS = 4
 Labels = Mapping[str, Sequence[str]]
-_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 _RANGE = re.compile(r"\[([0-9]{1,9}|[a-zA-Z]):([0-9]{1,9}|[a-zA-Z])(?::([0-9]{1,9}))?\]")
 _WRITE = "Write a mapping of labels, {rack: r1}, or a pattern of node names, n[01:04]."
 
@@ -93,7 +93,7 @@ def _labels(value: Mapping[object, object]) -> dict[str, tuple[str, ...]]:
         raise InputError("an empty selector", code="bad_selector", hint="Write '*' for all nodes.")
     labels: dict[str, tuple[str, ...]] = {}
     for label, wanted in value.items():
-        if not isinstance(label, str) or not _LABEL.fullmatch(label):
+        if not isinstance(label, str) or not LABEL.fullmatch(label):
             hint = "Write letters, digits, _, . and -, beginning with a letter."
             raise InputError(f"{str(label)[:40]!r} is no label", code="bad_selector", hint=hint)
         items = wanted if isinstance(wanted, list) else [wanted]

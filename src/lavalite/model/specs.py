@@ -118,12 +118,12 @@ class NodeCapacity:
     devices: dict[str, tuple[Device, ...]] = field(default_factory=dict)
 
     @classmethod
-    def from_offer(cls, offer: NodeOffer) -> NodeCapacity:
-        """What a node's LIM found."""
+    def from_offer(cls, offer: NodeOffer, labels: Mapping[str, list[str]] | None = None) -> NodeCapacity:
+        """What a node's LIM found; `labels`, where there are others than it tells."""
         kinds = {resource.kind for resource in offer.resources}
         return cls(
             name=offer.node,
-            labels={label: list(values) for label, values in offer.labels.items()},
+            labels={label: list(values) for label, values in (offer.labels if labels is None else labels).items()},
             amounts={kind: offer.amount(kind) for kind in kinds},
             devices={kind: tuple(found) for kind in kinds if (found := offer.devices(kind))},
         )

@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.lavalite.cluster.plugins.doc_fragments.connection import ModuleDocFragment
 from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import CONNECTION
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
-FRAGMENT = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+OURS = "lavalite.cluster."
+
+
+def fragment(name: str) -> dict[str, Any]:
+    """A fragment of ours: FILE is its DOCUMENTATION, FILE.SECTION another section of it."""
+    file, _, section = name.removeprefix(OURS).partition(".")
+    module = importlib.import_module(f"ansible_collections.lavalite.cluster.plugins.doc_fragments.{file}")
+    found: dict[str, Any] = yaml.safe_load(getattr(module.ModuleDocFragment, section.upper() or "DOCUMENTATION"))
+    return found
+
+
+CHANGES = {"check_mode": "full", "diff_mode": "full"}
+READS = {"check_mode": "full", "diff_mode": "none"}
 
 
 class Caught(Exception):
@@ -51,7 +62,7 @@ def agree(documented: dict[str, Any], taken: dict[str, Any]) -> None:
 
 
 def test_the_shared_options_are_described() -> None:
-    agree(FRAGMENT, CONNECTION)
+    agree(fragment("lavalite.cluster.connection")["options"], CONNECTION)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -59,9 +70,12 @@ def test_a_module_is_described_as_it_is(name: str, monkeypatch: pytest.MonkeyPat
     module = importlib.import_module(f"ansible_collections.lavalite.cluster.plugins.modules.{name}")
     documentation = yaml.safe_load(module.DOCUMENTATION)
     assert documentation["module"] == name
-    own = documentation["options"]
-    shared = FRAGMENT if "lavalite.cluster.connection" in documentation["extends_documentation_fragment"] else {}
-    agree({**shared, **own}, argument_spec(module, monkeypatch))
+    options, attributes = dict(documentation.get("options", {})), dict(documentation.get("attributes", {}))
+    for shared in map(fragment, documentation["extends_documentation_fragment"]):
+        options |= shared.get("options", {})
+        attributes = shared.get("attributes", {}) | attributes
+    agree(options, argument_spec(module, monkeypatch))
+    assert {name: attributes[name].get("support") for name in ("check_mode", "diff_mode")} in (CHANGES, READS)
     assert any(f"lavalite.cluster.{name}" in task for task in yaml.safe_load(module.EXAMPLES))
     assert yaml.safe_load(module.RETURN)
 

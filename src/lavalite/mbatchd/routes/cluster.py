@@ -1,4 +1,4 @@
-"""What there is: status, nodes, pools, queues, hosts, commitments."""
+"""What there is: status, pools, queues, hosts, commitments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from lavalite.api import models
 from lavalite.mbatchd.http import TheScheduler, Who
-from lavalite.mbatchd.paging import paged
+from lavalite.mbatchd.paging import paged, words
 
 router = APIRouter(prefix="/v1")
 
@@ -18,32 +18,6 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 @router.get("/status")
 async def status(scheduler: TheScheduler, who: Who) -> models.Status:
     return await scheduler.reader.status()
-
-
-@router.get("/nodes")
-async def nodes(
-    scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = "", state: str = ""
-) -> models.Page[models.Node]:
-    return paged(scheduler.reader.nodes(), lambda n: n.name, limit, cursor, keep=lambda n: state in ("", n.state))
-
-
-@router.get("/nodes/{name}")
-async def node(scheduler: TheScheduler, who: Who, name: str) -> models.Node:
-    return scheduler.reader.node(name)
-
-
-@router.post("/nodes/{name}/drain")
-async def drain(scheduler: TheScheduler, who: Who, name: str, reason: str = "") -> models.Node:
-    who.demand_operator("drain a node")
-    await scheduler.nodes.drain(name, reason)
-    return scheduler.reader.node(name)
-
-
-@router.post("/nodes/{name}/resume")
-async def resume(scheduler: TheScheduler, who: Who, name: str) -> models.Node:
-    who.demand_operator("resume a node")
-    await scheduler.nodes.resume(name)
-    return scheduler.reader.node(name)
 
 
 @router.get("/pools")
@@ -72,7 +46,11 @@ async def queue(scheduler: TheScheduler, who: Who, name: str) -> models.Queue:
 async def hosts(
     scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = "", state: str = ""
 ) -> models.Page[models.Host]:
-    return paged(scheduler.reader.hosts(), lambda h: h.name, limit, cursor, keep=lambda h: state in ("", h.state))
+    """`state` may name several, separated by commas."""
+    states = words(state)
+    return paged(
+        scheduler.reader.hosts(), lambda h: h.name, limit, cursor, keep=lambda h: not states or h.state in states
+    )
 
 
 @router.get("/hosts/{name}")

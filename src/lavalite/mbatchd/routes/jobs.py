@@ -14,6 +14,7 @@ from lavalite.api import models
 from lavalite.base.errors import UnreachableError
 from lavalite.mbatchd.answers import PiecesResponse
 from lavalite.mbatchd.http import TheScheduler, Who
+from lavalite.mbatchd.paging import words
 
 router = APIRouter(prefix="/v1")
 
@@ -34,7 +35,7 @@ async def jobs(
 ) -> models.Page[models.Job]:
     """Newest last. `state` may name several, separated by commas."""
     wanted = {"user": user, "queue": queue, "host": host, "name": name}
-    return scheduler.reader.jobs(limit, cursor, set(filter(None, state.split(","))), wanted)
+    return scheduler.reader.jobs(limit, cursor, set(words(state)), wanted)
 
 
 @router.post("/jobs", status_code=201)
@@ -53,7 +54,7 @@ async def job(scheduler: TheScheduler, who: Who, job_id: int) -> models.Job:
 async def tasks(
     scheduler: TheScheduler, who: Who, job_id: int, limit: Limit = 1000, cursor: str = "", state: str = ""
 ) -> models.Page[models.Task]:
-    return scheduler.reader.tasks(job_id, limit, cursor, set(filter(None, state.split(","))))
+    return scheduler.reader.tasks(job_id, limit, cursor, set(words(state)))
 
 
 @router.get("/explain/{job_id}")

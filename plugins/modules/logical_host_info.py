@@ -1,0 +1,92 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright: LavaLite authors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import absolute_import, annotations, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: logical_host_info
+short_description: The logical hosts of a cluster
+version_added: "0.1.0"
+description:
+  - Lists logical hosts, with their state, anchor and parts. Changes nothing.
+author: LavaLite authors (@lavalite)
+options:
+  name:
+    description: Only these hosts. One that is not there is left out.
+    type: list
+    elements: str
+    default: []
+  state:
+    description: Only hosts in one of these states.
+    type: list
+    elements: str
+    choices: [planned, reserved, composing, composed, resizing, draining, released, failed]
+    default: []
+extends_documentation_fragment:
+  - lavalite.cluster.listing
+  - lavalite.cluster.connection
+  - lavalite.cluster.connection.reads
+"""
+
+EXAMPLES = r"""
+- name: Which hosts wait, and for what?
+  lavalite.cluster.logical_host_info:
+    state: [planned, failed]
+    unix_socket: /run/lavalite/api.sock
+  register: waiting
+
+- name: Say it
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.reason }}"
+  loop: "{{ waiting.hosts }}"
+"""
+
+RETURN = r"""
+hosts:
+  description: The logical hosts, in the order of their names.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - name: analytics
+      state: composed
+      anchor: n01
+      pools: [general]
+      parts: [{kind: cpu, amount: 16000, provider: n01, pool: general}]
+more:
+  description: Whether there are more than O(limit).
+  returned: success
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run
+from ansible_collections.lavalite.cluster.plugins.module_utils._listing import either, listed, listing_arguments
+
+STATES = ["planned", "reserved", "composing", "composed", "resizing", "draining", "released", "failed"]
+
+
+def read(client, params):
+    hosts, more = listed(client, "hosts", params["limit"], dict(state=either(params["state"])), params["name"])
+    return dict(changed=False, hosts=hosts, more=more)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=listing_arguments(
+            name=dict(type="list", elements="str", default=[]),
+            state=dict(type="list", elements="str", choices=STATES, default=[]),
+        ),
+        mutually_exclusive=[("name", "state")],
+        supports_check_mode=True,
+    )
+    run(module, lambda client: read(client, module.params))
+
+
+if __name__ == "__main__":
+    main()
