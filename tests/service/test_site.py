@@ -52,9 +52,50 @@ def test_workers_have_nothing_of_the_control_plane(site: Site) -> None:
     assert "lavalite-lim" in said and not {"numpy", "fastapi", "grpc", "lavalite-mbatchd"} & set(said)
 
 
-def test_a_job_of_an_unprivileged_user_runs_and_its_output_comes_back(site: Site) -> None:
-    result = site.job("ctl1", PERSON, name="who", command=["id", "-un"], wait=True, output=True, timeout=60)
-    assert result["stdout"] == f"{PERSON}\n"
+# What an attempt sees of itself; under systemd 252 its unit is what its cgroup is called.
+LOOK = """
+id -un
+unit=$(sed -n 's|.*/||;$p' /proc/self/cgroup)
+systemctl show --property=Id,Slice,User,NoNewPrivileges,KillMode "$unit"
+echo "attempt=$LAVALITE_ATTEMPT_ID"
+grep NoNewPrivs /proc/self/status
+"""
+
+
+def test_a_job_of_an_unprivileged_user_is_a_unit_of_its_own_and_its_output_comes_back(site: Site) -> None:
+    result = site.job("ctl1", PERSON, name="who", command=["sh", "-c", LOOK], wait=True, output=True, timeout=60)
+    (node,) = result["job"]["nodes"]
+    person, *lines = result["stdout"].splitlines()
+    said = dict(line.replace(":\t", "=").split("=", 1) for line in lines)
+    assert node in WORKERS and person == PERSON
+    assert said == {
+        "Id": f"lavalite-{said['attempt']}.service",
+        "Slice": "lavalite-work.slice",
+        "User": site.lab.run(node, f"id -u {PERSON}").stdout.strip(),
+        "NoNewPrivileges": "yes",
+        "KillMode": "control-group",
+        "attempt": f"{result['id']}.0.1",
+        "NoNewPrivs": "1",
+    }
+
+
+def test_output_is_read_wherever_the_user_may_write(site: Site) -> None:
+    for path in (f"/home/{PERSON}/kept/out.txt", f"/tmp/{PERSON}.txt"):
+        site.lab.run("n1", f"install -d -o {PERSON} -m 0700 /home/{PERSON}/kept")
+        site.lab.run("n2", f"install -d -o {PERSON} -m 0700 /home/{PERSON}/kept")
+        wanted = {"command": ["echo", path], "stdout_path": path, "wait": True, "output": True, "timeout": 60}
+        assert site.job("ctl1", PERSON, name="kept", **wanted)["stdout"] == f"{path}\n"
+
+
+def test_daemons_may_do_no_more_than_their_units_say(site: Site) -> None:
+    """That what the units ask for is in force there, and not only written down."""
+    (leader,) = site.leaders()
+    for unit in ("lavalite-lim", "lavalite-mbatchd", "lavalite-sbatchd"):
+        line = f"cat /proc/$(systemctl show --property=MainPID --value {unit})/status"
+        status = dict(each.split(":\t", 1) for each in site.lab.run(leader, line).stdout.splitlines())
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), unit
+        chown_and_read = 0b101
+        assert int(status["CapBnd"], 16) == (chown_and_read if unit == "lavalite-sbatchd" else 0), unit
 
 
 def test_the_cluster_outlives_its_leader(site: Site) -> None:

@@ -1,0 +1,76 @@
+"""The units that the roles lay down, as they come out of the templates with the roles' own defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROLES = Path(__file__).resolve().parents[3] / "roles"
+INVENTORY = {"inventory_hostname": "n1", "group_names": ["lavalite_candidates", "lavalite_nodes"], "groups": {}}
+MOST_EXPOSED = {"lim": 2.0, "mbatchd": 2.0, "sbatchd": 4.5}
+"""As systemd-analyze counts it: 0 is locked up, 10 may do anything."""
+
+
+def render(role: str, name: str, **variables: Any) -> str:
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.template import Templar, trust_as_template
+
+    def trusted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: trusted(each) for key, each in value.items()}
+        return trust_as_template(value) if isinstance(value, str) else value
+
+    defaults = trusted(yaml.safe_load((ROLES / role / "defaults/main.yml").read_text()))
+    template = (ROLES / role / "templates" / f"{name}.j2").read_text()
+    templar = Templar(loader=DataLoader(), variables=defaults | INVENTORY | variables)
+    return str(templar.template(trust_as_template(template)))
+
+
+def settings(unit: str, name: str) -> list[str]:
+    """All values of a setting, in their order."""
+    return re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
+
+
+def analyzer() -> str:
+    """systemd-analyze, or a skip: a failure where the lab must be complete."""
+    found = shutil.which("systemd-analyze")
+    if not found:
+        reason = "no systemd-analyze on PATH: install systemd"
+        if os.environ.get("LAVALITE_LAB") == "required":
+            pytest.fail(f"LAVALITE_LAB=required, but {reason}")
+        pytest.skip(reason)
+    return found
+
+
+@pytest.mark.parametrize(("role", "most"), MOST_EXPOSED.items())
+def test_units_are_confined(role: str, most: float, tmp_path: Path) -> None:
+    unit = tmp_path / f"lavalite-{role}.service"
+    unit.write_text(render(role, unit.name))
+    command = [analyzer(), "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert level and done.stderr == "", done.stdout + done.stderr
+    assert float(level[1]) <= most, done.stdout
+
+
+def test_work_inherits_no_restriction_of_the_agent_whose_keeper_starts_it() -> None:
+    for executor in ("process", "auto"):
+        unit = render("sbatchd", "lavalite-sbatchd.service", sbatchd_executor=executor)
+        confining = ("Protect", "Private", "Restrict", "SystemCall", "Capability", "NoNew", "Memory", "ReadWrite")
+        assert [line for line in unit.splitlines() if line.startswith(confining)] == []
+        assert settings(unit, "KillMode") == ["process"]
+
+
+def test_a_store_in_a_file_may_be_written_by_those_who_share_it() -> None:
+    store = {"kind": "sqlite", "path": "/srv/lavalite/store.db"}
+    for role, name in (("lim", "lim_store"), ("mbatchd", "mbatchd_store")):
+        unit = render(role, f"lavalite-{role}.service", **{name: store})
+        (writable,) = settings(unit, "ReadWritePaths")
+        assert {"/srv/lavalite", "/run/lavalite", f"/var/lib/lavalite/{role}"} == set(writable.split())
