@@ -1,5 +1,6 @@
 # make demo     the whole idea on this machine, without root and without etcd; make demo-down ends it
 # make test     everything; what needs root is skipped with a line that says so (LAVALITE_LAB=required: fails)
+# make bench    what is measured, beside what was aimed at (bench/); on a machine with nothing else to do
 # make check    ruff, mypy --strict, import-linter
 # make lint     the gates of Ansible's community, on the collection as it would be published
 SHELL := /bin/sh
@@ -13,10 +14,10 @@ STATE := $(CURDIR)/.lavalite/local
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test test-deps lab-deps molecule check lint changelog lock format clean
+.PHONY: help demo demo-down test test-deps lab-deps molecule check lint bench changelog lock format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 $(VENV)/pyvenv.cfg:
 	@tools/preflight $(PYTHON)
@@ -95,6 +96,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev $(COLLECTION)
+	$(BIN)/python bench/inventory.py
 
 # What the gates need is apart from what is tested, and galaxy-importer apart from that: it holds versions of its own.
 .lint/%/.stamp: requirements/%.txt

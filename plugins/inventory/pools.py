@@ -21,7 +21,11 @@ notes:
   - Hosts get the variables C(lavalite_source) (V(live) or V(plan)), C(lavalite_state), C(lavalite_pools),
     C(lavalite_anchor) and C(lavalite_parts), and are in the groups C(lavalite_hosts), C(lavalite_pool_NAME) for each
     pool that they take from, and C(lavalite_state_STATE).
+  - Each of C(lavalite_parts) has C(kind), C(amount), C(provider) and C(pool), and C(devices) and C(circuit) where
+    there are some.
   - A planned host has no address.
+  - The cache is kept by the file's path. It saves reading, not asking, since the API says each time whether it still
+    holds.
 options:
   plugin:
     description: The name of this plugin.
@@ -105,7 +109,7 @@ from ansible_collections.lavalite.cluster.plugins.plugin_utils._populate import 
 from ansible_collections.lavalite.cluster.plugins.plugin_utils._text import plain
 
 MARKER = "lavalite_pools_source"
-CACHED = "hosts"
+FIELDS = "name,state,anchor,pools,parts,reason"
 MODE_VARIABLE = "LAVALITE_MODE"
 FIRST_TIME = "If nothing is deployed yet, set LAVALITE_MODE=plan for this once."
 
@@ -153,16 +157,24 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
     def _live(self, path, cache):
         """All hosts of the cluster. What is cached is asked for again by its tag, and used if that still holds."""
         client = client_from(self._connection(path), patience_seconds=self._patience_seconds())
-        use_cache = self.get_option("cache") and cache
-        key = self.get_cache_key(path)
-        known = self._cache.get(key) if use_cache and key in self._cache else None
-        if known and not (known.get("etag") and client.get("/v1/hosts", etag=known["etag"]).status != 304):
-            return known[CACHED]
-        etag = client.get("/v1/hosts", dict(limit=1)).etag if self.get_option("cache") else ""
-        hosts = [host for host in client.items("/v1/hosts") if host.get("state") != "released"]
-        if self.get_option("cache"):
-            self._cache[key] = {"etag": etag, CACHED: hosts}
+        known_tag, known = self._cached(path) if cache else ("", [])
+        tag, hosts = "", []
+        for page in client.pages("/v1/hosts", dict(fields=FIELDS), known_tag):
+            if page.status == 304:
+                return known
+            # The first page's tag: whatever changes while the others are read changes the tag that is asked with.
+            tag = tag or page.etag
+            hosts.extend(host for host in (page.body or {}).get("items", ()) if host.get("state") != "released")
+        if tag and self.get_option("cache"):
+            self._cache[self.get_cache_key(path)] = dict(tag=tag, hosts=hosts)
         return hosts
+
+    def _cached(self, path):
+        """(tag, hosts) of the last time, where the cache is on and still has them."""
+        known = self._cache.get(self.get_cache_key(path)) if self.get_option("cache") else None
+        if not (isinstance(known, dict) and known.get("tag") and isinstance(known.get("hosts"), list)):
+            return "", []
+        return known["tag"], known["hosts"]
 
     def _mode(self):
         """The environment's word, else the file's. Raises DocumentError."""

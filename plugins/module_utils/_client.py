@@ -8,6 +8,7 @@
 A call goes to the first endpoint that answers: the Unix socket, where one was named, then the addresses in the order
 in which they were written. A backup's answer (307, or 503) leads on to the leader. Every call of `/v1` may be
 repeated (writes are `PUT` by name, `DELETE` by name, or a `POST` with a key of ours): a lost answer is asked again.
+The connection of the last call is kept for the next one.
 """
 
 from __future__ import absolute_import, annotations, division, print_function
@@ -48,13 +49,16 @@ class Answer:
         self.retry_after = headers.get("retry-after", "")
         self.content_type = headers.get("content-type", "")
         self.raw = raw
+        self._decoded = None
 
     @property
     def body(self):
         if not self.raw:
             return None
         try:
-            return json.loads(self.raw.decode("utf-8"))
+            if self._decoded is None:
+                self._decoded = json.loads(self.raw.decode("utf-8"))
+            return self._decoded
         except ValueError:
             raise ApiError(
                 self.status,
@@ -86,6 +90,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = timeout_seconds if patience_seconds is None else patience_seconds
         self._leader_source = leader_source
+        self._kept = ("", None)
 
     def get(self, path, query=None, etag=""):
         """With `etag`, an answer of status 304 means that nothing has changed."""
@@ -111,13 +116,19 @@ class Client:
 
     def items(self, path, query=None):
         """All items of a collection, page by page."""
+        for page in self.pages(path, query):
+            yield from (page.body or {}).get("items", ())
+
+    def pages(self, path, query=None, etag=""):
+        """The answers that a collection comes in. With `etag`, one of status 304 and no other if nothing changed."""
         asked = dict(dict(limit=PAGE_LIMIT), **(query or {}))
         for _page in range(MAX_PAGES):
-            body = self.get(path, asked).body or {}
-            yield from body.get("items", ())
-            if not body.get("next_cursor"):
+            page = self.get(path, asked, etag)
+            yield page
+            cursor = (page.body or {}).get("next_cursor")
+            if not cursor:
                 return
-            asked["cursor"] = body["next_cursor"]
+            asked["cursor"], etag = cursor, ""
 
     def _call(self, method, path, query, body, headers):
         """Ask each endpoint until one serves. Raises ApiError with what was wrong, UnreachableError if none did."""
@@ -169,7 +180,6 @@ class Client:
         raise OSError("more than %d endpoints in a row point to another one as the leader" % MAX_REDIRECTS)
 
     def _once(self, endpoint, token, method, target, body, headers):
-        connection = self._connection(endpoint)
         sent = dict(headers, Accept="application/json")
         if token:
             sent["Authorization"] = "Bearer " + token
@@ -177,15 +187,32 @@ class Client:
         if body is not None:
             payload = json.dumps(body).encode("utf-8")
             sent["Content-Type"] = "application/json"
+        (kept_for, connection), self._kept = self._kept, ("", None)
+        if connection is not None and kept_for == endpoint:
+            try:
+                return self._ask(endpoint, connection, method, target, payload, sent)
+            except _CLOSED:
+                pass  # it was closed while nobody asked anything: that says nothing about the endpoint
+        elif connection is not None:
+            connection.close()
+        return self._ask(endpoint, self._connection(endpoint), method, target, payload, sent)
+
+    def _ask(self, endpoint, connection, method, target, payload, headers):
+        """One question on one connection, which is kept if the answer came whole."""
+        whole = False
         try:
-            connection.request(method, target, body=payload, headers=sent)
+            connection.request(method, target, body=payload, headers=headers)
             response = connection.getresponse()
             raw = response.read(MAX_BODY_BYTES + 1)
             if len(raw) > MAX_BODY_BYTES:
                 raise OSError("the answer is longer than %d bytes" % MAX_BODY_BYTES)
+            whole = not response.will_close
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, raw)
         finally:
-            connection.close()
+            if whole:
+                self._kept = (endpoint, connection)
+            else:
+                connection.close()
 
     def _connection(self, endpoint):
         if endpoint.startswith("unix:"):
@@ -197,6 +224,9 @@ class Client:
                 parts.hostname, parts.port or 443, timeout=self._timeout_seconds, context=context
             )
         return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=self._timeout_seconds)
+
+
+_CLOSED = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, http.client.CannotSendRequest)
 
 
 class _UnixConnection(http.client.HTTPConnection):

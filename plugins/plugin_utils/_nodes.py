@@ -36,6 +36,7 @@ class NodeVariables:
         self._loader = loader
         self._sources = [source for source in getattr(inventory, "processed_sources", []) if source]
         self._known = {}
+        self._reached = {}
 
     def of(self, name):
         """All of a node's variables, groups' included."""
@@ -53,12 +54,18 @@ class NodeVariables:
 
     def connection(self, anchor, host):
         """Variables that take Ansible to logical host `host` on node `anchor`, through the host's enter program."""
+        if anchor not in self._reached:
+            self._reached[anchor] = self._way_to(anchor)
+        reached, path = self._reached[anchor]
+        return dict(reached, ansible_shell_executable=_joined(path, "/hosts/%s/enter" % host))
+
+    def _way_to(self, anchor):
+        """(variables that take Ansible to the node itself, the path of its agent's state)."""
         own = self.of(anchor)
         reached = dict((name, _seen_from(anchor, name, own[name])) for name in own if _VARIABLE.fullmatch(name))
         reached.setdefault("ansible_host", plain(anchor))
         path = _seen_from(anchor, STATE_PATH_VARIABLE, own.get(STATE_PATH_VARIABLE, DEFAULT_STATE_PATH))
-        reached["ansible_shell_executable"] = _joined(path, "/hosts/%s/enter" % host)
-        return reached
+        return reached, path
 
 
 def _seen_from(anchor, name, value):

@@ -11,12 +11,15 @@ __metaclass__ = type
 
 import re
 
+from ansible import constants as C
+from ansible.inventory.host import Host
 from ansible.utils.display import Display
 from ansible_collections.lavalite.cluster.plugins.plugin_utils._text import NAME, plain
 
 ALL_HOSTS = "lavalite_hosts"
 ENTERABLE = ("composed", "resizing", "draining")
 """States in which a live host can be entered."""
+PART = ("kind", "amount", "provider", "pool", "devices", "circuit")
 _STATE = re.compile(r"[a-z_]{1,32}")
 _UNSAFE_IN_GROUP = re.compile(r"[^A-Za-z0-9_]")
 display = Display()
@@ -33,6 +36,7 @@ class Population:
         self._inventory = inventory
         self._nodes = nodes
         self._path = path
+        self._origin = None
 
     def check(self, hosts):
         """Refuse what is no name, or is the name of something else. Raises RefusedName with all of them."""
@@ -63,15 +67,28 @@ class Population:
         """Add hosts with their variables and groups; `pools` are those that have a group even when it is empty."""
         for group in [ALL_HOSTS] + [pool_group(pool) for pool in sorted(pools)]:
             self._inventory.add_group(group)
+        members = {}
         for host in hosts:
-            name = host["name"]
-            self._inventory.add_host(name, group=ALL_HOSTS)
+            entry = self._added(host["name"])
+            entry.vars.update(self._variables(source, host))
             groups = [pool_group(pool) for pool in sorted(host.get("pools") or [])]
-            for group in groups + ["lavalite_state_" + host["state"]]:
-                self._inventory.add_group(group)
-                self._inventory.add_child(group, name)
-            entry = self._inventory.hosts[name]
-            entry.vars = dict(entry.vars, **self._variables(source, host))
+            for group in [ALL_HOSTS] + groups + ["lavalite_state_" + host["state"]]:
+                members.setdefault(group, []).append(entry)
+        for group in members:
+            added = self._inventory.groups[self._inventory.add_group(group)]
+            for entry in members[group]:
+                added.add_host(entry)
+
+    def _added(self, name):
+        """A new host. Where it comes from is asked for only once: `add_host` asks the file system each time."""
+        if self._origin is None or name in C.LOCALHOST:
+            self._inventory.add_host(name)
+            added = self._inventory.hosts[name]
+            self._origin = dict(added.vars)
+            return added
+        added = self._inventory.hosts[name] = Host(name)
+        added.vars = dict(self._origin)
+        return added
 
     def _variables(self, source, host):
         anchor = host.get("anchor") or ""
@@ -80,7 +97,7 @@ class Population:
             lavalite_state=plain(host["state"]),
             lavalite_pools=plain(sorted(host.get("pools") or [])),
             lavalite_anchor=plain(anchor),
-            lavalite_parts=plain(host.get("parts") or []),
+            lavalite_parts=[_part(part) for part in host.get("parts") or []],
         )
         if host.get("reason"):
             variables["lavalite_reason"] = host["reason"]
@@ -91,6 +108,11 @@ class Population:
                 text = "%s: %s is anchored on %.80r, which is no node of this inventory: it cannot be reached."
                 display.warning(text % (self._path, host["name"], anchor))
         return variables
+
+
+def _part(part):
+    """What a part is, without what it has not, and without its id, which is no more than the rest of it."""
+    return dict((name, plain(part[name])) for name in PART if part.get(name))
 
 
 def pool_group(pool):

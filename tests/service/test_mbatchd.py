@@ -385,6 +385,36 @@ def test_a_definition_is_planned_applied_and_then_changes_nothing(defined: One) 
     wait_for(lambda: not list(client.hosts()), 20, "the host is gone")
 
 
+def test_hosts_have_a_tag_that_changes_with_them_and_fields_that_one_asks_for(defined: One) -> None:
+    client, hosts = defined.client, "/v1/hosts?fields=anchor,parts"
+    client.put_definition(DefinitionPut(text=POOLS + "logical_hosts:\n  h: {count: 3, cpu: 0.001, memory: 8MiB}\n"))
+    wait_for(lambda: [h.state for h in client.hosts()] == ["composed"] * 3, 20, "the hosts are there")
+
+    def tag_of(path: str) -> str:
+        connection = UnixHttp(defined.socket)
+        connection.request("GET", path)
+        return str(connection.getresponse().headers["ETag"])
+
+    tag, used, pools = tag_of(hosts), tag_of("/v1/hosts"), tag_of("/v1/pools")
+    assert tag == tag_of(hosts + "&limit=1&cursor=h-1"), "it speaks for the whole collection"
+    status, page = defined.raw("GET", hosts + "&limit=2", None)
+    assert (status, page["next_cursor"], len(page["items"])) == (200, "h-2", 2)
+    assert sorted(page["items"][0]) == ["anchor", "name", "parts", "state"]
+    job = defined.submit(*SLEEP, host="h-1", request=Request(cpu_milli=1))
+    defined.reach(job, "running")
+    assert defined.raw("GET", hosts, None, **{"If-None-Match": tag}) == (304, None)
+    assert defined.raw("GET", hosts, None, **{"If-None-Match": f'"x", W/{tag}'}) == (304, None)
+    for path, known in (("/v1/hosts", used), ("/v1/pools", pools)):
+        assert defined.raw("GET", path, None, **{"If-None-Match": known})[0] == 200, "the job uses some of it"
+    client.cancel(job)
+    defined.ended(job)
+    assert defined.raw("GET", "/v1/pools", None, **{"If-None-Match": tag_of("/v1/pools")}) == (304, None)
+    client.put_definition(DefinitionPut(text=POOLS, purge=True))
+    assert defined.raw("GET", hosts, None, **{"If-None-Match": tag})[0] == 200
+    status, error = defined.raw("GET", "/v1/hosts?fields=name,colour", None)
+    assert (status, error["errors"][0]["field"]) == (400, "fields")
+
+
 def test_the_definition_is_read_and_changed_by_version(defined: One) -> None:
     client = defined.client
     version = client.put_definition(DefinitionPut(text=POOLS)).version

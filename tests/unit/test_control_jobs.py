@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from control_world import GIB, REFUSES, World, offer, spec
 
 from lavalite.base.errors import InputError, UnknownNameError
+from lavalite.control import composer
 from lavalite.control.actions import Wake
 from lavalite.control.admission import admit
 from lavalite.control.events import (
@@ -28,6 +32,7 @@ from lavalite.model.job import Array, Dependency, DependencyKind
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
 from lavalite.model.task import AttemptId, TaskState
+from lavalite.placement.compose import plan_hosts
 
 
 def world(*offers, **settings) -> World:  # type: ignore[no-untyped-def]
@@ -510,6 +515,23 @@ def test_a_host_that_does_not_fit_says_why_and_is_composed_when_there_is_room() 
     w.advance(1)
     w.settle()
     assert w.state.hosts["big"].state == "composed" and w.state.hosts["big"].reason == ""
+
+
+def test_hosts_that_are_asked_for_together_are_planned_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not anew for each of them that is composed: a thousand would keep the scheduler for minutes."""
+    planned = []
+
+    def counted(specs: Sequence[HostSpec], *arguments: Any) -> Any:
+        planned.append(len(specs))
+        return plan_hosts(specs, *arguments)
+
+    monkeypatch.setattr(composer, "plan_hosts", counted)
+    w = world(offer("n1", cpu=100))
+    w.apply(Specs(hosts={f"h{i}": HostSpec(f"h{i}", {"cpu": 1000}) for i in range(100)}))
+    w.settle()
+    assert {host.state for host in w.state.hosts.values()} == {"composed"}
+    assert len(planned) <= 3
+    w.check()
 
 
 def test_a_host_grows_and_does_not_shrink_below_its_use() -> None:

@@ -182,7 +182,8 @@ def confirmed(state: ClusterState, batch_id: int) -> None:
     state.book.confirm(host_owner(batch.host))
     assert batch.composed is not None, "every batch of a host says what it becomes"
     state.set_host(batch.composed, written=True)
-    state.compose_wanted = True
+    # Once for all that are in flight: thousands of hosts are composed together, and each look plans them all.
+    state.compose_wanted |= not any(other.host for other in state.batches.values())
     if batch.host in state.removals:
         removed(state, batch.host)
 

@@ -79,6 +79,8 @@ class Supply:
         self.hosts: dict[str, LogicalHost] = {}
         self.hosts_version = 0
         """Grows whenever any host changes, so that the shell knows when to tell the agents."""
+        self.nodes_version = 0
+        """Grows whenever a node comes, offers something else, or is labelled."""
         self.specs = Specs()
         self.document = b""
         self.removals: set[str] = set()
@@ -133,10 +135,12 @@ class Supply:
             node = self.nodes[offer.node] = NodeState(offer.node, offer)
             self.dirty.nodes[node.name] = None
             self._pools_stale = True
+            self.nodes_version += 1
             self._set_capacity(node)
         elif node.offer != offer:
             self._pools_stale |= node.offer.labels != offer.labels
             node.offer = offer
+            self.nodes_version += 1
             self.dirty.nodes[node.name] = None
             self._set_capacity(node)
         if journal_id is not None and node.journal_id != journal_id:
@@ -155,6 +159,7 @@ class Supply:
         """Take over what people say of a node; it may be in other pools by that."""
         if node.operator_labels != labels:
             node.operator_labels = labels
+            self.nodes_version += 1
             self.dirty.nodes[node.name] = None
             self._pools_stale = self.schedule_wanted = self.compose_wanted = True
 

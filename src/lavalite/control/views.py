@@ -5,7 +5,7 @@ Collections are generators in a stable order, so that the API can cut pages from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -133,21 +133,27 @@ def queue(state: ClusterState, spec: QueueSpec, counts: dict[TaskState, int]) ->
     }
 
 
-def hosts(state: ClusterState) -> Iterator[View]:
-    return (host(state, state.hosts[name]) for name in sorted(state.hosts))
+_HOST_FIELDS: dict[str, Callable[[ClusterState, LogicalHost], Any]] = {
+    "name": lambda _, found: found.name,
+    "state": lambda _, found: found.state.value,
+    "anchor": lambda _, found: found.anchor,
+    "pools": lambda _, found: found.pools,
+    "parts": lambda _, found: [part.model_dump() for part in found.parts],
+    "resources": lambda state, found: amounts(state, found.name),
+    "reason": lambda _, found: found.reason,
+    "version": lambda _, found: found.version,
+}
 
 
-def host(state: ClusterState, found: LogicalHost) -> View:
-    return {
-        "name": found.name,
-        "state": found.state.value,
-        "anchor": found.anchor,
-        "pools": found.pools,
-        "parts": [part.model_dump() for part in found.parts],
-        "resources": amounts(state, found.name),
-        "reason": found.reason,
-        "version": found.version,
-    }
+def hosts(state: ClusterState, after: str = "", fields: Collection[str] = ()) -> Iterator[View]:
+    """In the order of their names, from the one after `after` on."""
+    names = sorted(name for name in state.hosts if name > after)
+    return (host(state, state.hosts[name], fields) for name in names)
+
+
+def host(state: ClusterState, found: LogicalHost, fields: Collection[str] = ()) -> View:
+    """All fields, or those that are named: parts and resources of thousands of hosts take their time."""
+    return {name: look(state, found) for name, look in _HOST_FIELDS.items() if not fields or name in fields}
 
 
 # --- jobs and tasks -------------------------------------------------------------------------------------------------

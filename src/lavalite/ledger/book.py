@@ -74,6 +74,8 @@ class Book:
         self._accounts: dict[str, dict[str, Account]] = {}
         self._held: dict[str, _Held] = {}
         self._touched: set[str] = set()
+        self.changes = 0
+        """Grows with each change of any account."""
 
     # --- capacity -------------------------------------------------------------------------------------------
 
@@ -84,6 +86,7 @@ class Book:
         account = self._opened(provider, kind)
         account.capacity, account.devices = amount, tuple(devices)
         self._touched.add(provider)
+        self.changes += 1
         self._forget_if_empty(provider, kind)
 
     def remove_provider(self, provider: str) -> None:
@@ -242,6 +245,7 @@ class Book:
             _keep(account.loads, device, account.loads.get(device, 0) + sign * load)
 
     def _settle(self, shares: Sequence[Share]) -> None:
+        self.changes += 1
         for share in shares:
             account = self._account(share.provider, share.kind)
             if account is not None:

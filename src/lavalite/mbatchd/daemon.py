@@ -40,6 +40,7 @@ from lavalite.mbatchd.scheduler import Scheduler
 from lavalite.mbatchd.servers import ApiServers
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
+from lavalite.mbatchd.tags import Tags
 from lavalite.store.base import Store, range_all
 from lavalite.store.keys import Keys
 from lavalite.store.open import open_store
@@ -128,6 +129,7 @@ async def _serve_led(
             NodeDesk(core.service),
             DefinitionDesk(core.service, reader, config.cluster),
             changes,
+            Tags(core.service, news),
         )
         app = make_app(scheduler, Doorman(bundle, lead.epoch, clock))
         servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)

@@ -27,6 +27,8 @@ class HostNews:
         self._known: dict[str, LogicalHost] = {}
         self._by_node: dict[str, dict[str, HostHere]] = {}
         self._applied: dict[str, dict[str, int]] = {}
+        self.version = 0
+        """Grows whenever a node says anew what can be entered there."""
 
     def heard(self, event: Event) -> None:
         """Look whether an event changed anything that an agent should know."""
@@ -42,7 +44,9 @@ class HostNews:
                 self._tell(node)
 
     def note_applied(self, node: str, versions: dict[str, int]) -> None:
-        self._applied[node] = versions
+        if self._applied.get(node) != versions:
+            self._applied[node] = versions
+            self.version += 1
 
     def is_applied(self, node: str, host: str, version: int) -> bool:
         """Whether the node has said that it lets people into this version of the host."""

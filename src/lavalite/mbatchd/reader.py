@@ -27,6 +27,8 @@ from lavalite.store.base import Store, StoreUnavailable
 
 Named = TypeVar("Named", models.Pool, models.Queue)
 
+NEEDED_OF_HOST = frozenset({"name", "state", "anchor", "version"})
+"""To tell whether it can be entered."""
 MAX_LOOKED_AT = 20_000
 """Jobs, or tasks, that one call looks at for a page of those that match; the cursor goes on from there."""
 
@@ -121,24 +123,32 @@ class Reader:
     def queue(self, name: str) -> models.Queue:
         return _named(self.queues(), "queue", name)
 
-    def hosts(self) -> Iterator[models.Host]:
-        return (self._host_of(view) for view in views.hosts(self._state))
+    def hosts(self, after: str = "") -> Iterator[models.Host]:
+        return map(models.Host.model_validate, self.host_views(after))
+
+    def host_views(self, after: str = "", fields: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
+        """Hosts after `after` by name, as plain dictionaries with these fields; with all where none is named."""
+        seen = fields | NEEDED_OF_HOST if fields else fields
+        for view in views.hosts(self._state, after, seen):
+            told = self._told_of(view, with_spec=not fields or "spec" in fields)
+            yield {name: told[name] for name in told if name in fields} if fields else told
 
     def host(self, name: str) -> models.Host:
         found = self._state.hosts.get(name)
         if found is None:
             raise _unknown("host", name)
-        return self._host_of(views.host(self._state, found))
+        return models.Host.model_validate(self._told_of(views.host(self._state, found)))
 
-    def _host_of(self, view: dict[str, Any]) -> models.Host:
-        spec = self._state.specs.hosts.get(view["name"])
+    def _told_of(self, view: dict[str, Any], *, with_spec: bool = True) -> dict[str, Any]:
+        """With whether the host can be entered, and what was asked for."""
         if view["state"] == "composed" and not self._news.is_applied(view["anchor"], view["name"], view["version"]):
             view = {
                 **view,
                 "state": "composing",
                 "reason": f"{view['anchor']} has not said yet that it can be entered",
             }
-        return models.Host.model_validate({**view, "spec": asdict(spec) if spec else {}})
+        spec = self._state.specs.hosts.get(view["name"]) if with_spec else None
+        return {**view, "spec": asdict(spec) if spec else {}}
 
     def _with_spec(self, section: str, view: dict[str, Any]) -> dict[str, Any]:
         document = self._service.document

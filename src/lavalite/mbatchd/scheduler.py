@@ -9,6 +9,7 @@ from lavalite.mbatchd.definition import DefinitionDesk
 from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.nodes import NodeDesk
 from lavalite.mbatchd.reader import Reader
+from lavalite.mbatchd.tags import Tags
 
 
 @dataclass(slots=True)
@@ -18,3 +19,4 @@ class Scheduler:
     nodes: NodeDesk
     definition: DefinitionDesk
     changes: Changes
+    tags: Tags

@@ -28,14 +28,20 @@ class SmallApi:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str, Any]] = []
+        self.heard: Callable[[Any], object] = lambda headers: None
+        self.connections: set[Any] = set()
         self.answer: Callable[[str, str, str, Any], Reply] = lambda *_: (200, {}, {})
         api = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections are kept, as the API's are
+
             def reply(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 url = urlsplit(self.path)
+                api.heard(self.headers)
+                api.connections.add(self.client_address)
                 api.asked.append((self.command, self.path, self.headers.get("Authorization", ""), body))
                 status, headers, value = api.answer(self.command, url.path, url.query, body)
                 payload = value if isinstance(value, bytes) else json.dumps(value).encode()

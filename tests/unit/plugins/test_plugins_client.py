@@ -96,6 +96,26 @@ def test_collections_are_read_to_their_end(api: Any) -> None:
     assert api.asked[1][1] == "/v1/hosts?cursor=b&limit=1000&state=composed"
 
 
+def test_one_connection_is_kept_for_all_calls(api: Any) -> None:
+    client = Client(urls=[api.url])
+    for _ in range(5):
+        client.get("/v1/status")
+    assert (len(api.asked), len(api.connections)) == (5, 1)
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_opened_again(api: Any) -> None:
+    client = Client(urls=[api.url], patience_seconds=0)
+    client.get("/v1/status")
+    client._kept[1].sock.shutdown(socket.SHUT_RDWR)
+    assert client.get("/v1/status").status == 200
+    assert len(api.connections) == 2
+
+
+def test_a_collection_that_has_not_changed_is_one_answer(api: Any) -> None:
+    api.answer = lambda *_: (304, {"ETag": '"1"'}, b"")
+    assert [page.status for page in Client(urls=[api.url]).pages("/v1/hosts", etag='"1"')] == [304]
+
+
 def test_what_is_not_there_is_nothing_but_a_wrong_address_is_an_error(api: Any) -> None:
     api.answer = lambda *_: (404, {}, {"errors": [{"code": "unknown_name", "message": "no host x"}]})
     assert Client(urls=[api.url]).find("/v1/hosts/x") is None

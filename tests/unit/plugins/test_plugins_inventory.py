@@ -230,14 +230,85 @@ def test_groups_of_ones_own(api: Any, tmp_path: Path) -> None:
     assert hosts["webs"]["hosts"] == ["web-1"]
 
 
-def test_the_cache_is_used_as_long_as_the_tag_holds(api: Any, tmp_path: Path) -> None:
+def test_variables_of_ones_own_and_groups_by_them(api: Any, tmp_path: Path) -> None:
+    parts = [{"id": "x", "kind": "cpu", "amount": 2000, "provider": "n01"}]
+    answering(api, host("web-1", parts=parts), host("late", state="composing"))
+    own = POOLS + "compose: {cores: lavalite_parts | map(attribute='amount') | sum // 1000}\n"
+    own += "keyed_groups: [{key: cores | string, prefix: cores}]\n"
+    own += "groups: {wide: cores > 1}\n"
+    hosts = listed(write(tmp_path, own, "live", api.url))
+    assert hosts["_meta"]["hostvars"]["web-1"]["cores"] == 2
+    assert hosts["cores_2"]["hosts"] == ["web-1"]
+    assert hosts["wide"]["hosts"] == ["web-1"]
+
+
+def test_what_is_strict_fails_where_something_is_not_defined(api: Any, tmp_path: Path) -> None:
     answering(api, host("web-1"))
-    cached = POOLS + f"cache: true\ncache_plugin: ansible.builtin.jsonfile\ncache_connection: {tmp_path / 'cache'}\n"
-    folder = write(tmp_path, cached, "live", api.url)
+    own = POOLS + "keyed_groups: [{key: no_such_thing, prefix: x}]\nstrict: STRICT\n"
+    folder = write(tmp_path, own.replace("STRICT", "false"), "live", api.url)
+    assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-1"]
+    done = inventory(write(tmp_path, own.replace("STRICT", "true"), "live", api.url), "--graph")
+    assert done.returncode != 0
+    assert "no_such_thing" in done.stderr
+
+
+def test_a_part_says_what_it_has_and_no_more(api: Any, tmp_path: Path) -> None:
+    part = {"id": "web-1/gpu/n01", "kind": "gpu", "amount": 1000, "provider": "n01", "pool": "gpus", "circuit": ""}
+    answering(api, host("web-1", parts=[{**part, "devices": ["GPU-1"]}, {**part, "devices": []}]))
+    parts = listed(write(tmp_path, POOLS, "live", api.url))["_meta"]["hostvars"]["web-1"]["lavalite_parts"]
+    told = {"kind": "gpu", "amount": 1000, "provider": "n01", "pool": "gpus"}
+    assert parts == [{**told, "devices": ["GPU-1"]}, told]
+    assert "fields=name%2Cstate%2Canchor%2Cpools%2Cparts%2Creason" in api.asked[0][1]
+
+
+def cached(folder: Path, url: str) -> Path:
+    options = f"cache: true\ncache_plugin: ansible.builtin.jsonfile\ncache_connection: {folder / 'cache'}\n"
+    return write(folder, POOLS + options, "live", url)
+
+
+def test_the_cache_is_used_as_long_as_the_tag_holds(api: Any, tmp_path: Path) -> None:
+    answering(api, host("web-1"), host("gone", state="released"))
+    folder = cached(tmp_path, api.url)
     listed(folder)
     api.asked.clear()
     api.answer = lambda *_: (304, {"ETag": '"1"'}, b"")
     assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-1"]
     assert len(api.asked) == 1
+    answering(api, host("web-2"))
+    assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-2"]
+
+
+def test_hosts_that_change_while_they_are_read_are_cached_as_of_the_first_page(api: Any, tmp_path: Path) -> None:
+    """So that the next look finds that the tag does not hold any more."""
+
+    def answer(_method: str, _path: str, query: str, _body: Any) -> Any:
+        second = "cursor=web-1" in query
+        name, tag, cursor = ("web-2", '"2"', None) if second else ("web-1", '"1"', "web-1")
+        return 200, {"ETag": tag}, {"items": [host(name)], "next_cursor": cursor}
+
+    api.answer = answer
+    folder = cached(tmp_path, api.url)
+    assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-1", "web-2"]
+    api.asked.clear()
+    tags = []
+    api.heard = tags.append
+    listed(folder)
+    assert [tag.get("If-None-Match") for tag in tags] == ['"1"', None]
+
+
+def test_what_has_no_tag_is_not_cached(api: Any, tmp_path: Path) -> None:
+    api.answer = lambda *_: (200, {}, {"items": [host("web-1")], "next_cursor": None})
+    folder = cached(tmp_path, api.url)
+    listed(folder)
+    answering(api, host("web-2"))
+    assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-2"]
+
+
+def test_a_cache_that_holds_something_else_is_not_believed(api: Any, tmp_path: Path) -> None:
+    answering(api, host("web-1"))
+    folder = cached(tmp_path, api.url)
+    listed(folder)
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text(json.dumps({key: json.dumps({"hosts": 1}) for key in json.loads(file.read_text())}))
     answering(api, host("web-2"))
     assert listed(folder)["lavalite_hosts"]["hosts"] == ["web-2"]
