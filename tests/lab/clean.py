@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from . import network, ssh, state
-from .kinds import PROGRAMS, verbs
+from . import hosts, network, ssh, state
 from .root import cache_folder
 
 
@@ -48,13 +47,13 @@ def _remove_hosts(lab: str) -> None:
     now = state.load(lab)
     ssh.end_shared_connections(lab)
     for process in network.processes(lab):  # also one that was started and not yet written down
-        if process.command() in PROGRAMS:
+        if process.command() == "systemd-nspawn":
             for each in (process, *process.children()):
                 each.kill()
             process.reap()
     for host in now.hosts.values():
         if now.boot == state.boot_id():
-            verbs(host).kill(now, host)
+            hosts.kill(now, host)
     shutil.rmtree(now.disks, ignore_errors=True)
     now.hosts.clear()
     state.save(now)

@@ -103,17 +103,7 @@ class Site:
         return "".join(said)
 
 
-VARIABLES = {
-    "lavalite_insecure": True,  # nobody else is on the lab's network
-    "lim_store": {
-        "kind": "etcd",
-        "endpoints": "{{ groups['lavalite_etcd'] | map('extract', hostvars, 'ansible_host')"
-        " | map('regex_replace', '$', ':2379') }}",
-    },
-    "mbatchd_store": "{{ lim_store }}",
-    "lim_candidates": "{{ groups['lavalite_candidates'] | map('extract', hostvars, 'ansible_host')"
-    " | map('regex_replace', '$', ':7869') }}",
-}
+VARIABLES = {"lavalite_tls": True}
 POOLS = {
     "plugin": "lavalite.cluster.pools",
     "cluster": "lab",
