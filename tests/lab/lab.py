@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from . import clean, hosts, network, ssh, state
-from .needs import LabError, why_not
+from .needs import LabError, make_room, why_not
 from .root import cache_folder, shared_root
 from .state import Host, State
 
@@ -61,6 +61,7 @@ class Lab:
         """The namespace and the key, without hosts; what killed tests left behind is ended first."""
         if reason := why_not():
             raise LabError(f"{reason[0].upper()}{reason[1:]}.")
+        make_room()
         clean.clean()
         root = shared_root()
         with state.locked():
