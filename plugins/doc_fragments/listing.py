@@ -18,3 +18,12 @@ options:
     type: int
     default: 1000
 """
+
+    NAMED = r"""
+options:
+  name:
+    description: Only those of these names. One that is not there is left out.
+    type: list
+    elements: str
+    default: []
+"""

@@ -21,6 +21,11 @@ def listing_arguments(**options):
     return with_connection(limit=dict(type="int", default=1000), **options)
 
 
+def named_listing_arguments(**options):
+    """The same, and `name`, by which single items are found."""
+    return listing_arguments(name=dict(type="list", elements="str", default=[]), **options)
+
+
 def demand_limit(limit):
     """Raises ApiError for a limit of nothing."""
     if limit < 1:

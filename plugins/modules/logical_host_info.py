@@ -16,11 +16,6 @@ description:
   - Lists logical hosts, with their state, anchor and parts. Changes nothing.
 author: LavaLite authors (@lavalite)
 options:
-  name:
-    description: Only these hosts. One that is not there is left out.
-    type: list
-    elements: str
-    default: []
   state:
     description: Only hosts in one of these states.
     type: list
@@ -29,6 +24,7 @@ options:
     default: []
 extends_documentation_fragment:
   - lavalite.cluster.listing
+  - lavalite.cluster.listing.named
   - lavalite.cluster.connection
   - lavalite.cluster.connection.reads
 """
@@ -66,7 +62,7 @@ more:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run
-from ansible_collections.lavalite.cluster.plugins.module_utils._listing import either, listed, listing_arguments
+from ansible_collections.lavalite.cluster.plugins.module_utils._listing import either, listed, named_listing_arguments
 
 STATES = ["planned", "reserved", "composing", "composed", "resizing", "draining", "released", "failed"]
 
@@ -78,8 +74,7 @@ def read(client, params):
 
 def main():
     module = AnsibleModule(
-        argument_spec=listing_arguments(
-            name=dict(type="list", elements="str", default=[]),
+        argument_spec=named_listing_arguments(
             state=dict(type="list", elements="str", choices=STATES, default=[]),
         ),
         mutually_exclusive=[("name", "state")],

@@ -16,11 +16,6 @@ description:
   - Lists nodes, with their state, labels, drain, and what of each is free. Changes nothing.
 author: LavaLite authors (@lavalite)
 options:
-  name:
-    description: Only these nodes. One that is not there is left out.
-    type: list
-    elements: str
-    default: []
   select:
     description:
       - >-
@@ -35,6 +30,7 @@ options:
     default: []
 extends_documentation_fragment:
   - lavalite.cluster.listing
+  - lavalite.cluster.listing.named
   - lavalite.cluster.connection
   - lavalite.cluster.connection.reads
 """
@@ -76,7 +72,7 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run
-from ansible_collections.lavalite.cluster.plugins.module_utils._listing import either, listed, listing_arguments
+from ansible_collections.lavalite.cluster.plugins.module_utils._listing import either, listed, named_listing_arguments
 
 STATES = ["ready", "drained", "silent", "unknown", "lost"]
 
@@ -94,8 +90,7 @@ def selector_text(select):
 
 def main():
     module = AnsibleModule(
-        argument_spec=listing_arguments(
-            name=dict(type="list", elements="str", default=[]),
+        argument_spec=named_listing_arguments(
             select=dict(type="raw"),
             state=dict(type="list", elements="str", choices=STATES, default=[]),
         ),

@@ -15,14 +15,9 @@ version_added: "0.1.0"
 description:
   - Lists pools, with their nodes, what they have, and what of it is free. Changes nothing.
 author: LavaLite authors (@lavalite)
-options:
-  name:
-    description: Only these pools. One that is not there is left out.
-    type: list
-    elements: str
-    default: []
 extends_documentation_fragment:
   - lavalite.cluster.listing
+  - lavalite.cluster.listing.named
   - lavalite.cluster.connection
   - lavalite.cluster.connection.reads
 """
@@ -58,7 +53,7 @@ more:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run
-from ansible_collections.lavalite.cluster.plugins.module_utils._listing import listed, listing_arguments
+from ansible_collections.lavalite.cluster.plugins.module_utils._listing import listed, named_listing_arguments
 
 
 def read(client, params):
@@ -68,7 +63,7 @@ def read(client, params):
 
 def main():
     module = AnsibleModule(
-        argument_spec=listing_arguments(name=dict(type="list", elements="str", default=[])),
+        argument_spec=named_listing_arguments(),
         supports_check_mode=True,
     )
     run(module, lambda client: read(client, module.params))

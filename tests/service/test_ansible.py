@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ class Checkout:
         return done.stdout
 
     def module(self, module: str, /, *flags: str, on: str = "node1", **options: Any) -> dict[str, Any]:
-        """A module's result, failed or not; what it says of a difference is under `said`."""
-        given = options | {"unix_socket": str(self.state / "mbatchd/api.sock")}
+        """A module's result, failed or not; what it says of a difference is under `said`.
+
+        It speaks to the API on its socket, or to the LIM where that is named.
+        """
+        place = {} if "lim_socket" in options else {"unix_socket": str(self.state / "mbatchd/api.sock")}
+        given = options | place
         done = self.run("ansible", on, "-m", f"lavalite.cluster.{module}", "-a", json.dumps(given), *flags)
         said, arrow, result = done.stdout.partition(" => ")
         if not arrow:
@@ -303,6 +308,32 @@ def test_events_are_read_on_from_where_an_earlier_run_ended(checkout: Checkout, 
     states = [event["state"] for event in checkout.module("event_info", **asked)["events"]]
     assert states[-1] == "succeeded"
     assert "is no cursor" in checkout.module("event_info", since="yesterday")["msg"]
+
+
+def test_a_token_is_written_for_its_owner_alone_and_is_good_for_the_api(checkout: Checkout, site: str) -> None:
+    path = checkout.state / "token"
+    wanted = {"path": str(path), "lim_socket": str(checkout.state / "lim/lim.sock")}
+    foretold = checkout.module("token", "--check", "--diff", **wanted)
+    assert (foretold["changed"], path.exists()) == (True, False), foretold
+    made = checkout.module("token", "--diff", "-vvv", **wanted)
+    assert made["changed"] is True and path.stat().st_mode & 0o777 == 0o600, made
+    assert time.time() < made["expires_at"] <= time.time() + 300
+    text = path.read_text().strip()
+    assert text.startswith("v4.public.") and text not in json.dumps(made)
+    again = checkout.module("token", **wanted)
+    assert (again["changed"], again["expires_at"]) == (False, made["expires_at"]), again
+    path.chmod(0o644)
+    assert checkout.module("token", "--check", **wanted)["changed"] is True
+    assert checkout.module("token", **wanted)["changed"] is True
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert checkout.module("token", valid_for=301, **wanted)["changed"] is True
+    url = re.findall(r"http://127\.0\.0\.1:\d+", (checkout.state / "lim/lim.conf").read_text())
+    found = checkout.module("node_info", api=url, token_path=str(path), lim_socket="", connect_timeout=10)
+    assert [node["name"] for node in found["nodes"]] == ["node1"], found
+    nowhere = checkout.module("token", path="/nowhere/token", lim_socket=wanted["lim_socket"])
+    assert nowhere["msg"].startswith("path: /nowhere/token: No such file or directory. Name a file"), nowhere
+    silent = checkout.module("token", path=str(path), lim_socket="/nowhere/lim.sock")
+    assert silent["msg"].startswith("lim_socket: /nowhere/lim.sock: No such file"), silent
 
 
 def test_a_play_without_pools_is_refused_with_the_way_out(checkout: Checkout, site: str) -> None:

@@ -22,7 +22,7 @@ from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (7869, 6881, 6880)
-SCRATCH = "/tmp/lavalite-tour"
+SCRATCH = "/tmp/tour-of-lavalite"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("readme")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ OURS = "lavalite.cluster."
 
 def fragment(name: str) -> dict[str, Any]:
     """A fragment of ours: FILE is its DOCUMENTATION, FILE.SECTION another section of it."""
-    file, _, section = name.removeprefix(OURS).partition(".")
+    file, section = (name.removeprefix(OURS) + ".").split(".")[:2]
     module = importlib.import_module(f"ansible_collections.lavalite.cluster.plugins.doc_fragments.{file}")
     found: dict[str, Any] = yaml.safe_load(getattr(module.ModuleDocFragment, section.upper() or "DOCUMENTATION"))
     return found
@@ -30,6 +31,10 @@ READS = {"check_mode": "full", "diff_mode": "none"}
 
 class Caught(Exception):
     pass
+
+
+def module_of(name: str) -> Any:
+    return importlib.import_module(f"ansible_collections.lavalite.cluster.plugins.modules.{name}")
 
 
 def argument_spec(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def test_the_shared_options_are_described() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_described_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(f"ansible_collections.lavalite.cluster.plugins.modules.{name}")
+    module = module_of(name)
     documentation = yaml.safe_load(module.DOCUMENTATION)
     assert documentation["module"] == name
     options, attributes = dict(documentation.get("options", {})), dict(documentation.get("attributes", {}))
@@ -80,9 +85,19 @@ def test_a_module_is_described_as_it_is(name: str, monkeypatch: pytest.MonkeyPat
     assert yaml.safe_load(module.RETURN)
 
 
-def test_every_module_is_in_the_action_group() -> None:
+def test_the_list_of_modules_is_whole() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/modules.md").read_text(), re.MULTILINE)
+    described = [yaml.safe_load(module_of(name).DOCUMENTATION) for name in MODULES]
+    assert listed == [(each["module"], each["short_description"]) for each in described]
+
+
+def test_every_module_is_in_the_action_group_and_those_that_share_options_in_another() -> None:
     groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
     assert groups["all"] == MODULES
+    fragments = {
+        name: yaml.safe_load(module_of(name).DOCUMENTATION)["extends_documentation_fragment"] for name in MODULES
+    }
+    assert groups["api"] == [name for name in MODULES if OURS + "connection" in fragments[name]]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda path: path.name)

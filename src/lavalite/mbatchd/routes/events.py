@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from lavalite.api import models
 from lavalite.mbatchd.answers import PiecesResponse, server_sent
+from lavalite.mbatchd.changes import Told
 from lavalite.mbatchd.http import TheScheduler, Who
 from lavalite.mbatchd.paging import words
 
@@ -47,7 +48,7 @@ async def recent(
     """
     kinds = words(kind)
 
-    def wanted(change: models.Change) -> bool:
+    def wanted(change: Told) -> bool:
         return (not kinds or change.kind in kinds) and name in ("", change.name)
 
     return await scheduler.changes.recent(since, wanted, limit, wait_seconds)
