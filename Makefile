@@ -63,8 +63,10 @@ test-deps: $(VENV)/.dev
 	@if $(ROOT_ON_DEBIAN); then $(MAKE) --no-print-directory lab-deps; fi
 
 # For tests on hosts of their own (tests/lab): Debian's packages, and the root folder that the hosts share.
-# A host with its own kernel will want qemu-system-x86, qemu-utils and linux-image-cloud-amd64 here.
-LAB_PACKAGES := debootstrap iproute2 netcat-openbsd openssh-client systemd-container util-linux
+LAB_PACKAGES := debootstrap e2fsprogs iproute2 netcat-openbsd openssh-client systemd-container util-linux
+ifeq ($(shell uname -m),x86_64)
+LAB_PACKAGES += qemu-system-x86
+endif
 INSTALL = echo "installing $(1) …"; apt-get update -qq && \
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
 
@@ -73,6 +75,7 @@ lab-deps:
 	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(LAB_PACKAGES) 2>/dev/null | grep -c '^installed$$')" = \
 	  "$(words $(LAB_PACKAGES))" ] || { $(call INSTALL,$(LAB_PACKAGES)); }
 	@PYTHONPATH=tests $(PYTHON) -m lab root
+	@[ "$$(uname -m)" != x86_64 ] || PYTHONPATH=tests $(PYTHON) -m lab image
 
 # On hosts without internet, in a network without one: what they need is made before.
 molecule: $(VENV)/.dev $(COLLECTION)

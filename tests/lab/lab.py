@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from . import clean, hosts, network, ssh, state
+from . import clean, identity, machines, network, ssh, state
+from .kinds import verbs
 from .needs import LabError, make_room, why_not
 from .root import cache_folder, shared_root
 from .state import Host, State
 
-READY_SECONDS = 60.0
 RETRY_SECONDS = 0.1
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")  # sockets of ssh have the lab's name in their path
 
@@ -30,10 +30,15 @@ class Lab:
     Every verb reads and writes the state on disk under a lock, so several processes may use one lab.
     """
 
-    def __init__(self, names: Iterable[str] = (), *, name: str = "", owned: bool = True) -> None:
-        """Nothing is made before `with` or `create`. `owned=False`: kept until `destroy`."""
+    def __init__(
+        self, names: Iterable[str] = (), *, kernels: Iterable[str] = (), name: str = "", owned: bool = True
+    ) -> None:
+        """Nothing is made before `with` or `create`. `owned=False`: kept until `destroy`.
+
+        `kernels`: those of the hosts that get a kernel of their own.
+        """
         self.name = name or f"t{secrets.token_hex(4)}"
-        self._names = list(names)
+        self._names, self._kernels = list(names), list(kernels)
         self._owned = owned
         _check_names([self.name, *self._names])
 
@@ -46,7 +51,7 @@ class Lab:
     def __enter__(self) -> Lab:
         self.create()
         try:
-            self.add(self._names)
+            self.add(self._names, kernels=self._kernels)
         except BaseException:
             self.destroy()
             raise
@@ -79,23 +84,30 @@ class Lab:
             self.destroy()
             raise
 
-    def add(self, names: Iterable[str]) -> None:
-        """New hosts, on and answering. Those that are there already stay, and learn the new names if they are on."""
-        names = _check_names(names)
+    def add(self, names: Iterable[str], *, kernels: Iterable[str] = ()) -> None:
+        """New hosts, on and answering; `kernels` are those among them that get a kernel of their own.
+
+        Those that are there already stay, and learn the new names if they are on.
+        """
+        names, own_kernel = _check_names(names), frozenset(kernels)
+        if unknown := own_kernel.difference(names):
+            raise LabError(f"{', '.join(sorted(unknown))} shall have a kernel and is not among the hosts to make.")
+        if own_kernel:
+            machines.check(state.load(self.name).root)
         with self._changing() as now:
             number = max((host.number for host in now.hosts.values()), default=0)
             added = [name for name in dict.fromkeys(names) if name not in now.hosts]
             if number + len(added) > network.MOST_HOSTS:
                 raise LabError(f"A lab has addresses for {network.MOST_HOSTS} hosts.")
             for offset, name in enumerate(added, start=1):
-                now.hosts[name] = Host(name, number + offset)
+                now.hosts[name] = Host(name, number + offset, own_kernel=name in own_kernel)
             state.save(now)
             ssh.write_config(now)
             for name in added:
-                hosts.prepare(now, now.hosts[name])
-                hosts.start(now, now.hosts[name])
+                verbs(now.hosts[name]).prepare(now, now.hosts[name])
+                verbs(now.hosts[name]).start(now, now.hosts[name])
             older = [host.name for host in now.hosts.values() if host.on and host.name not in added]
-            everybody = hosts.addresses(now)
+            everybody = identity.addresses(now)
         self._wait_ready(added)
         for name in older if added else ():
             self.run(name, "cat > /etc/hosts", stdin=everybody)
@@ -154,7 +166,8 @@ class Lab:
     def power_off(self, host: str) -> None:
         """The plug is pulled. What was written is kept, unless `power_on` says otherwise."""
         with self._changing() as now:
-            hosts.kill(now, now.host(host))
+            target = now.host(host)
+            verbs(target).kill(now, target)
 
     def power_on(self, host: str, *, keep_disk: bool = True) -> None:
         """On, answering, and joined; without its disk it is a new machine under the old name and address."""
@@ -163,9 +176,9 @@ class Lab:
             if target.on:
                 raise LabError(f"{host} is on already.")
             if not keep_disk:
-                hosts.discard(now, target)
-                hosts.prepare(now, target)
-            hosts.start(now, target)
+                verbs(target).discard(now, target)
+                verbs(target).prepare(now, target)
+            verbs(target).start(now, target)
         self._wait_ready([host])
 
     def cut(self, host: str) -> None:
@@ -200,11 +213,12 @@ class Lab:
 
     def _wait_one(self, name: str) -> None:
         now = state.load(self.name)
-        deadline = time.monotonic() + READY_SECONDS
+        ready_seconds = verbs(now.host(name)).READY_SECONDS
+        deadline = time.monotonic() + ready_seconds
         while True:
             try:
                 answer = self.run(
-                    name, "systemctl is-system-running --wait", check=False, timeout_seconds=READY_SECONDS
+                    name, "systemctl is-system-running --wait", check=False, timeout_seconds=ready_seconds
                 )
                 said = answer.stdout.strip()
             except subprocess.TimeoutExpired:
@@ -215,9 +229,9 @@ class Lab:
                 failed = self.run(name, "systemctl list-units --failed --no-legend --plain").stdout.split()[:1]
                 raise LabError(f"{name} started, but its unit {' '.join(failed)} failed.")
             if not now.host(name).on or time.monotonic() > deadline:
-                shown = hosts.console(now, now.host(name))
+                shown = now.said(now.host(name))
                 raise LabError(
-                    f"{name} ended or did not answer by ssh in {READY_SECONDS:.0f} s; its console: {shown}."
+                    f"{name} ended or did not answer by ssh in {ready_seconds:.0f} s; its console: {shown}."
                 )
             time.sleep(RETRY_SECONDS)
 

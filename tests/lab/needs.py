@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 PROGRAMS = ("debootstrap", "ip", "nc", "nsenter", "ssh", "ssh-keygen", "systemd-nspawn", "unshare")
+KERNEL_PROGRAMS = ("mke2fs", "qemu-system-x86_64")
+"""For hosts with a kernel of their own."""
 INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 INOTIFY_INSTANCES = 8192
 
@@ -37,6 +39,21 @@ def why_not() -> str:
     )
     if trial.returncode:
         return "the lab needs namespaces and veth: " + " ".join(trial.stderr.split())
+    return ""
+
+
+@functools.cache
+def why_no_kernel() -> str:
+    """The reason why no host can have a kernel of its own here; empty if one can."""
+    if reason := why_not():
+        return reason
+    missing = [program for program in KERNEL_PROGRAMS if not shutil.which(program)]
+    if missing:
+        return f"hosts with a kernel of their own need {', '.join(missing)}: run make lab-deps"
+    if os.uname().machine != "x86_64":
+        return "hosts with a kernel of their own need an x86-64 machine"
+    if not Path("/dev/net/tun").exists():
+        return "hosts with a kernel of their own need /dev/net/tun"
     return ""
 
 

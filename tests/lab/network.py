@@ -81,6 +81,13 @@ def plug(lab: str, number: int, *, connected: bool) -> None:
     _ip("-n", namespace(lab), "link", "set", cable(number), "up" if connected else "down")
 
 
+def lay_cable(lab: str, number: int) -> None:
+    """A tap on the bridge for a machine of its own; systemd-nspawn lays one for a container by itself."""
+    within = ("-n", namespace(lab))
+    _ip(*within, "tuntap", "add", cable(number), "mode", "tap")
+    _ip(*within, "link", "set", cable(number), "master", BRIDGE, "up")
+
+
 def pull_out(lab: str, number: int) -> None:
     """The cable of a dead host goes at once; the kernel would take its time. No error if it is gone already."""
     subprocess.run(["ip", "-n", namespace(lab), "link", "delete", cable(number)], capture_output=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,21 @@ class Process:
         if fields is None:
             raise ProcessLookupError(pid)
         return cls(pid, int(fields[19]))
+
+    @classmethod
+    def spawn(cls, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+        """Start a program that may outlive this process and that nobody waits for: hence no Popen.
+
+        What it writes is appended to `log`. Raises OSError where there is no such program.
+        """
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        streams = [(os.POSIX_SPAWN_DUP2, nothing, 0), *((os.POSIX_SPAWN_DUP2, output, number) for number in (1, 2))]
+        try:
+            return cls.of(os.posix_spawnp(command[0], command, environment, file_actions=streams, setsid=True))
+        finally:
+            os.close(output)
+            os.close(nothing)
 
     def alive(self) -> bool:
         """A process that has ended but was not waited for is not alive."""

@@ -20,6 +20,7 @@ from .needs import LabError, os_release
 # The hosts have no way to apt: what a role installs from Debian must be here already.
 PACKAGES = (
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "polkitd", "procps", "sudo", "acl"),
+    *("udev", "kmod"),  # for hosts with a kernel of their own; in a container they do not start
     *("iproute2", "iputils-ping", "nftables", "openssh-server", "ca-certificates"),
     *("python3", "python3-venv", "python3-apt"),
     *("etcd-server", "etcd-client"),
@@ -46,7 +47,7 @@ def shared_root() -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "root.lock"):
+    with locked(cache / "root.lock"):
         if not folder.is_dir():
             for left_over in cache.glob("building-*"):
                 shutil.rmtree(left_over)
@@ -58,7 +59,7 @@ def shared_root() -> Path:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -26,11 +26,13 @@ RUN = Path("/run/lavalite-lab")
 
 @dataclass(slots=True)
 class Host:
-    """`number` gives the address and the machine's name; `process` is its nspawn, None while it is off."""
+    """`number` gives the address and the machine's name; `process` is its nspawn or QEMU, None while it is off."""
 
     name: str
     number: int
     process: Process | None = None
+    own_kernel: bool = False
+    """Whether it is a machine of its own (machines.py) and not a container (hosts.py)."""
 
     @property
     def address(self) -> str:
@@ -65,6 +67,15 @@ class State:
     def disk(self, host: Host) -> Path:
         return self.disks / host.name
 
+    def console(self, host: Host) -> Path:
+        return self.disk(host) / "console.log"
+
+    def said(self, host: Host, lines: int = 5) -> str:
+        """The end of what the host's console showed, in one line."""
+        file = self.console(host)
+        text = file.read_text(errors="replace").splitlines() if file.exists() else []
+        return " / ".join(line.strip() for line in text[-lines:]) or "nothing"
+
 
 def folder(lab: str) -> Path:
     return RUN / lab
@@ -84,7 +95,10 @@ def load(lab: str) -> State:
         fields = json.loads((folder(lab) / "state.json").read_text())
     except FileNotFoundError:
         raise LabError(f"There is no lab {lab}: there are {', '.join(labs()) or 'none'}.") from None
-    hosts = {name: Host(name, each["number"], _process(each["process"])) for name, each in fields["hosts"].items()}
+    hosts = {
+        name: Host(name, each["number"], _process(each["process"]), each.get("own_kernel", False))
+        for name, each in fields["hosts"].items()
+    }
     return State(
         fields["name"], Path(fields["root"]), Path(fields["disks"]), fields["boot"], _process(fields["owner"]), hosts
     )

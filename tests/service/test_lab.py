@@ -43,6 +43,19 @@ def command_line(*arguments: str, **variables: str) -> subprocess.CompletedProce
     )
 
 
+def killed_test(name: str, more: str, ready: Callable[[], bool]) -> None:
+    """Of a process that made the lab `name`, with a host `alone`, and was killed when `ready`."""
+    script = f"import time, lab\nwith lab.Lab(['alone'], name='{name}'{more}):\n time.sleep(300)"
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as test:
+        until(ready, f"lab {name} is there", 300)
+        test.kill()
+
+
+def is_on(name: str) -> bool:
+    return name in state.labs() and "alone" in Lab.open(name).hosts and Lab.open(name).hosts["alone"].on
+
+
 def left_behind(lab: str) -> list[str]:
     """What there is of a lab: it must be empty after its end."""
     found = [state.folder(lab), root.cache_folder() / "disks" / lab, Path("/run/netns", network.namespace(lab))]
@@ -148,19 +161,26 @@ class TestLife:
 
     def test_what_a_killed_test_left_is_ended(self) -> None:
         name = f"killed{os.getpid()}"
-        script = (
-            f"import time, lab\nwith lab.Lab(['alone'], name='{name}'):\n print('up', flush=True)\n time.sleep(300)"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-        with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as test:
-            assert test.stdout is not None and test.stdout.readline() == b"up\n"
-            server = subprocess.Popen([*Lab.open(name).inside(), "sleep", "300"])
-            host = Lab.open(name).hosts["alone"]
-            test.kill()
+        killed_test(name, "", lambda: is_on(name))
+        server = subprocess.Popen([*Lab.open(name).inside(), "sleep", "300"])
+        host = Lab.open(name).hosts["alone"]
         assert host.on and len(left_behind(name)) >= 3
         assert name in clean.clean()
         assert not host.on and left_behind(name) == []
         assert server.wait(timeout=5) == -signal.SIGKILL
+
+    @pytest.mark.lab(kernel=True)
+    def test_what_a_killed_test_left_of_a_machine_is_ended(self) -> None:
+        name = f"machine{os.getpid()}"
+        killed_test(name, ", kernels=['alone']", lambda: is_on(name))
+        host = Lab.open(name).hosts["alone"]
+        assert host.on and host.own_kernel and len(left_behind(name)) == 3
+        assert name in clean.clean()
+        assert not host.on and left_behind(name) == []
+
+    def test_a_kernel_for_nobody_is_refused(self, pair: Lab) -> None:
+        with pytest.raises(LabError, match="gamma shall have a kernel and is not among"):
+            pair.add(["alpha"], kernels=["gamma"])
 
     def test_a_name_in_use_is_refused_and_its_lab_unharmed(self, pair: Lab) -> None:
         with pytest.raises(LabError, match=f"python -m lab destroy --name {pair.name}"), Lab(name=pair.name):
