@@ -275,6 +275,24 @@ async def test_a_broken_bus_is_told_and_harms_nobody(bench: SystemdBench) -> Non
     assert [(known.state, known.exit_code) for known in (await bench.executor.list()).known] == [("ended", 3)]
 
 
+async def test_who_wants_nothing_left_ends_all_and_the_next_agent_hears_why(bench: SystemdBench) -> None:
+    from lavalite.sbatchd.systemd.ending import end_units
+
+    await bench.executor.start(bench.launch("1.0.1", "sleep 600"))
+    stubborn = "trap '' TERM; echo up > up; while :; do sleep 0.1; done"
+    await bench.executor.start(bench.launch("2.0.1", stubborn, grace_seconds=600))
+    await until((bench.out / "up").exists)
+    await bench.executor.close()
+    assert await asyncio.to_thread(end_units, bench.folder, grace_seconds=1.0, prefix=bench.PREFIX) == 2
+    assert bench.leftovers() == []
+    assert systemctl("list-units", "--state=active", "--plain", "--no-legend", f"{bench.PREFIX}-*") == ""
+    assert await asyncio.to_thread(end_units, bench.folder, grace_seconds=1.0, prefix=bench.PREFIX) == 0
+    bench.executor = bench.fresh()
+    await bench.connect()
+    ended = {known.id: (known.state, known.exit_code, known.reason) for known in bench.listed.known}
+    assert ended == {"1.0.1": ("ended", -15, "stop"), "2.0.1": ("ended", -9, "stop")}
+
+
 async def test_many_at_once(bench: SystemdBench) -> None:
     names = [f"{job}.0.1" for job in range(1, 41)]
     for name in names:

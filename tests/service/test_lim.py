@@ -188,6 +188,25 @@ async def test_resigning_hands_over_to_another_candidate(tmp_path: Path, sqlite:
         assert isinstance(refused, Refused) and refused.code == "not_leader"
 
 
+async def test_who_resigns_alone_leads_again_at_once(tmp_path: Path, sqlite: dict[str, Any]) -> None:
+    nodes = LimCluster(tmp_path, {"n1": 5}, store=sqlite, command=FAKE, lease_ttl_seconds=60)
+    with nodes.running():
+        lim = await nodes.leader()
+        await scheduler_of(lim)
+        assert isinstance(await lim.ask(Resign()), Bye)
+        await scheduler_of(lim, 2)  # long before a cool-down of three minutes would be over
+
+
+async def test_a_leader_whose_scheduler_cannot_run_lets_another_lead(tmp_path: Path, sqlite: dict[str, Any]) -> None:
+    script = 'if [ "$0" = n1 ]; then exit 1; fi; exec "$@"'
+    command = ("sh", "-c", script, "{node}", *FAKE)
+    nodes = LimCluster(tmp_path, {"n1": 10, "n2": 1}, store=sqlite, command=command)
+    with nodes.running():
+        await scheduler_of(nodes["n2"])
+        assert await nodes["n2"].leads()
+        assert "the scheduler cannot run here" in nodes["n1"].log
+
+
 async def test_a_leader_that_is_stopped_hands_over_at_once(tmp_path: Path, sqlite: dict[str, Any]) -> None:
     nodes = LimCluster(tmp_path, {"n1": 10, "n2": 1}, store=sqlite, command=FAKE, lease_ttl_seconds=60)
     with nodes.running():
@@ -205,8 +224,17 @@ async def test_a_leader_that_is_stopped_hands_over_at_once(tmp_path: Path, sqlit
 def test_back_off_doubles_up_to_ten_seconds_and_forgets_after_a_healthy_run() -> None:
     backoff = Backoff()
     assert [backoff.after(0) for _ in range(8)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
+    assert backoff.failures == 8
     assert backoff.after(60) == 0.2
-    assert backoff.after(1) == 0.4
+    assert backoff.failures == 0
+    assert [backoff.after(1), backoff.after(1)] == [0.2, 0.4]
+
+
+def test_one_that_a_person_ended_did_not_fail_unless_it_ends_at_once() -> None:
+    backoff = Backoff()
+    backoff.after(1)
+    assert (backoff.after(5, well=True), backoff.failures) == (0.2, 0)
+    assert [backoff.after(0.1, well=True) for _ in range(3)] == [0.2, 0.4, 0.8]
 
 
 async def test_a_killed_scheduler_is_started_again_with_growing_pauses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cluster import until
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
 from lavalite.lim import program as program_module
-from lavalite.lim.program import SystemdProgram
+from lavalite.lim.program import LockedProgram, SystemdProgram
 from lavalite.lim.supervise import Supervisor
 
 SYSTEMCTL = """#!/bin/sh
@@ -103,3 +104,40 @@ async def test_a_machine_without_systemd_is_a_sentence(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LavaLiteError, match=r"supervise\.mode: child"):
         await SystemdProgram("m.service", SystemClock()).start()
+
+
+async def test_where_the_lock_starts_and_stops_it_only_the_lock_is_touched(
+    systemd: FakeSystemd, tmp_path: Path
+) -> None:
+    clock, lock = SystemClock(), tmp_path / "master.lock"
+    lock.touch()
+    supervisor = Supervisor(LockedProgram("m.service", clock, lock.unlink), clock)
+    supervisor.start()
+
+    async def looked() -> bool:
+        return systemd.count("is-active m.service") > 0
+
+    await until(looked, 10, "it waits for systemd")
+    systemd.set("active")
+
+    async def started() -> bool:
+        return supervisor.starts == 1
+
+    await until(started, 10, "what systemd started is seen")
+    stopping = asyncio.create_task(supervisor.stop(clock.boottime() + 60))
+
+    async def unlocked() -> bool:
+        return not lock.exists()
+
+    await until(unlocked, 10, "the lock is given up")
+    assert not stopping.done(), "it is not gone before systemd has stopped it"
+    systemd.set("inactive")
+    await stopping
+    calls = (tmp_path / "calls").read_text().split("\n")
+    assert {call.split(" ")[0] for call in calls if call} == {"is-active"}
+
+
+async def test_a_path_unit_that_does_nothing_is_named(systemd: FakeSystemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_module, "FOLLOW_SECONDS", 0.1)
+    with pytest.raises(LavaLiteError, match=r"does not start m\.service.*path unit"):
+        await LockedProgram("m.service", SystemClock(), lambda: None).start()

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab
-from lab_site import CANDIDATES, PERSON, WORKERS, Site, until
+from lab_site import CANDIDATES, PERSON, ROOT, WORKERS, Site, until
+
+VIP = "198.18.0.200"
+LEASE_SECONDS = 5
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("site")]
 
@@ -19,7 +22,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900), pytes
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Lab([*CANDIDATES, *WORKERS]) as lab:
-        yield Site(lab, tmp_path_factory.mktemp("site"))
+        variables = {"lim_vip": f"{VIP}/24", "lim_vip_interface": "host0"}
+        yield Site(lab, tmp_path_factory.mktemp("site"), variables)
 
 
 def test_a_cluster_comes_out_of_nothing(site: Site) -> None:
@@ -94,8 +98,35 @@ def test_daemons_may_do_no_more_than_their_units_say(site: Site) -> None:
         line = f"cat /proc/$(systemctl show --property=MainPID --value {unit})/status"
         status = dict(each.split(":\t", 1) for each in site.lab.run(leader, line).stdout.splitlines())
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), unit
-        chown_and_read = 0b101
-        assert int(status["CapBnd"], 16) == (chown_and_read if unit == "lavalite-sbatchd" else 0), unit
+        addresses, chown_and_read = 1 << 12 | 1 << 13, 0b101
+        wanted = {"lavalite-lim": addresses, "lavalite-mbatchd": 0, "lavalite-sbatchd": chown_and_read}
+        assert int(status["CapBnd"], 16) == wanted[unit], unit
+
+
+def held(site: Site) -> list[str]:
+    """Who has the address that follows the leader, of the candidates that are on."""
+    on = [name for name in CANDIDATES if site.lab.hosts[name].on]
+    return [name for name in on if VIP in site.lab.run(name, "ip -o addr show host0").stdout]
+
+
+def answers(site: Site) -> bool:
+    """Whether the API answers at that address, to somebody else on the network."""
+    look = f"from urllib.request import urlopen; urlopen('http://{VIP}:6880/status', timeout=2)"
+    return site.lab.run("n1", ["python3", "-c", look], check=False).returncode == 0
+
+
+def test_an_address_follows_the_leader_and_no_frozen_one_keeps_it(site: Site) -> None:
+    (first,) = site.leaders()
+    until(lambda: held(site) == [first] and answers(site), "the API answers at the leader's address")
+    site.lab.run(first, "systemctl kill --signal=STOP lavalite-lim")
+    try:
+        until(lambda: first not in held(site), "the kernel takes it from a LIM that is frozen", 3 * LEASE_SECONDS)
+        (second,) = until(lambda: held(site), "another candidate has it")
+        until(lambda: answers(site), "the API answers there")
+    finally:
+        site.lab.run(first, "systemctl kill --signal=CONT lavalite-lim")
+    until(lambda: site.leaders() == [second], "who was frozen leads no more")
+    assert held(site) == [second]
 
 
 def test_the_cluster_outlives_its_leader(site: Site) -> None:
@@ -103,9 +134,10 @@ def test_the_cluster_outlives_its_leader(site: Site) -> None:
     before = until(lambda: site.status(first), "the scheduler answers")["epoch"]
     site.lab.power_off(first)
     try:
-        (second,) = until(lambda: site.leaders(), "another candidate leads")
+        (second,) = until(lambda: held(site), "another candidate has the address", 3 * LEASE_SECONDS)
+        until(lambda: site.leaders() == [second], "it leads")
         status = until(lambda: site.status(second), "its scheduler answers")
-        assert status["epoch"] > before
+        assert status["epoch"] > before and answers(site)
         result = site.job(second, PERSON, name="after", command=["hostname"], wait=True, output=True, timeout=90)
         assert result["stdout"].strip() in WORKERS
     finally:
@@ -113,3 +145,76 @@ def test_the_cluster_outlives_its_leader(site: Site) -> None:
     until(lambda: site.lab.run(first, "systemctl is-active lavalite-lim", check=False).returncode == 0, "LIM is back")
     until(lambda: site.status(first), "who came back knows who leads")
     assert site.leaders() == [second]
+
+
+def operating_commands() -> list[str]:
+    """Those of docs/operating.md on units, in their order."""
+    page = (ROOT / "docs/operating.md").read_text()
+    section = page[page.index("## Units") : page.index("## An address")]
+    return re.findall(r"^\$ (.*)$", section, re.MULTILINE)
+
+
+def test_what_the_page_on_operating_tells_to_type_does_what_it_says(site: Site) -> None:
+    (leader,) = site.leaders()
+    for line in operating_commands():
+        if line.startswith("ansible-playbook"):
+            continue  # the tests below
+        if line == "lavalite resign":
+            line = "/opt/lavalite/current/bin/lavalite resign"
+        said = site.lab.run(leader, f"SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat {line}").stdout
+        assert said, line
+    until(lambda: site.leaders() not in ([], [leader]), "another candidate leads")
+
+
+def lead(site: Site, wanted: str) -> None:
+    """Let others resign until it leads."""
+
+    def led() -> bool:
+        found = site.leaders()
+        if found and found != [wanted] and site.status(found[0]):
+            site.lab.run(found[0], "/opt/lavalite/current/bin/lavalite resign", check=False)
+        return found == [wanted]
+
+    until(led, f"{wanted} leads", 120)
+
+
+def test_where_the_lim_does_not_supervise_the_lock_starts_and_stops_the_scheduler(site: Site) -> None:
+    by_lock, by_lim = [line for line in operating_commands() if line.startswith("ansible-playbook")]
+    arguments = by_lock.split()[4:]
+    assert arguments == ["--limit", "ctl1", "-e", "lim_supervises_mbatchd=false"]
+    rule = "test -e /etc/polkit-1/rules.d/50-lavalite.rules"
+    site.play(*arguments)
+    assert site.lab.run("ctl1", rule, check=False).returncode == 1
+    lead(site, "ctl1")
+    pid = "systemctl show --property=MainPID --value lavalite-mbatchd"
+    before = site.lab.run("ctl1", pid).stdout
+    site.lab.run("ctl1", "systemctl kill --signal=KILL lavalite-mbatchd")
+    until(lambda: site.lab.run("ctl1", pid).stdout not in ("0\n", before), "systemd starts it again")
+    until(lambda: site.status("ctl1"), "it answers")
+    # One that hangs is stopped as well.
+    site.lab.run("ctl1", "systemctl kill --signal=STOP lavalite-mbatchd; /opt/lavalite/current/bin/lavalite resign")
+    until(lambda: site.leaders() not in ([], ["ctl1"]), "another candidate leads, and ctl1's scheduler is gone")
+    assert not site.lab.run("ctl1", "cat /run/lavalite/master.lock", check=False).stdout
+
+    site.play(*by_lim.split()[4:])
+    units = "systemctl list-unit-files --no-legend 'lavalite-mbatchd*'"
+    assert site.lab.run("ctl1", units).stdout.split()[::3] == ["lavalite-mbatchd.service"]
+    assert site.lab.run("ctl1", rule, check=False).returncode == 0
+
+
+def test_stop_ends_the_daemons_and_the_work_too_if_that_is_wanted(site: Site) -> None:
+    asked = until(lambda: next((name for name in site.leaders() if site.status(name)), ""), "a scheduler answers")
+    job = site.job(asked, PERSON, name="long", command=["sleep", "600"])
+    running = "systemctl is-active --quiet lavalite-{}.0.1.service"
+
+    def working() -> list[str]:
+        line = running.format(job["id"])
+        return [name for name in WORKERS if site.lab.run(name, line, check=False).returncode == 0]
+
+    (node,) = until(working, "the job runs")
+    site.play(playbook="playbooks/stop.yml")
+    assert working() == [node]
+    site.play("-e", "sbatchd_end_attempts=true", playbook="playbooks/stop.yml")
+    for name in site.lab.hosts:
+        left = "systemctl list-units --plain --no-legend 'lavalite-*.service' | grep -v etcd"
+        assert site.lab.run(name, left, check=False).stdout == "", name

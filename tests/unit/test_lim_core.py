@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavalite.lim.core import REASON_DEADLINE, REASON_KEY_LOST, REASON_RESIGNED, Election, State, Timing
+from lavalite.lim.core import (
+    GIVE_UP_AFTER,
+    REASON_CANNOT_RUN,
+    REASON_DEADLINE,
+    REASON_KEY_LOST,
+    REASON_RESIGNED,
+    Election,
+    State,
+    Timing,
+)
 from lavalite.lim.steps import (
     Action,
     Campaign,
@@ -35,6 +44,7 @@ from lavalite.lim.steps import (
     ResignAsked,
     Revoke,
     RevokeEnded,
+    SchedulerFails,
     SchedulerStopped,
     StepDown,
     Tick,
@@ -107,6 +117,38 @@ def test_resigning_drains_renews_revokes_and_lets_others_go_first() -> None:
     election.handle(Tick(), 16.9)  # reads again
     assert election.handle(LeaderRead(6, None), 16.9) == []
     assert election.handle(Tick(), 17) == [Campaign(7, "abc.7")], "2 + cool-down of 3 × 5"
+
+
+def resigned(asked: Event) -> Election:
+    """At 2, with the lease given back; the key is read as absent."""
+    election = leading()
+    election.handle(asked, 0.5)
+    election.handle(SchedulerStopped(), 1.5)
+    election.handle(SchedulerStopped(), 1.6)
+    election.handle(RevokeEnded(3), 2)
+    assert election.handle(Tick(), 2) == [ReadLeader(4)]
+    return election
+
+
+def test_who_has_nobody_to_give_way_to_comes_back_at_once() -> None:
+    assert resigned(ResignAsked(rivals=False)).handle(LeaderRead(4, None), 2) == [Campaign(5, "abc.5")]
+    assert resigned(ResignAsked(rivals=True)).handle(LeaderRead(4, None), 2) == []
+
+
+def test_a_leader_whose_scheduler_cannot_run_lets_another_try() -> None:
+    election = leading()
+    for times in range(1, GIVE_UP_AFTER):
+        assert election.handle(SchedulerFails(times, rivals=True), 0.5) == []
+    assert election.handle(SchedulerFails(GIVE_UP_AFTER, rivals=True), 0.5) == [Drain((0, 17), 10.5)]
+    assert election.handle(SchedulerFails(GIVE_UP_AFTER + 1, rivals=True), 0.6) == [], "it does already"
+    assert election.handle(SchedulerStopped(), 1) == [StepDown((0, 17), 1.5, REASON_CANNOT_RUN)]
+
+
+def test_it_goes_on_trying_where_there_is_no_other() -> None:
+    election = leading()
+    assert election.handle(SchedulerFails(99, rivals=False), 0.5) == []
+    assert election.leads(0.5)
+    assert election.handle(SchedulerFails(100, rivals=True), 0.6) == [Drain((0, 17), 10.6)], "one came"
 
 
 def test_a_drain_that_takes_too_long_is_cut() -> None:

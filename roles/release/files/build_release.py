@@ -30,6 +30,7 @@ ENTRIES = {
     "node": {
         "lavalite-lim": "lavalite.lim.daemon",
         "lavalite-sbatchd": "lavalite.sbatchd.daemon",
+        "lavalite-end-attempts": "lavalite.sbatchd.ending",
         "lavalite-node-key": "lavalite.wire.node_key",
     },
     "control": {"lavalite": "lavalite.cli.main", "lavalite-mbatchd": "lavalite.mbatchd.daemon"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,17 +22,40 @@ ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not listened on)
 
 
 class SuperviseConfig(Config):
-    """How the leading LIM runs mbatchd: as its `child`, as a `systemd` unit, or not at all (`none`)."""
+    """How the leading LIM runs mbatchd: as its `child`, as a `systemd` unit, or not at all (`none`).
 
-    mode: Literal["child", "systemd", "none"] = "child"
+    `lock`: a unit that systemd itself starts and stops, by a path unit that watches the lock file.
+    """
+
+    mode: Literal["child", "systemd", "lock", "none"] = "child"
     command: tuple[str, ...] = Field(default=(), description="child: the program and its arguments.")
-    unit: str = Field(default="lavalite-mbatchd.service", description="systemd: the unit to start and stop.")
+    unit: str = Field(default="lavalite-mbatchd.service", description="systemd, lock: the unit.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.mode == "child" and self.command and not self.command[0]:
             raise ValueError("command begins with an empty text. Write the program, then its arguments.")
         return self
+
+
+class VipConfig(Config):
+    """An address that is on the leader's interface while it leads. Needs CAP_NET_ADMIN and CAP_NET_RAW."""
+
+    address: str = Field(description="With its prefix, such as 198.18.0.100/24. No machine has it for itself.")
+    interface: str = Field(min_length=1, max_length=15, pattern=r"^[^\s/:]+$")
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            address = ipaddress.ip_interface(value)
+        except ValueError:
+            raise ValueError(f"{value[:60]!r} is no IP address. Write it as 198.18.0.100/24.") from None
+        if "/" not in value:
+            raise ValueError(f"{value} has no prefix. Write {value}/24, or as long as the network's is.")
+        if address.is_loopback or address.is_multicast or address.is_unspecified:
+            raise ValueError(f"{value} cannot move between machines. Take a free one of the candidates' network.")
+        return value
 
 
 class LimConfig(Config):
@@ -57,6 +83,7 @@ class LimConfig(Config):
     key_path: Path | None = None
     labels: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)
     supervise: SuperviseConfig = SuperviseConfig()
+    vip: VipConfig | None = Field(None, description="Candidates only: an address that follows the leader.")
     mbatchd_address: str = "127.0.0.1:6881"
     api_url: str = "http://127.0.0.1:6880"
 
@@ -80,6 +107,8 @@ class LimConfig(Config):
             raise ValueError("nobody to ask who leads. List the candidates' LIMs under candidates:.")
         if self.candidate and self.supervise.mode == "child" and not self.supervise.command:
             raise ValueError("supervise.mode child needs supervise.command. Write mbatchd's program and arguments.")
+        if not self.candidate and self.vip is not None:
+            raise ValueError("only a leader has the virtual IP. Remove vip:, or set candidate: true.")
         if not self.advertise and parse_address(self.listen, "listen").host in ANY_ADDRESS:
             raise ValueError(f"others cannot dial {self.listen}. Set advertise: HOST:PORT.")
         return self
@@ -114,6 +143,18 @@ def check_config(config: LimConfig) -> None:
     if config.tls is not None:
         config.tls.server_context()
         config.tls.client_context()
+    if config.vip is not None:
+        _check_vip(config.vip)
+
+
+def _check_vip(vip: VipConfig) -> None:
+    interfaces = sorted(name for _, name in socket.if_nameindex())
+    if vip.interface not in interfaces:
+        hint = f"Name one of {', '.join(interfaces)}."
+        raise InputError(f"this machine has no interface {vip.interface}", field="vip.interface", hint=hint)
+    if find_spec("pyroute2") is None:
+        hint = "Install lavalite[node], or remove vip:."
+        raise InputError("the Python package pyroute2 is not installed", field="vip", hint=hint)
 
 
 def _checked(text: str) -> str:

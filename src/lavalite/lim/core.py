@@ -1,7 +1,7 @@
 """The election of one candidate, as a pure state machine: events and `now` in, actions out.
 
                  key absent          its turn          key is ours
-    FOLLOWING ────────────► WAITING ─────────► CAMPAIGNING ─────────► LEADING ──── asked to resign ──► RESIGNING
+    FOLLOWING ────────────► WAITING ─────────► CAMPAIGNING ─────────► LEADING ──── resigns ──────────► RESIGNING
      ▲  ▲  ▲                   │                │   │ answer lost      │                                  │
      │  │  └──── key seen ─────┘    not elected │   ▼                  │ own deadline, key lost           │ drained,
      │  │                                       │  RESOLVING ─────────►│ (key holds our nonce)            │ as LEADING
@@ -11,6 +11,9 @@
 The law: the deadline is counted from when the last good renewal was *sent*, less a margin, so it always lies before
 the moment at which the store can give the key to another. Whoever wakes up behind its deadline steps down before
 it does anything else, whatever good news the event brings. All times are CLOCK_BOOTTIME seconds.
+
+It resigns when it is asked to, and when its scheduler cannot run while another candidate is there. After that it lets
+the others go first for a while; where there are none, it comes back at once.
 
 Every action with a `request` is answered by exactly one event with the same number; late answers are ignored.
 """
@@ -44,6 +47,7 @@ from lavalite.lim.steps import (
     ResignAsked,
     Revoke,
     RevokeEnded,
+    SchedulerFails,
     SchedulerStopped,
     StepDown,
     Tick,
@@ -85,13 +89,16 @@ class Timing:
 
     @property
     def cool_down_seconds(self) -> float:
-        """How long one that resigned lets the others go first."""
+        """How long one that resigned lets the others go first, if there are any."""
         return 3 * self.ttl_seconds
 
 
 REASON_DEADLINE = "the lease could not be renewed in time"
 REASON_KEY_LOST = "the leader key is not ours any more"
 REASON_RESIGNED = "asked to resign"
+REASON_CANNOT_RUN = "the scheduler cannot run here, and another candidate is there"
+GIVE_UP_AFTER = 3
+"""So many early ends of the scheduler, one after the other, and another candidate may try."""
 
 
 class Election:
@@ -113,7 +120,8 @@ class Election:
         self._campaign_at = math.inf
         self._cool_until = -math.inf
         self._drain_until = math.inf
-        self._resigned = False
+        self._gives_way = False
+        self._why_resigned = REASON_RESIGNED
 
     def leads(self, now: float) -> bool:
         """Whether this process may act as the leader at this very moment."""
@@ -178,8 +186,12 @@ class Election:
                 return self._on_stopped(now)
             case RevokeEnded():
                 return self._on_revoked(now)
-            case ResignAsked():
-                return self._on_resign(now)
+            case ResignAsked(rivals=rivals):
+                return self._on_resign(now, rivals, REASON_RESIGNED)
+            case SchedulerFails(times=times, rivals=rivals):
+                if times < GIVE_UP_AFTER or not rivals:
+                    return []
+                return self._on_resign(now, rivals, REASON_CANNOT_RUN)
 
     # --- following and campaigning ---
 
@@ -188,7 +200,7 @@ class Election:
             case State.RESOLVING if now >= self.deadline:
                 return self._drop(self._lease_id) + self._follow(now)
             case State.RESIGNING if now >= self._drain_until:
-                return self._step_down(now, REASON_RESIGNED)
+                return self._step_down(now, self._why_resigned)
             case State.STEPPING_DOWN | State.CAMPAIGNING:
                 return []
         if self._pending is not None:
@@ -258,7 +270,7 @@ class Election:
             return self._follow(now) + self._drop(self._lease_id)
         self.state = State.LEADING
         self.epoch = epoch
-        self._resigned = False
+        self._gives_way = False
         sent_at = self.deadline - self.timing.ttl_seconds + self.timing.margin_seconds
         self._next_at = sent_at + self.timing.interval_seconds
         return [Lead(epoch, self.deadline)]
@@ -268,11 +280,11 @@ class Election:
         self._next_at = sent_at + self.timing.interval_seconds
         return [Extend(self.epoch, self.deadline)]
 
-    def _on_resign(self, now: float) -> list[Action]:
+    def _on_resign(self, now: float, rivals: bool, reason: str) -> list[Action]:
         if self.state is not State.LEADING:
             return []
         self.state = State.RESIGNING
-        self._resigned = True
+        self._gives_way, self._why_resigned = rivals, reason
         self._drain_until = now + self.timing.drain_seconds
         return [Drain(self.epoch, self._drain_until)]
 
@@ -285,7 +297,7 @@ class Election:
 
     def _on_stopped(self, now: float) -> list[Action]:
         if self.state is State.RESIGNING:
-            return self._step_down(now, REASON_RESIGNED)
+            return self._step_down(now, self._why_resigned)
         if self.state is State.STEPPING_DOWN and self._pending is None:
             return [Revoke(self._ask(), self._lease_id)]
         return []
@@ -293,7 +305,7 @@ class Election:
     def _on_revoked(self, now: float) -> list[Action]:
         if self.state is not State.STEPPING_DOWN:
             return []
-        if self._resigned:
+        if self._gives_way:
             self._cool_until = now + self.timing.cool_down_seconds
         return self._follow(now)
 

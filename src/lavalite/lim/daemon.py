@@ -16,11 +16,14 @@ from lavalite.lim.discovery import OwnOffer
 from lavalite.lim.election import Candidate
 from lavalite.lim.identity import Identity, make_state_folder
 from lavalite.lim.listener import Listener
+from lavalite.lim.lockfile import LockFile
 from lavalite.lim.membership import Roster
-from lavalite.lim.program import ChildProgram, NoProgram, Program, SystemdProgram
+from lavalite.lim.program import ChildProgram, LockedProgram, NoProgram, Program, SystemdProgram
 from lavalite.lim.socket import LocalDesk, Schedulers
+from lavalite.lim.steps import Epoch
 from lavalite.lim.supervise import Supervisor
 from lavalite.lim.view import CandidateView, View, WorkerView
+from lavalite.lim.vip import NoVip, Vip
 from lavalite.wire.connection import Connection, FrameServer
 from lavalite.wire.frames import Hello, Refused, Welcome
 
@@ -121,8 +124,25 @@ class _Lim:
             await local.close()
 
     def _candidate(self, address: str) -> Candidate:
-        supervisor = Supervisor(_program(self._config), self._clock)
-        return Candidate(self._config, address, self._clock, supervisor, self._schedulers.tell)
+        config, clock = self._config, self._clock
+        lock = LockFile(config.master_lock_path, config.node)
+        return Candidate(
+            config,
+            address,
+            clock,
+            Supervisor(_program(config, clock, lock), clock),
+            lock=lock,
+            vip=_vip(config, clock),
+            tell_deadline=self._schedulers.tell,
+            rivals=self._rivals,
+        )
+
+    def _rivals(self, epoch: Epoch, led_seconds: float) -> bool:
+        others = self._identity.other_candidates()
+        if led_seconds < self._roster.silent_after_seconds:
+            return bool(others)  # not all have found us yet
+        members = self._roster.members(epoch, self._clock.boottime())
+        return any(member.alive and member.node in others for member in members)
 
     async def _greet(self, hello: Hello, connection: Connection) -> Welcome | Refused:
         if self._listener is None:
@@ -134,13 +154,24 @@ class _Lim:
             await self._listener.serve(connection)
 
 
-def _program(config: LimConfig) -> Program:
+def _vip(config: LimConfig, clock: Clock) -> Vip:
+    if config.vip is None:
+        return NoVip()
+    # Only then: netlink costs memory that other candidates need not spend.
+    from lavalite.lim.vip_link import LinkVip
+
+    return LinkVip(config.vip, clock)
+
+
+def _program(config: LimConfig, clock: Clock, lock: LockFile) -> Program:
     match config.supervise.mode:
         case "child":
             state = config.state_path
             return ChildProgram(config.supervise.command, state / "mbatchd.log", state / "mbatchd.pid")
         case "systemd":
-            return SystemdProgram(config.supervise.unit, SystemClock())
+            return SystemdProgram(config.supervise.unit, clock)
+        case "lock":
+            return LockedProgram(config.supervise.unit, clock, lock.remove)
         case "none":
             return NoProgram()
 

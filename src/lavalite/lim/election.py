@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import Callable
 
@@ -30,11 +31,13 @@ from lavalite.lim.steps import (
     Renew,
     ResignAsked,
     Revoke,
+    SchedulerFails,
     SchedulerStopped,
     StepDown,
     Tick,
 )
 from lavalite.lim.supervise import Supervisor
+from lavalite.lim.vip import Vip
 from lavalite.store.keys import Keys
 
 log = structlog.get_logger(__name__)
@@ -43,6 +46,10 @@ SETTLED_STATES = (State.FOLLOWING, State.WAITING)
 
 TellDeadline = Callable[[Epoch, float], None]
 """Called with the epoch and the deadline (CLOCK_BOOTTIME); one in the past says that leadership is over."""
+
+
+Rivals = Callable[[Epoch, float], bool]
+"""Whether another candidate seems to be there, so many seconds into the leadership of an epoch."""
 
 
 class Candidate:
@@ -54,15 +61,20 @@ class Candidate:
         lim_address: str,
         clock: Clock,
         supervisor: Supervisor,
+        lock: LockFile,
+        vip: Vip,
         tell_deadline: TellDeadline,
+        rivals: Rivals,
     ) -> None:
         self.election = Election(config.timing, secrets.token_hex(8))
         self.keys = Keys(config.cluster)
         self._store = LeaderStore(config, lim_address, clock)
         self._clock = clock
         self._supervisor = supervisor
-        self._tell_deadline = tell_deadline
-        self._lock = LockFile(config.master_lock_path, config.node)
+        supervisor.tell_failures = self._on_failures
+        self._lock, self._vip = lock, vip
+        self._tell_deadline, self._rivals = tell_deadline, rivals
+        self._led_since = 0.0
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._draining: asyncio.Task[None] | None = None
 
@@ -72,10 +84,16 @@ class Candidate:
 
     def resign(self) -> None:
         """Hand over to another candidate."""
-        self._events.put_nowait(ResignAsked())
+        led_seconds = self._clock.boottime() - self._led_since
+        self._events.put_nowait(ResignAsked(self._rivals(self.election.epoch, led_seconds)))
+
+    def _on_failures(self, times: int) -> None:
+        # Only for one that is known to be there: nobody shall wait for a leader because of a guess.
+        self._events.put_nowait(SchedulerFails(times, self._rivals(self.election.epoch, math.inf)))
 
     async def run(self, stop: asyncio.Event) -> None:
         self._lock.remove()  # of an earlier life
+        self._vip.drop()
         await self._supervisor.clear()
         if not await self._store.open(stop):
             return
@@ -90,6 +108,7 @@ class Candidate:
             # Also when something failed that nobody foresaw: no scheduler without a leader.
             await self._supervisor.stop(self._clock.boottime())
             self._lock.remove()
+            await self._vip.close()
             await self._store.close()
 
     async def _resign_at(self, stop: asyncio.Event) -> None:
@@ -129,10 +148,13 @@ class Candidate:
                 tasks.create_task(self._ask(action))
             case Lead(epoch, deadline):
                 log.info("this LIM leads", epoch=epoch)
+                self._led_since = self._clock.boottime()
                 self._lock.write(epoch)
+                self._vip.hold(deadline)
                 self._tell_deadline(epoch, deadline)
                 self._supervisor.start()
             case Extend(epoch, deadline):
+                self._vip.hold(deadline)
                 self._tell_deadline(epoch, deadline)
             case Drain(epoch, until):
                 log.info("handing over", epoch=epoch)
@@ -140,6 +162,7 @@ class Candidate:
             case StepDown(epoch, kill_at, reason):
                 log.warning("this LIM leads no more", epoch=epoch, reason=reason)
                 self._tell_deadline(epoch, -1.0)
+                self._vip.drop()
                 self._lock.remove()
                 if self._draining is not None:
                     self._draining.cancel()

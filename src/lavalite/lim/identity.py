@@ -56,6 +56,10 @@ class Identity:
             log.warning("this node is not in the trust bundle: nobody will believe it", public=key.public)
         return cls(config.node, key, bundle, clock)
 
+    def other_candidates(self) -> set[str]:
+        """Nodes that may lead too."""
+        return {node for node in self._bundle.nodes() if self._bundle.role(node) == "candidate"} - {self._node}
+
     def assertion(self, audience: str, subject: str = "") -> str:
         """This node's word for itself, or for a person. Good for a minute."""
         return sign_assertion(self._key, self._node, audience, self._clock.now(), subject=subject)

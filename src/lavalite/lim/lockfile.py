@@ -23,6 +23,7 @@ class LockFile:
         draft = self._path.with_name(f".{self._path.name}.new")
         try:
             draft.write_text(json.dumps({"node": self._node, "epoch": epoch}) + "\n")
+            draft.chmod(0o644)
             draft.replace(self._path)
         except OSError as error:
             log.error("the lock file cannot be written", path=str(self._path), reason=error.strerror)

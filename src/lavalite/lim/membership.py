@@ -88,10 +88,15 @@ class Roster:
         want_offer = known is None or known.version != beat.offer_version
         return BeatAck(seq=beat.seq, sent=beat.sent, epoch=epoch, want_offer=want_offer)
 
+    @property
+    def silent_after_seconds(self) -> float:
+        """Who has not been heard of for so long is not alive."""
+        return SILENT_AFTER_BEATS * self.beat_seconds
+
     def members(self, epoch: EpochPair, now: float) -> list[Member]:
         if epoch != self._epoch:
             return []
-        silent_after = SILENT_AFTER_BEATS * self.beat_seconds
+        silent_after = self.silent_after_seconds
         return [
             Member(
                 node=node,

@@ -1,5 +1,7 @@
 """mbatchd as a program that can be started, watched and ended: a child process, a systemd unit, or nothing.
 
+A unit is started and stopped by us, or by systemd itself, which follows the lock file (`LockedProgram`).
+
 The child outlives a LIM that is killed: it ends by itself when its deadline passes. A new LIM waits for that.
 """
 
@@ -11,6 +13,8 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -24,6 +28,16 @@ LEFTOVER_SECONDS = 2.0
 POLL_SECONDS = 1.0
 SYSTEMCTL_SECONDS = 20.0
 GONE_STATES = ("inactive", "failed")
+FOLLOW_SECONDS = 10.0
+"""How long systemd may take to follow the lock file."""
+
+
+@dataclass(slots=True, frozen=True)
+class End:
+    """How it ended, in words. `well`: it wanted to, or was asked to."""
+
+    reason: str
+    well: bool = False
 
 
 class Program(ABC):
@@ -33,8 +47,8 @@ class Program(ABC):
     async def start(self) -> None: ...
 
     @abstractmethod
-    async def ended(self) -> str:
-        """Wait until it is gone, for sure; how it ended, in words. Raises nothing."""
+    async def ended(self) -> End:
+        """Wait until it is gone, for sure. Raises nothing."""
 
     @abstractmethod
     async def terminate(self) -> None:
@@ -57,9 +71,9 @@ class NoProgram(Program):
     async def start(self) -> None:
         self._over.clear()
 
-    async def ended(self) -> str:
+    async def ended(self) -> End:
         await self._over.wait()
-        return "not ours"
+        return End("not ours", well=True)
 
     async def terminate(self) -> None:
         self._over.set()
@@ -92,13 +106,14 @@ class ChildProgram(Program):
         except OSError as error:  # it runs: that it could be left over is the smaller evil
             log.error("mbatchd's pid cannot be remembered", path=str(self._pid_path), reason=error.strerror)
 
-    async def ended(self) -> str:
+    async def ended(self) -> End:
         assert self._process is not None
         code = await self._process.wait()
         _kill_group(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
             self._pid_path.unlink()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return End(reason, well=code == 0)
 
     async def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -130,7 +145,7 @@ class ChildProgram(Program):
 
 
 class SystemdProgram(Program):
-    """A unit of the system's manager. systemd restarts it, too; what it gives up on, we start again."""
+    """A unit of the system's manager, which starts and stops it for us."""
 
     def __init__(self, unit: str, clock: Clock) -> None:
         self._unit, self._clock = unit, clock
@@ -144,12 +159,12 @@ class SystemdProgram(Program):
                 raise
             # It may yet run: whoever stops it must wait for it, too.
 
-    async def ended(self) -> str:
+    async def ended(self) -> End:
         while True:
             # While systemctl itself fails we do not know, and then nothing may be started elsewhere.
             with contextlib.suppress(LavaLiteError):
                 if (state := await self._state()) in GONE_STATES:
-                    return f"unit {state}"
+                    return End(f"unit {state}", well=state == "inactive")
             await self._clock.sleep(POLL_SECONDS)
 
     async def terminate(self) -> None:
@@ -189,6 +204,36 @@ class SystemdProgram(Program):
             reason = err.decode(errors="replace").strip() or f"exit code {process.returncode}"
             raise LavaLiteError(f"systemctl {verb} {self._unit}: {reason}", hint=hint)
         return out.decode(errors="replace").strip()
+
+
+class LockedProgram(SystemdProgram):
+    """A unit that systemd starts while the lock file is there, and stops when it goes: we may only look.
+
+    It cannot be killed from here. Until it is gone the lease is not given back, and so ends by itself.
+    """
+
+    def __init__(self, unit: str, clock: Clock, unlock: Callable[[], None]) -> None:
+        super().__init__(unit, clock)
+        self._unlock = unlock
+
+    async def start(self) -> None:
+        until = self._clock.boottime() + FOLLOW_SECONDS
+        while await self._state() in GONE_STATES:
+            if self._clock.boottime() > until:
+                hint = "Is the path unit that watches the lock file enabled? See docs/operating.md."
+                raise LavaLiteError(f"systemd does not start {self._unit}", hint=hint)
+            await self._clock.sleep(POLL_SECONDS / 5)
+
+    async def terminate(self) -> None:
+        self._unlock()
+
+    async def kill(self) -> None:
+        self._unlock()
+
+    async def clear(self) -> None:
+        if await self._state() not in GONE_STATES:
+            log.warning("mbatchd still runs from an earlier leadership; it ends by itself", unit=self._unit)
+            await self.ended()
 
 
 def _kill_group(pid: int, number: signal.Signals) -> None:

@@ -111,12 +111,22 @@ class RevokeEnded:
 
 @dataclass(slots=True, frozen=True)
 class ResignAsked:
-    pass
+    """`rivals`: whether another candidate seems to be there, who shall go first then."""
+
+    rivals: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulerFails:
+    """It ended early, and badly, for the `times`th time on end."""
+
+    times: int
+    rivals: bool
 
 
 Event = (
     Tick | KeyChanged | LeaderRead | ReadFailed | Elected | NotElected | CampaignUnknown | Renewed | RenewalFailed
-    | KeyLost | SchedulerStopped | RevokeEnded | ResignAsked
+    | KeyLost | SchedulerStopped | RevokeEnded | ResignAsked | SchedulerFails
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Keeps mbatchd running while this LIM leads, and makes sure that it is gone before the lease can end.
 
-    start() ─► RUNNING ── ended by itself ──► waits 0.2, 0.4 … 10 s ──► RUNNING …
+    start() ─► RUNNING ── ended by itself ──► waits 0.2, 0.4 … 10 s ──► RUNNING …      each early, bad end is told
                   │ stop(kill_at)
                   ▼
                asked to end ── kill_at ──► killed ──► gone (only then may another be started)
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
-from lavalite.lim.program import Program
+from lavalite.lim.program import End, Program
 
 log = structlog.get_logger(__name__)
 
@@ -25,19 +26,25 @@ KILL_AGAIN_SECONDS = 1.0
 
 
 class Backoff:
-    """0.2 s, doubled after each early end, 10 s at most; from the start again after one that ran long enough."""
+    """0.2 s, doubled after each early end, 10 s at most; from the start again after one that ran long enough.
 
-    FIRST_SECONDS, MOST_SECONDS, HEALTHY_SECONDS = 0.2, 10.0, 30.0
+    One that ended well, such as after a SIGTERM by a person, did not fail, unless it did so at once.
+    """
+
+    FIRST_SECONDS, MOST_SECONDS, HEALTHY_SECONDS, AT_ONCE_SECONDS = 0.2, 10.0, 30.0, 2.0
 
     def __init__(self) -> None:
-        self._next = self.FIRST_SECONDS
+        self.failures = 0
+        """Early ends since the last good one."""
 
-    def after(self, ran_seconds: float) -> float:
+    def after(self, ran_seconds: float, *, well: bool = False) -> float:
         """Seconds to wait after a program that ran for `ran_seconds`."""
-        if ran_seconds >= self.HEALTHY_SECONDS:
-            self._next = self.FIRST_SECONDS
-        delay, self._next = self._next, min(self._next * 2, self.MOST_SECONDS)
-        return delay
+        if ran_seconds >= (self.AT_ONCE_SECONDS if well else self.HEALTHY_SECONDS):
+            self.failures = 0
+            return self.FIRST_SECONDS
+        self.failures += 1
+        delay: float = self.FIRST_SECONDS * 2 ** min(self.failures - 1, 10)
+        return min(delay, self.MOST_SECONDS)
 
 
 class Supervisor:
@@ -46,6 +53,8 @@ class Supervisor:
     def __init__(self, program: Program, clock: Clock) -> None:
         self._program = program
         self._clock = clock
+        self.tell_failures: Callable[[int], None] = lambda times: None
+        """Called after each early end with how many there were in a row."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self.starts = 0
@@ -88,21 +97,23 @@ class Supervisor:
         backoff = Backoff()
         while True:
             began = self._clock.boottime()
-            reason = await self._run_once()
+            end = await self._run_once()
             if self._stopping.is_set():
                 return
-            delay = backoff.after(self._clock.boottime() - began)
-            log.warning("mbatchd ended", reason=reason, next_start_seconds=delay)
+            delay = backoff.after(self._clock.boottime() - began, well=end.well)
+            log.warning("mbatchd ended", reason=end.reason, next_start_seconds=delay)
+            if backoff.failures:
+                self.tell_failures(backoff.failures)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return
 
-    async def _run_once(self) -> str:
+    async def _run_once(self) -> End:
         """Start it, wait until it is gone, and say how it ended."""
         try:
             await self._program.start()
         except LavaLiteError as error:
-            return str(error)
+            return End(str(error))
         self.starts += 1
         if self._stopping.is_set():
             await self._ask_to_end()

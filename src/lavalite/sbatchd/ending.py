@@ -1,8 +1,9 @@
-"""Ending the keeper of running attempts, and the attempts first: for who wants nothing left on a machine.
+"""Ending running attempts, and what watches over them: for who wants nothing left on a machine.
 
-    python -m lavalite.sbatchd.ending STATE_PATH
+    lavalite-end-attempts STATE_PATH…        or python -m lavalite.sbatchd.ending
 
-sbatchd itself never does this: attempts outlive it. It speaks the keeper's JSON, an object a line.
+sbatchd itself never does this: attempts outlive it. To the keeper it speaks JSON, an object a line; of attempts that
+are units, systemd.ending knows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from lavalite.base.errors import LavaLiteError
 from lavalite.base.processes import ProcessIdentity
 from lavalite.sbatchd.keeper import SOCKET_NAME
 
+CONTACT_NAME = "contact"
+"""The systemd executor's first file: who has it has been used."""
 ANSWER_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 _CREDENTIALS = struct.Struct("3i")
@@ -101,19 +104,31 @@ def end_keeper(path: Path, *, grace_seconds: float, now: Any) -> None:
         process.end(ANSWER_SECONDS)
 
 
-def main(arguments: list[str]) -> int:
-    """End the keeper of each sbatchd state folder named. Prints how many attempts it ended."""
+def end_attempts(folder: Path) -> int:
+    """End all that runs of an sbatchd's state folder; the number of attempts. Raises LavaLiteError."""
     ended = 0
-    for folder in arguments:
-        for path in sorted(Path(folder).rglob(SOCKET_NAME)):
-            ended += len(running_attempts(path))
-            end_keeper(path, grace_seconds=GRACE_SECONDS, now=SystemClock().monotonic)
+    for path in sorted(folder.rglob(SOCKET_NAME)):
+        ended += len(running_attempts(path))
+        end_keeper(path, grace_seconds=GRACE_SECONDS, now=SystemClock().monotonic)
+    units = folder / "systemd"
+    if (units / CONTACT_NAME).exists():
+        # Only where attempts are units: elsewhere what speaks to systemd need not be installed.
+        from lavalite.sbatchd.systemd.ending import end_units
+
+        ended += end_units(units, grace_seconds=GRACE_SECONDS)
+    return ended
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """End what runs of each sbatchd state folder named. Prints how many attempts it ended."""
+    try:
+        ended = sum(end_attempts(Path(folder)) for folder in (sys.argv[1:] if arguments is None else arguments))
+    except LavaLiteError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"{ended} attempts ended")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except LavaLiteError as error:
-        sys.exit(str(error))
+    sys.exit(main())
