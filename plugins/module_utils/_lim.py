@@ -3,7 +3,7 @@
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Two questions to the node's own LIM, on its Unix socket: who leads, and a token for the API, please.
+"""Questions to the node's own LIM, on its Unix socket: who leads, a token for the API, please; or: hand over.
 
 Frames are four bytes of length, big-endian, and JSON. LIM tells by the socket's credentials who asks.
 """
@@ -18,43 +18,45 @@ import struct
 from ansible_collections.lavalite.cluster.plugins.module_utils._client import connect_unix
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-ANSWERS = {"who_leads": "leader", "ask_token": "granted"}
+ANSWERS = {"hello": "welcome", "who_leads": "leader", "ask_token": "granted", "resign": "bye"}
 
 
-class LeaderSource:
-    """Called, it answers with (the leader's address, a token for it). Raises OSError or ValueError with a reason."""
+class LimSocket:
+    """One conversation with the LIM on a socket. Raises OSError, or ValueError with a reason.
 
-    def __init__(self, socket_path, timeout_seconds):
-        self._socket_path = socket_path
+    with LimSocket(path, timeout_seconds) as lim:
+        leader = lim.ask(dict(type="who_leads"))
+    """
+
+    def __init__(self, path, timeout_seconds):
+        self._socket_path = path
         self._timeout_seconds = timeout_seconds
 
-    def __call__(self):
-        leader, granted = self.ask(dict(type="who_leads"), dict(type="ask_token", audience="api"))
-        return str(leader["api_url"]), str(granted.get("token") or "")
-
-    def ask(self, *frames):
-        """An answer for each frame; the first asks who leads. Raises ValueError, also where nobody leads yet."""
+    def __enter__(self):
         try:
-            connection = connect_unix(self._socket_path, self._timeout_seconds)
+            self._connection = connect_unix(self._socket_path, self._timeout_seconds)
         except OSError as error:
             raise ValueError("%s: %s" % (self._socket_path, error.strerror or error)) from None
-        with connection, connection.makefile("rb") as stream:
-            hello = dict(type="hello", software_version="ansible", cluster="", node="", role="local")
-            self._ask(connection, stream, hello, "welcome")
-            answers = []
-            for frame in frames:
-                answers.append(self._ask(connection, stream, frame, ANSWERS[frame["type"]]))
-                if not answers[0].get("api_url"):
-                    raise ValueError("%s: no leader is known yet" % self._socket_path)
-            return answers
+        self._stream = self._connection.makefile("rb")
+        try:
+            self.ask(dict(type="hello", software_version="ansible", cluster="", node="", role="local"))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
-    def _ask(self, connection, stream, frame, wanted):
+    def __exit__(self, *_unused):
+        self._stream.close()
+        self._connection.close()
+
+    def ask(self, frame):
+        """The answer to a frame. ValueError where LIM refuses."""
         payload = json.dumps(frame).encode("utf-8")
-        connection.sendall(struct.pack(">I", len(payload)) + payload)
-        answer = self._read(stream)
+        self._connection.sendall(struct.pack(">I", len(payload)) + payload)
+        answer = self._read(self._stream)
         if answer.get("type") == "refused":
             raise ValueError("%s: LIM refuses: %s" % (self._socket_path, str(answer.get("message"))[:500]))
-        if answer.get("type") != wanted:
+        if answer.get("type") != ANSWERS[frame["type"]]:
             raise ValueError("%s: LIM did not answer as expected" % self._socket_path)
         return answer
 
@@ -72,3 +74,25 @@ class LeaderSource:
         if not isinstance(answer, dict):
             raise ValueError("%s: this is not LIM's socket" % self._socket_path)
         return answer
+
+
+class LeaderSource:
+    """Called, it answers with (the leader's address, a token for it). Raises OSError or ValueError with a reason."""
+
+    def __init__(self, socket_path, timeout_seconds):
+        self._socket_path = socket_path
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self):
+        leader, granted = self.ask(dict(type="who_leads"), dict(type="ask_token", audience="api"))
+        return str(leader["api_url"]), str(granted.get("token") or "")
+
+    def ask(self, *frames):
+        """An answer for each frame; the first asks who leads. Raises ValueError, also where nobody leads yet."""
+        with LimSocket(self._socket_path, self._timeout_seconds) as lim:
+            answers = []
+            for frame in frames:
+                answers.append(lim.ask(frame))
+                if not answers[0].get("api_url"):
+                    raise ValueError("%s: no leader is known yet" % self._socket_path)
+            return answers

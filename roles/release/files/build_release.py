@@ -1,12 +1,14 @@
 """A release as one archive, made on the machine that Ansible runs on: nodes need no internet.
 
-The archive holds lib/ (LavaLite and what it needs, by the hashes of the lock file beside this program) and bin/.
-Its name says what is in it, so an archive that is there already is not made again:
+The archive holds lib/ (LavaLite and what it needs, by the hashes of the lock file beside this program), bin/, and
+release.json, by which a node finds out whether it has all of it and which protocols it speaks. Its name says what is
+in it, so an archive that is there already is not made again:
 
     VERSION+DIGEST-PART-pyMINOR       on the node, below /opt/lavalite/releases
 
 DIGEST is over LavaLite's own source, the lock file and this program. PART is `node` or `control`: who may lead needs
-more than who works. One line of JSON comes out: name, archive, built.
+more than who works. One line of JSON comes out: name, version, archive, built, and protocol, the range that it speaks
+(null where that is not known yet).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 28
 """2.N: what wheels may ask for. Every node has at least the newest."""
+FACTS = "release.json"
 ENTRIES = {
     "node": {
         "lavalite-lim": "lavalite.lim.daemon",
@@ -55,15 +58,18 @@ class Refused(Exception):
 def main() -> int:
     options = arguments()
     try:
-        name = f"{release_version(options)}-{options.part}-py{options.minor.replace('.', '')}"
+        version = release_version(options)
+        name = f"{version}-{options.part}-py{options.minor.replace('.', '')}"
         archive = options.cache / f"{name}-{options.machine}.tar.gz"
         built = not archive.exists()
         if built and not options.name_only:
-            build(options, name, archive)
+            build(options, name, version, archive)
+        protocol = protocol_of(options.checkout / "src") if options.checkout else protocol_in(archive)
     except Refused as problem:
         print(problem, file=sys.stderr)
         return 1
-    print(json.dumps({"name": name, "archive": str(archive), "built": built}))
+    said = {"name": name, "version": version, "archive": str(archive), "built": built, "protocol": protocol}
+    print(json.dumps(said))
     return 0
 
 
@@ -109,7 +115,29 @@ def sources(checkout: Path) -> Iterator[Path]:
     )
 
 
-def build(options: argparse.Namespace, name: str, archive: Path) -> None:
+def protocol_of(folder: Path) -> list[int]:
+    """[oldest, newest] that the package below `folder` speaks. Raises Refused."""
+    file = folder / "lavalite/wire/frames.py"
+    found = re.search(r"^PROTOCOL_MIN, PROTOCOL_MAX = ([0-9]+), ([0-9]+)$", file.read_text(), re.MULTILINE)
+    if found is None:
+        raise Refused(f"{file} does not say which protocols it speaks.")
+    return [int(found[1]), int(found[2])]
+
+
+def protocol_in(archive: Path) -> list[int] | None:
+    """The same of an archive that is there."""
+    if not archive.exists():
+        return None
+    with tarfile.open(archive) as source:
+        # The first entry but the folder itself, so that little has to be read.
+        while (entry := source.next()) is not None:
+            if entry.name == f"./{FACTS}" and (file := source.extractfile(entry)) is not None:
+                protocol: list[int] = json.load(file)["protocol"]
+                return protocol
+    return None
+
+
+def build(options: argparse.Namespace, name: str, version: str, archive: Path) -> None:
     """Whole or not at all. Raises Refused with what pip said."""
     options.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.cache, prefix=".building-") as folder:
@@ -127,6 +155,17 @@ def build(options: argparse.Namespace, name: str, archive: Path) -> None:
         entries = ENTRIES["node"] | (ENTRIES["control"] if options.part == "control" else {})
         for program, module in entries.items():
             (tree / "bin" / program).write_text(ENTRY.format(python=options.python, module=module))
+        facts = {
+            "name": name,
+            "version": version,
+            "part": options.part,
+            "python": options.minor,
+            "machine": options.machine,
+            "protocol": protocol_of(tree / "lib"),
+        }
+        files = [file for file in tree.rglob("*") if not file.is_dir()]
+        counted = {"files": len(files), "bytes": sum(file.lstat().st_size for file in files)}
+        (tree / FACTS).write_text(json.dumps(facts | counted))
         pack(tree, Path(folder, "archive"))
         Path(folder, "archive").replace(archive)
 
@@ -157,7 +196,9 @@ def pack(tree: Path, archive: Path) -> None:
         return entry
 
     with tarfile.open(archive, "w:gz", compresslevel=5) as out:
-        out.add(tree, ".", filter=plain)
+        out.add(tree / FACTS, f"./{FACTS}", filter=plain)
+        for folder in ("bin", "lib"):
+            out.add(tree / folder, f"./{folder}", filter=plain)
 
 
 if __name__ == "__main__":
