@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(1500), pyte
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Lab([*CANDIDATES, *WORKERS]) as lab:
-        made = Site(lab, tmp_path_factory.mktemp("upgrade"), {"sbatchd_executor": "systemd"})
+        made = Site(lab, tmp_path_factory.mktemp("upgrade"))
         made.play()
         yield made
 
@@ -66,6 +66,16 @@ class Array:
 
     def states(self) -> Counter[str]:
         return Counter(task["state"] for task in self.tasks())
+
+    def held(self) -> set[str]:
+        """The units of those that run until they are let go, by node. Others run beside them, and others wait."""
+        wanted = {f"lavalite-{self.job}.{index}.1.service" for index in range(1, HOLDING + 1)}
+
+        def running() -> set[str]:
+            return {found for found in attempts(self.site) if found.split()[1] in wanted}
+
+        until(lambda: len(running()) == HOLDING, "the first tasks run", 120)
+        return running()
 
     def let_go(self) -> None:
         for node in WORKERS:
@@ -101,51 +111,57 @@ def next_release(site: Site) -> None:
     file.write_text(file.read_text().replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
 
 
-def changed_tasks(output: str) -> Counter[str]:
-    """ "TASK: host" of all that said changed."""
-    found: Counter[str] = Counter()
-    task = ""
-    for line in output.splitlines():
-        if named := re.match(r"(?:TASK|RUNNING HANDLER) \[(.*)\]", line):
-            task = named[1]
-        elif said := re.match(r"changed: \[([^\]]+)\]", line):
-            found[f"{task}: {said[1].split(' ')[0]}"] += 1
-    return found
-
-
-def upgraded_while_work_runs(site: Site, name: str, *arguments: str) -> str:
-    """Play upgrade.yml under an array; all that must hold is asserted. Returns what the play said."""
-    array = Array(site, name)
-    until(lambda: len(array.lines("lines")) >= HOLDING, "the first tasks run", 120)
-    led, units = leaderships(site), attempts(site)
-    said = site.play(*arguments, playbook=PLAYBOOK)
-    assert attempts(site) & units, "what ran before it is still running"
-    assert leaderships(site) - led <= 2, said
-    assert array.states()["running"] >= HOLDING
-    array.let_go()
-    until(lambda: array.states()["succeeded"] == TASKS, f"all end well, not {array.states()}", 240)
-    lines = array.lines("lines")
-    assert sorted(int(line.split()[0]) for line in lines) == list(range(1, TASKS + 1))
-    assert sorted(map(int, array.lines("ends"))) == list(range(1, TASKS + 1))
-    assert {task["attempt"] for task in array.tasks()} == {1}
-    return said
+def changes(output: str) -> dict[str, int]:
+    """How many tasks changed something, by host."""
+    return {host: int(count) for host, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", output, re.M)}
 
 
 def attempts(site: Site) -> set[str]:
     """The transient units of attempts that run, by node."""
-    listing = "systemctl list-units --plain --no-legend --state=running 'lavalite-attempt*' | cut -d' ' -f1"
+    listing = "systemctl list-units --plain --no-legend --state=running 'lavalite-*.*.*.service' | cut -d' ' -f1"
     return {f"{node} {unit}" for node in WORKERS for unit in site.lab.run(node, listing).stdout.split()}
+
+
+def nothing_lost_nothing_twice(array: Array) -> None:
+    """Also what ran all the time ends now. Each task ran once, to its end, as its first attempt."""
+    array.let_go()
+    until(lambda: array.states()["succeeded"] == TASKS, "all tasks end well", 240)
+    begun = array.lines("lines")
+    assert sorted(int(line.split()[0]) for line in begun) == list(range(1, TASKS + 1))
+    assert {line.split()[1] for line in begun} == {"1"}
+    assert sorted(map(int, array.lines("ends"))) == list(range(1, TASKS + 1))
+    assert {task["attempt"] for task in array.tasks()} == {1}
 
 
 def test_from_one_release_to_the_next_while_work_runs(site: Site) -> None:
     (before,) = releases(site)
     next_release(site)
-    checked = changed_tasks(site.play("--check", playbook=PLAYBOOK))
-    assert releases(site) == {before}
-    said = upgraded_while_work_runs(site, "up")
-    assert changed_tasks(said) == checked
+    array = Array(site, "up")
+    held, led = array.held(), leaderships(site)
+    fault = "/etc/systemd/system/lavalite-sbatchd.service.d"
+    site.lab.run("n2", f"mkdir {fault}; echo '[Service]\nExecStartPre=/bin/false' > {fault}/fault.conf")
+    site.lab.run("n2", "systemctl daemon-reload")
+    stopped = site.run("ansible-playbook", PLAYBOOK)
+    assert stopped.returncode != 0
+    assert "Done: ctl1, ctl2, ctl3, n1. To do: n2. Mend n2 and run the same command again" in stopped.stdout
+    assert f"To go back instead: ansible-playbook {PLAYBOOK} -e lavalite_release={before}" in stopped.stdout
+    site.lab.run("n2", f"rm -r {fault}; systemctl daemon-reload")
+    said = site.play(playbook=PLAYBOOK)
+    assert {host for host, count in changes(said).items() if count} <= {"n2"}, said
+    assert leaderships(site) - led == 1
+    assert held <= attempts(site)
     (after,) = releases(site)
-    assert after.startswith("0.1.1+")
-    assert not behind(site)
+    assert after.startswith("0.1.1+") and not behind(site)
     assert f"{after} is what all use. To go back: ansible-playbook {PLAYBOOK} -e lavalite_release={before}" in said
-    assert changed_tasks(site.play(playbook=PLAYBOOK)) == Counter()
+    nothing_lost_nothing_twice(array)
+
+
+def test_back_to_the_release_before_while_work_runs(site: Site) -> None:
+    array = Array(site, "back")
+    held, led = array.held(), leaderships(site)
+    site.play("-e", "lavalite_release=previous", playbook=PLAYBOOK)
+    assert leaderships(site) - led == 1
+    assert held <= attempts(site)
+    (back,) = releases(site)
+    assert back.startswith("0.1.0+") and not behind(site)
+    nothing_lost_nothing_twice(array)
