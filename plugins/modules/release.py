@@ -64,7 +64,7 @@ EXAMPLES = r"""
   lavalite.cluster.release:
     state: installed
     name: 0.2.0+1a2b3c4d-node-py311
-    archive: /var/tmp/lavalite.tar.gz
+    archive: /srv/lavalite.tar.gz
 
 - name: It is what the daemons start from
   lavalite.cluster.release:
