@@ -6,7 +6,7 @@ import pytest
 
 from lavalite.api.models import Drain, Node
 from lavalite.base.errors import InputError
-from lavalite.cli.cluster import drained_text, label_change
+from lavalite.cli.cluster import drain_text, drained_text, label_change
 from lavalite.cli.main import run
 
 
@@ -27,8 +27,13 @@ def test_a_drained_node_is_told_with_the_work_that_is_left() -> None:
     node = Node(name="n1", state="drained", tasks=0, drain=Drain())
     assert drained_text(node) == "node n1: drained"
     assert drained_text(node.model_copy(update={"tasks": 1})) == "node n1: drained, 1 task there"
-    late = node.model_copy(update={"tasks": 2, "drain": Drain(deadline_seconds=60, deadline_at=1.0)})
-    assert drained_text(late).startswith("node n1: drained, 2 tasks there until 1970-01-01 ")
+    late = node.model_copy(update={"tasks": 2, "drain": Drain(deadline_seconds=60, deadline_at=15 * 86400.0)})
+    assert drained_text(late).startswith("node n1: drained, 2 tasks there until 1970-01-1")
+
+
+def test_why_and_until_when_a_node_is_drained_is_shown() -> None:
+    assert (drain_text(None), drain_text(Drain())) == ("", "yes")
+    assert drain_text(Drain(reason="new disk", deadline_at=15 * 86400.0)).startswith("new disk, until 1970-01-1")
 
 
 def test_a_deadline_that_is_none_is_refused_before_anybody_is_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel
 
 from lavalite import __version__
-from lavalite.api.models import Amounts, Host, HostPart, Node, Pool, Queue, Status
+from lavalite.api.models import Amounts, Drain, Host, HostPart, Node, Pool, Queue, Status
 from lavalite.base.errors import InputError
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import (
@@ -73,6 +73,12 @@ def gpu_text(host: Host) -> str:
     return f"{text} {model}".strip() if text else ""
 
 
+def drain_text(drain: Drain | None) -> str:
+    """`new disk, until 2026-05-01 14:05:00`; nothing of a node that is not drained."""
+    until = f"until {moment(drain.deadline_at)}" if drain and drain.deadline_at is not None else ""
+    return ", ".join(filter(None, [drain.reason or "yes", until])) if drain else ""
+
+
 NODE_COLUMNS: list[Column[Node]] = [
     Column("NODE", lambda n: n.name),
     Column("STATE", lambda n: n.state),
@@ -87,6 +93,7 @@ NODE_COLUMNS: list[Column[Node]] = [
     Column("TRIP", lambda n: f"{n.round_trip_ms:.1f}ms" if n.round_trip_ms is not None else "", wide=True),
     Column("LOST", lambda n: n.lost_beats, wide=True),
     Column("VERSION", lambda n: n.software_version, wide=True),
+    Column("DRAIN", lambda n: drain_text(n.drain), wide=True),
     Column("LABELS", lambda n: " ".join(f"{k}={','.join(v)}" for k, v in sorted(n.labels.items())), wide=True),
 ]
 
@@ -245,7 +252,7 @@ def _seconds(deadline: str) -> int:
 
 def drained_text(node: Node) -> str:
     """`node n1: drained, 3 tasks run there until 14:05`."""
-    until = f" until {moment(node.drain.deadline_at)}" if node.drain and node.drain.deadline_at else ""
+    until = f" until {moment(node.drain.deadline_at)}" if node.drain and node.drain.deadline_at is not None else ""
     work = f", {node.tasks} task{'s'[: node.tasks != 1]} there{until}" if node.tasks or until else ""
     return f"node {node.name}: {node.state}{work}"
 
