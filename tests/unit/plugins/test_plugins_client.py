@@ -98,7 +98,7 @@ def test_collections_are_read_to_their_end(api: Any) -> None:
 
 def test_one_connection_is_kept_for_all_calls(api: Any) -> None:
     client = Client(urls=[api.url])
-    for _ in range(5):
+    for _call in range(5):
         client.get("/v1/status")
     assert (len(api.asked), len(api.connections)) == (5, 1)
 
