@@ -58,8 +58,11 @@ class Newcomer:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        # What is installed already is taken as it is; `make` sees by the stamps that nothing is missing.
+        # What is installed already is taken as it is: were a file newer than the stamps, `make` would install this
+        # passing folder into the environment that the tests run in, and nobody could import LavaLite afterwards.
         (folder / ".venv").symlink_to(Path(sys.prefix))
+        for path in (folder / "pyproject.toml", *(folder / "requirements").iterdir()):
+            os.utime(path, (0, 0))
         hosts = folder / "inventories/local/hosts.yml"
         text = hosts.read_text()
         for port, mine in zip(PORTS, free_ports(len(PORTS)), strict=True):
