@@ -24,7 +24,19 @@ _AMOUNTS = (
     ("storage", "storage_bytes", _amounts.byte_count),
     ("network", "network_bits_per_second", _amounts.bits_per_second),
 )
-_PLAIN = ("queue", "host", "policy", "priority", "retries", "rerunnable", "hold", "cwd", "stdout_path", "stderr_path")
+_PLAIN = (
+    "queue",
+    "host",
+    "reservation",
+    "policy",
+    "priority",
+    "retries",
+    "rerunnable",
+    "hold",
+    "cwd",
+    "stdout_path",
+    "stderr_path",
+)
 
 
 def spec_of(params):

@@ -39,6 +39,9 @@ options:
   queue:
     description: The queue. Without it, the default queue.
     type: str
+  reservation:
+    description: The reservation in which all of the job runs. Its tasks end with it.
+    type: str
   host:
     description: The logical host on which all of the job runs.
     type: str
@@ -285,7 +288,19 @@ def cancelled(client, params, check_mode):
 
 
 def arguments():
-    texts = ("array", "queue", "host", "cpu", "memory", "gpu", "gpu_model", "gpu_memory", "storage", "network")
+    texts = (
+        "array",
+        "queue",
+        "host",
+        "reservation",
+        "cpu",
+        "memory",
+        "gpu",
+        "gpu_model",
+        "gpu_memory",
+        "storage",
+        "network",
+    )
     texts += ("policy", "walltime", "cwd", "stdout_path", "stderr_path")
     options = dict((name, dict(type="str")) for name in texts)
     options.update((name, dict(type="dict")) for name in ("floating", "pools", "environment"))

@@ -24,7 +24,7 @@ _REMEMBERED = 65536
 def plain(value):
     """Text that cannot be a template is marked as harmless, so that tools read it as text; the rest stays inert."""
     if isinstance(value, str):
-        return _marked(value) if type(value) is str else _mark(value)
+        return _marked(value) if value.__class__ is str else _mark(value)
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, dict):

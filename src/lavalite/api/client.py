@@ -34,6 +34,9 @@ from lavalite.api.models import (
     Pool,
     Quarantined,
     Queue,
+    Reservation,
+    ReservationPut,
+    ReservationResult,
     Status,
     Submit,
     SubmitBatch,
@@ -162,6 +165,21 @@ class Client:
     def plan(self, definition: DefinitionPut) -> Plan:
         """What the logical hosts of this document would be. Changes nothing."""
         return self._send("POST", "/v1/plan", Plan, definition)
+
+    def reservations(self) -> Iterator[Reservation]:
+        return self._pages("/v1/reservations", Reservation)
+
+    def reservation(self, name: str) -> Reservation:
+        return self._get(f"/v1/reservations/{_part(name)}", Reservation)
+
+    def reserve(self, name: str, ask: ReservationPut, *, dry_run: bool = False) -> ReservationResult:
+        """One that is there already as it is asked for is left as it is; ConflictError where it differs."""
+        return self._send("PUT", f"/v1/reservations/{_part(name)}", ReservationResult, ask, _dry(dry_run))
+
+    def unreserve(self, name: str, *, dry_run: bool = False) -> ReservationResult:
+        path = f"/v1/reservations/{_part(name)}"
+        response = self._transport.request("DELETE", path, params=_dry(dry_run), repeatable=dry_run)
+        return _parse(response, ReservationResult)
 
     def put_entry(self, section: str, name: str, entry: EntryPut, *, dry_run: bool = False) -> DefinitionResult:
         """`section` is pools, queues or hosts."""

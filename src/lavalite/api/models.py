@@ -10,6 +10,9 @@
     GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
     GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue
     GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host               ?state=
+    GET    /v1/reservations     /v1/reservations/NAME    Page of Reservation, Reservation ?state=
+    PUT    /v1/reservations/NAME                         ReservationPut → ReservationResult   ?dry_run=true
+    DELETE /v1/reservations/NAME                         → ReservationResult              ?dry_run=true
     PUT    /v1/{pools,queues,hosts}/NAME                 EntryPut → DefinitionResult      ?dry_run=true
     DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true &if_version=
     GET    /v1/definition                                Definition (ETag)
@@ -35,13 +38,16 @@ Collections: `?limit=` (at most 1,000) and `?cursor=`; `next_cursor` is null on 
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
 
-from lavalite.model.job import JobSpec
+from lavalite.model.job import Amount, JobSpec
 
 Item = TypeVar("Item")
+MAX_RESERVED_SECONDS = 366 * 86400
+LATEST_SECONDS = 2.0**40
+"""The latest time that a start may be at, so that nobody has to show a year of five digits by the thousand."""
 
 
 class Shape(BaseModel):
@@ -199,6 +205,56 @@ class Host(Shape):
     version: int = 0
 
 
+class Reservation(Shape):
+    """`amounts` are kept on each of `nodes`; `used` is what its own tasks hold of them, over all nodes.
+
+    `state` is planned before `start`, then active; both times are seconds since the Unix epoch.
+    """
+
+    name: str
+    state: str
+    owner: str
+    users: list[str] = []
+    pool: str = ""
+    amounts: dict[str, int]
+    nodes: list[str]
+    start: float
+    end: float
+    timeout_seconds: int | None = None
+    used: dict[str, int] = {}
+
+
+class ReservationPut(Ask):
+    """These amounts on each of `count` nodes, of a pool or of all, from `start` (now, where absent) on.
+
+    Unused for `timeout_seconds` after its start, it ends early.
+    """
+
+    cpu_milli: Amount = 0
+    memory_bytes: Amount = 0
+    gpu_milli: Amount = 0
+    storage_bytes: Amount = 0
+    count: int = Field(default=1, ge=1, le=10_000)
+    pool: str = ""
+    start: float | None = Field(default=None, allow_inf_nan=False, le=LATEST_SECONDS)
+    duration_seconds: int = Field(ge=1, le=MAX_RESERVED_SECONDS)
+    users: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=1000)
+    timeout_seconds: int | None = Field(default=None, ge=1, le=MAX_RESERVED_SECONDS)
+
+    def amounts(self) -> dict[str, int]:
+        """Amount per kind, zeros left out."""
+        asked = {"cpu": self.cpu_milli, "memory": self.memory_bytes, "gpu": self.gpu_milli}
+        asked["storage"] = self.storage_bytes
+        return {kind: amount for kind, amount in asked.items() if amount}
+
+
+class ReservationResult(Shape):
+    """What it is, or would be; after its end what it was."""
+
+    changed: bool
+    reservation: Reservation
+
+
 class Job(Shape):
     """`counts` are tasks by state; `why` is one sentence, only while something of it waits."""
 
@@ -207,6 +263,7 @@ class Job(Shape):
     user: str
     queue: str
     host: str = ""
+    reservation: str = ""
     state: str
     command: list[str]
     array: str = ""

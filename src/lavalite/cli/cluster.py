@@ -153,7 +153,7 @@ def host_columns(hosts: Iterable[Host]) -> list[Column[Host]]:
     return [*HOST_COLUMNS[:-1], Column(last.header, last.text)]
 
 
-def _chosen(names: list[str] | None, one: Callable[[str], Named], all_: Callable[[], Iterable[Named]]) -> list[Named]:
+def chosen(names: list[str] | None, one: Callable[[str], Named], all_: Callable[[], Iterable[Named]]) -> list[Named]:
     return [one(name) for name in names] if names else list(all_())
 
 
@@ -194,28 +194,28 @@ def status_text(found: Status) -> str:
 def nodes(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List nodes: what is free of what each has."""
     with place.client() as client:
-        show_lists(lambda: _chosen(names, client.node, client.nodes), NODE_COLUMNS, output, watch)
+        show_lists(lambda: chosen(names, client.node, client.nodes), NODE_COLUMNS, output, watch)
 
 
 @at_place
 def pools(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List pools."""
     with place.client() as client:
-        show_lists(lambda: _chosen(names, client.pool, client.pools), POOL_COLUMNS, output, watch)
+        show_lists(lambda: chosen(names, client.pool, client.pools), POOL_COLUMNS, output, watch)
 
 
 @at_place
 def queues(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List queues."""
     with place.client() as client:
-        show_lists(lambda: _chosen(names, client.queue, client.queues), QUEUE_COLUMNS, output, watch)
+        show_lists(lambda: chosen(names, client.queue, client.queues), QUEUE_COLUMNS, output, watch)
 
 
 @at_place
 def hosts(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List logical hosts, and where their parts are from."""
     with place.client() as client:
-        show_lists(lambda: _chosen(names, client.host, client.hosts), host_columns, output, watch)
+        show_lists(lambda: chosen(names, client.host, client.hosts), host_columns, output, watch)
 
 
 @at_place

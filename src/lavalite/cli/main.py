@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, jobs, store, submit, up_down
+from lavalite.cli import cluster, definition, jobs, reservations, store, submit, up_down
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -35,6 +35,8 @@ def make_app() -> typer.Typer:
     for verb in (up_down.up, up_down.down, cluster.resign):
         app.command(rich_help_panel=LOCAL)(verb)
     for verb in (cluster.status, cluster.nodes, cluster.pools, cluster.queues, cluster.hosts):
+        app.command(rich_help_panel=CLUSTER)(verb)
+    for verb in (reservations.reservations, reservations.reserve, reservations.unreserve):
         app.command(rich_help_panel=CLUSTER)(verb)
     for verb in (cluster.drain, cluster.undrain, cluster.label):
         app.command(rich_help_panel=CLUSTER)(verb)

@@ -151,6 +151,7 @@ def submit(
     ] = None,
     queue: Annotated[str, typer.Option(help="Queue; else the default one.", rich_help_panel=_PLACE)] = "",
     host: Annotated[str, typer.Option(help="Run on this logical host.", rich_help_panel=_PLACE)] = "",
+    reservation: Annotated[str, typer.Option(help="Run in this reservation.", rich_help_panel=_PLACE)] = "",
     policy: Annotated[str, typer.Option(help="Placement policy; else the queue's.", rich_help_panel=_PLACE)] = "",
     priority: Annotated[int, typer.Option(help="Among jobs of the queue.", rich_help_panel=_PLACE)] = 0,
     after: Annotated[
@@ -179,6 +180,7 @@ def submit(
             "array": parse_array(array) if array else None,
             "queue": queue,
             "host": host,
+            "reservation": reservation,
             "request": make_request(amounts, gpu_model, floating or [], pool or []),
             "policy": policy,
             "priority": priority,

@@ -68,6 +68,7 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
         faults.append(_unknown("queue", spec.queue, "queue", sorted(state.specs.queues) or [state.default_queue]))
     if spec.host and spec.host not in state.hosts:
         faults.append(_unknown("logical host", spec.host, "host", sorted(state.hosts)))
+    faults += _reservation(state, spec)
     if spec.policy and spec.policy not in POLICIES:
         faults.append(_unknown("policy", spec.policy, "policy", list(POLICIES)))
     for kind, pool in spec.request.pools.items():
@@ -86,6 +87,30 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
         if dependency.job not in state.jobs:
             hint = "Depend on a job that was submitted before and is still known."
             faults.append(Fault("unknown_name", f"there is no job {dependency.job}", "depends", hint))
+    return faults
+
+
+def _reservation(state: ClusterState, spec: JobSpec) -> list[Fault]:
+    """What is wrong with the reservation that it names, for good."""
+    if not spec.reservation:
+        return []
+    kept = state.reservations.get(spec.reservation)
+    if kept is None:
+        return [_unknown("reservation", spec.reservation, "reservation", sorted(state.reservations))]
+    faults = []
+    if not kept.lets_in(spec.user):
+        hint = "Leave it out, or ask its owner."
+        faults.append(Fault("not_allowed", f"{kept.name} is not for {spec.user}", "reservation", hint))
+    if spec.host:
+        hint = "Leave one of them out."
+        faults.append(Fault("bad_input", "a host and a reservation exclude each other", "reservation", hint))
+    for kind, amount in spec.request.amounts().items():
+        if amount > (most := kept.amounts.get(kind, 0)):
+            message = f"a task asks for more {kind} than {kept.name} keeps on a node: {amount}, and that is {most}"
+            faults.append(Fault("never_fits", message, "request", "Ask for less."))
+    if spec.walltime_seconds is not None and spec.walltime_seconds > kept.end - kept.start:
+        message = f"the job may take longer than {kept.name} lasts"
+        faults.append(Fault("over_limit", message, "walltime_seconds", "Ask for less."))
     return faults
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from lavalite.control.events import DefinitionApplied
 from lavalite.control.outbox import Outbox
+from lavalite.control.reservations import kept_shares
 from lavalite.control.state import Batch, ClusterState
 from lavalite.control.supply import host_owner
 from lavalite.ledger.book import Shortage
@@ -94,6 +95,9 @@ def planner(state: ClusterState, now: float, pools: list[PoolSpec] | None = None
     }
     existing = {name: _bare(host) or host for name, host in state.hosts.items() if host.state in HOLDING}
     taken = [share for key in state.runs for share in state.book.shares(key.owner)]
+    kept, without_gpus = kept_shares(state, now)
+    closed |= {name: Reason.HELD for name in without_gpus if name not in closed}
+    taken += kept
     known = list(state.specs.pools.values()) if pools is None else pools
     return lambda specs: plan_hosts(specs, nodes, known, existing, taken, closed)
 

@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, drain, health, starts, wishes
+from lavalite.control import composer, drain, health, reservations, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -28,6 +28,8 @@ from lavalite.control.events import (
     NodeReported,
     ReleaseRequested,
     RequeueRequested,
+    ReservationEnded,
+    ReservationMade,
     ResumeRequested,
     SignalRequested,
     Submitted,
@@ -59,6 +61,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             health.watch(state, now, out)
             drain.clear_nodes(state, now, out)
             wishes.go_on_cancelling(state, now, out)
+            reservations.let_go(state, now)
             composer.look_again(state)
             forget_finished(state, now)
         case NodeBeat():
@@ -112,6 +115,10 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.set_drain(node, None)
         case LabelsSet(name, labels) if (node := state.nodes.get(name)) is not None:
             state.set_labels(node, labels)
+        case ReservationMade(reservation) if reservation.name not in state.reservations:
+            state.set_reservation(reservation)
+        case ReservationEnded(name) if name in state.reservations:
+            state.remove_reservation(name)
         case _:
             pass
 

@@ -12,6 +12,7 @@ from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
 from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
 from lavalite.model.job import DependencyKind, JobRecord
+from lavalite.model.reservation import Reservation
 from lavalite.model.task import TaskState
 from lavalite.placement.classes import RequestClass
 from lavalite.store.keys import Keys
@@ -68,6 +69,10 @@ class Demand(Supply):
     def _set_specs(self, specs: Specs) -> None:
         """What waits is sorted anew: queues, policies and pools may have changed."""
         super()._set_specs(specs)
+        self._sort_anew()
+
+    def _sort_anew(self) -> None:
+        """Sort all that waits into classes again."""
         self.classes.clear()
         for job in self.jobs.values():
             job.class_key = ()
@@ -130,6 +135,28 @@ class Demand(Supply):
             self.dirty.chunks[job.id, 0] = None
             self.settle_waiting(job)
 
+    def set_reservation(self, reservation: Reservation) -> None:
+        """Add one. Whether it fits was found out before."""
+        self.reservations[reservation.name] = reservation
+        self.dirty.reservations[reservation.name] = None
+        self.schedule_wanted = True
+        if len(self.reservations) == 1:
+            self._sort_anew()
+
+    def remove_reservation(self, name: str) -> None:
+        """Forget one: nothing is kept for it any more. What its tasks hold they go on holding."""
+        del self.reservations[name]
+        self.unused_since.pop(name, None)
+        self.dirty.reservations[name] = None
+        self.schedule_wanted = self.compose_wanted = True
+        if not self.reservations:
+            self._sort_anew()
+
+    def walltime_seconds(self, job: JobState) -> int | None:
+        """After how long its tasks are ended: the job's own limit, and its queue's."""
+        limits = [job.spec.walltime_seconds, self.queue(job.queue).walltime_seconds]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def settle_waiting(self, job: JobState) -> None:
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
         waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
@@ -150,7 +177,10 @@ class Demand(Supply):
         queue = self.queue(job.queue)
         policy = job.spec.policy or queue.policy
         user = job.spec.user if queue.tasks_per_user is not None else ""
-        key = (job.queue, policy, user, job.spec.host, job.spec.request.model_dump_json())
+        key: tuple[Any, ...] = (job.queue, policy, user, job.spec.host, job.spec.request.model_dump_json())
+        if self.reservations:
+            # What is kept for later may be used until then by what ends before: that differs by reservation and end.
+            key = (*key, job.spec.reservation, self.walltime_seconds(job))
         if key not in self.classes:
             self.classes[key] = WaitingClass(key, job.queue, policy, user, self.request_class(job.spec))
         return self.classes[key]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lavalite.model.job import JobRecord
+from lavalite.model.reservation import Reservation
 from lavalite.model.resources import NodeOffer
 from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
 from lavalite.model.task import AttemptId
@@ -134,6 +135,20 @@ class LabelsSet:
     labels: dict[str, list[str]]
 
 
+@dataclass(slots=True, frozen=True)
+class ReservationMade:
+    """One that fits: `reservations.choose_nodes` found its nodes a moment ago."""
+
+    reservation: Reservation
+
+
+@dataclass(slots=True, frozen=True)
+class ReservationEnded:
+    """Nothing is to be kept for it any more."""
+
+    name: str
+
+
 # --- from agents ----------------------------------------------------------------------------------------------
 
 ReportedState = Literal["refused", "started", "suspended", "resumed", "ended"]
@@ -224,6 +239,8 @@ Event = (
     | DrainRequested
     | ResumeRequested
     | LabelsSet
+    | ReservationMade
+    | ReservationEnded
     | NodeRegistered
     | NodeReported
     | NodeBeat

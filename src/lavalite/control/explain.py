@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lavalite.control import reservations
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -13,6 +14,7 @@ from lavalite.model.job import Dependency, Request
 from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
 from lavalite.placement.filters import refusal
+from lavalite.placement.reasons import Reason
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     elif host is not None and host.state is not HostState.COMPOSED:
         why = f": {host.reason}" if host.reason else ""
         reasons.append(f"Logical host {host.name} is {host.state.value}{why}.".replace("..", "."))
+    if out := reservations.why_not_now(state, job, now):
+        reasons.append(out)
     if job.cancelling:
         reasons.append("It is being cancelled.")
     if job.held:
@@ -111,6 +115,15 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     state.refresh_columns(now)
     wanted = state.request_class(job.spec)
     why = refusal(state.columns, wanted)
+    if why is None and job.spec.reservation:
+        told.sentence = f"Reservation {job.spec.reservation} has too little left for it, or nothing free of it yet."
+        return
+    back = reservations.held_back(state, state.classes[job.class_key], job, now) if job.class_key else []
+    if why is None and back:
+        told.nodes, told.filters = len(back), {Reason.HELD.value: len(back)}
+        told.held_by = reservations.keeping_out(state, now, back)
+        told.sentence = f"There is room, but it is held by {', '.join(told.held_by)}."
+        return
     if why is None:
         told.sentence = "It fits now, and starts when those before it in the order have been placed."
         return

@@ -70,7 +70,7 @@ def _compare(
         elif run.state is TaskState.COMMITTED:
             # Never journalled, so never started; the journal sees to it that a second dispatch starts it once.
             run.maybe_sent = True
-            starts.append(attempt_start(state, run))
+            starts.append(attempt_start(state, run, now))
         elif run.state is TaskState.UNKNOWN and run.started_at is None:
             state.retry(run, now, _lost_end(run, now, "its node was lost before it started"), charged=False)
         else:

@@ -20,6 +20,7 @@ from lavalite.control.tasks import FINAL_CODES, JobState, TaskKey, TaskRun, comm
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk
 from lavalite.model.node import Drain, NodeRecord
+from lavalite.model.reservation import Reservation
 from lavalite.model.task import CHUNK_TASKS
 from lavalite.store.keys import Keys
 
@@ -49,6 +50,9 @@ def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
         yield keys.resources(name), _encode_node(state.nodes[name])
     for name in dirty.hosts:
         yield from _host(keys, name, state.hosts.get(name))
+    for name in dirty.reservations:
+        reservation = state.reservations.get(name)
+        yield keys.reservation(name), None if reservation is None else reservation.model_dump_json().encode()
     if dirty.jobs:
         yield keys.job_counter, str(state.last_job_id).encode()
     for job_id in dirty.jobs:
@@ -138,6 +142,8 @@ def load(
     hosts = [_read(LogicalHost, f"hosts/{rest}", value) for rest, value in found.get("hosts", ())]
     state.restore_hosts(hosts)
     state.restore_specs(specs or Specs())
+    kept = found.get("reservations", ())
+    state.restore_reservations(_read(Reservation, f"reservations/{rest}", value) for rest, value in kept)
     for _, value in found.get("counters", ()):
         state.last_job_id = max(state.last_job_id, int(value))
     state.last_job_id = max(state.last_job_id, epoch[0] * JOBS_PER_GENERATION)
@@ -201,6 +207,7 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         assumed=False,
         started_at=record.started_at,
         fence_after_seconds=record.fence_after_seconds,
+        ends_by=record.ends_by,
         cancel_requested=record.cancel_requested,
         requeue_requested=record.requeue_requested,
         maybe_sent=True,

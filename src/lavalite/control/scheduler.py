@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 
+from lavalite.control import reservations
 from lavalite.control.actions import Wake
 from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
@@ -83,8 +84,7 @@ def _place(
     """Place up to so many tasks of the job; how many were."""
     placed = 0
     policy = POLICIES.get(waiting.policy) or POLICIES["best-fit"]
-    choice = waiting.wanted.choice(state.columns, state.turns.get(waiting.queue, -1))
-    for row, tasks in list(policy.runs(choice, wanted)):
+    for row, tasks in list(policy.runs(reservations.choice(state, waiting, job, now), wanted)):
         provider = state.columns.names[row]
         state.turns[waiting.queue] = row
         for _ in range(tasks):
@@ -115,6 +115,7 @@ def _place_one(
         now,
         state.epoch,
         fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
+        ends_by=reservations.ends_by(state, job),
     )
     shares = _shares(state, waiting, job, provider, row)
     return commitment_of(run, shares) if state.assume(run, shares) else None

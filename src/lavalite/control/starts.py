@@ -25,7 +25,7 @@ def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outb
             state.retry(run, now, End(None, "its node was set up anew before it started", run.node), charged=False)
         elif node.connected and node.registered:
             run.maybe_sent = True
-            starts.setdefault(node.name, []).append(attempt_start(state, run))
+            starts.setdefault(node.name, []).append(attempt_start(state, run, now))
     out.at_once.extend(SendDispatch(node, tuple(attempts)) for node, attempts in starts.items())
 
 
@@ -39,11 +39,13 @@ def unwound(state: ClusterState, event: CommitUnwound, now: float) -> None:
             state.cancel_pending(state.jobs[key.job], run.position, end)
 
 
-def attempt_start(state: ClusterState, run: TaskRun) -> AttemptStart:
+def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart:
     """All that the agent needs to start the attempt."""
     job = state.jobs[run.key.job]
     spec, queue = job.spec, state.queue(job.queue)
     limits = [s for s in (spec.walltime_seconds, queue.walltime_seconds) if s is not None]
+    if run.ends_by is not None:
+        limits.append(max(1, int(run.ends_by - now)))
     devices: dict[str, list[str]] = {}
     for share in state.book.shares(run.key.owner):
         if share.devices:

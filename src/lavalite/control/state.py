@@ -35,6 +35,7 @@ from lavalite.control.tasks import (
 )
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, Share, TaskChunk
+from lavalite.model.reservation import Reservation
 from lavalite.model.task import CHUNK_TASKS, AttemptId, TaskState
 from lavalite.store.keys import Keys
 
@@ -80,6 +81,10 @@ class ClusterState(Demand):
             self.set_host(host)
             if host.state is HostState.DRAINING:
                 self.removals.add(host.name)
+
+    def restore_reservations(self, reservations: Iterable[Reservation]) -> None:
+        for reservation in reservations:
+            self.reservations[reservation.name] = reservation
 
     def restore_jobs(self, jobs: Iterable[JobRecord], chunks: dict[int, list[tuple[int, TaskChunk]]]) -> None:
         """Jobs in the order of their ids, each with its chunks by number."""
@@ -212,6 +217,7 @@ class ClusterState(Demand):
         self.runs[run.key] = run
         user = (job.queue, job.spec.user)
         self.user_tasks[user] = self.user_tasks.get(user, 0) + 1
+        self._note_reserved_use(job, run, +1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs[run.key] = run
@@ -222,6 +228,18 @@ class ClusterState(Demand):
         self.user_tasks[user] -= 1
         if not self.user_tasks[user]:
             del self.user_tasks[user]
+        self._note_reserved_use(job, run, -1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs.pop(run.key, None)
+
+    def _note_reserved_use(self, job: JobState, run: TaskRun, sign: int) -> None:
+        """What the task takes of its reservation, or gives back."""
+        if not job.spec.reservation:
+            return
+        place = (job.spec.reservation, run.node)
+        used = self.reserved_use.setdefault(place, {})
+        for kind, amount in job.spec.request.amounts().items():
+            used[kind] = used.get(kind, 0) + sign * amount
+        if not any(used.values()):
+            del self.reserved_use[place]

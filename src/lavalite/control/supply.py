@@ -11,6 +11,7 @@ from lavalite.ledger.book import FLOATING, Book
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import JobSpec
 from lavalite.model.node import Drain
+from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, NodeOffer
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
@@ -63,6 +64,7 @@ class Dirty:
     hosts: dict[str, None] = field(default_factory=dict)
     orphans: dict[str, None] = field(default_factory=dict)
     """Keys of what is left of jobs that are gone."""
+    reservations: dict[str, None] = field(default_factory=dict)
     definition: bool = False
 
 
@@ -81,6 +83,11 @@ class Supply:
         """Grows whenever any host changes, so that the shell knows when to tell the agents."""
         self.nodes_version = 0
         """Grows whenever a node comes, offers something else, or is labelled."""
+        self.reservations: dict[str, Reservation] = {}
+        self.reserved_use: dict[tuple[str, str], dict[str, int]] = {}
+        """(reservation, node) → what the reservation's own tasks hold there, per kind."""
+        self.unused_since: dict[str, float] = {}
+        """Reservation → since when none of its tasks holds anything, so far as we know."""
         self.specs = Specs()
         self.document = b""
         self.removals: set[str] = set()
@@ -119,7 +126,8 @@ class Supply:
 
     def request_class(self, spec: JobSpec) -> RequestClass:
         """What the job asks for, ready to be looked for in the columns."""
-        return RequestClass(spec.request, self.pools_of(spec), spec.host)
+        pools = {} if spec.reservation else self.pools_of(spec)
+        return RequestClass(spec.request, pools, spec.host)
 
     def node_of(self, provider: str) -> NodeState | None:
         """The node that executes what is placed on a provider: itself, or a host's anchor."""

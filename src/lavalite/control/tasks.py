@@ -92,6 +92,8 @@ class TaskRun:
     started_at: float | None = None
     fence_after_seconds: int = 0
     """As its node is told, whatever its queue says by now; 0: its node does not stop it."""
+    ends_by: float | None = None
+    """When its reservation ends, and the task with it."""
     cancel_requested: bool = False
     requeue_requested: bool = False
     maybe_sent: bool = False
@@ -303,6 +305,7 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         state=run.state,
         started_at=run.started_at,
         fence_after_seconds=run.fence_after_seconds,
+        ends_by=run.ends_by,
         cancel_requested=run.cancel_requested,
         requeue_requested=run.requeue_requested,
     )

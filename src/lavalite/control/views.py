@@ -16,6 +16,7 @@ from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, JobState, TaskKey, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.host import LogicalHost
+from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU
 from lavalite.model.specs import PoolSpec, QueueSpec
 from lavalite.model.task import TaskState
@@ -156,6 +157,31 @@ def host(state: ClusterState, found: LogicalHost, fields: Collection[str] = ()) 
     return {name: look(state, found) for name, look in _HOST_FIELDS.items() if not fields or name in fields}
 
 
+def reservations(state: ClusterState, now: float) -> Iterator[View]:
+    return (reservation(state, state.reservations[name], now) for name in sorted(state.reservations))
+
+
+def reservation(state: ClusterState, found: Reservation, now: float) -> View:
+    """`used` is what its own tasks hold, over all its nodes."""
+    used: dict[str, int] = {}
+    for node in found.nodes:
+        for kind, amount in state.reserved_use.get((found.name, node), {}).items():
+            used[kind] = used.get(kind, 0) + amount
+    return {
+        "name": found.name,
+        "state": "planned" if now < found.start else "active",
+        "owner": found.owner,
+        "users": found.users,
+        "pool": found.pool,
+        "amounts": found.amounts,
+        "nodes": found.nodes,
+        "start": found.start,
+        "end": found.end,
+        "timeout_seconds": found.timeout_seconds,
+        "used": {kind: amount for kind, amount in sorted(used.items()) if amount},
+    }
+
+
 # --- jobs and tasks -------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +202,7 @@ def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
         "user": spec.user,
         "queue": found.queue,
         "host": spec.host,
+        "reservation": spec.reservation,
         "state": found.state.value,
         "command": spec.command,
         "array": _array(found),

@@ -36,6 +36,7 @@ from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.leadership import Lead, Leadership
 from lavalite.mbatchd.nodes import NodeDesk
 from lavalite.mbatchd.reader import Reader
+from lavalite.mbatchd.reservations import ReservationDesk
 from lavalite.mbatchd.scheduler import Scheduler
 from lavalite.mbatchd.servers import ApiServers
 from lavalite.mbatchd.service import Service
@@ -130,6 +131,7 @@ async def _serve_led(
             DefinitionDesk(core.service, reader, config.cluster),
             changes,
             Tags(core.service, news),
+            ReservationDesk(core.service),
         )
         app = make_app(scheduler, Doorman(bundle, lead.epoch, clock))
         servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)

@@ -21,6 +21,7 @@ from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
+from lavalite.model.reservation import Reservation
 from lavalite.model.specs import HostSpec, PoolSpec
 from lavalite.placement.reasons import Refusal
 from lavalite.store.base import Store, StoreUnavailable
@@ -168,6 +169,19 @@ class Reader:
                 host = models.Host.model_validate({**plan.model_dump(mode="json"), "spec": asdict(spec)})
             hosts.append(host)
         return hosts
+
+    def reservations(self) -> Iterator[models.Reservation]:
+        return map(models.Reservation.model_validate, views.reservations(self._state, self._service.time.now()))
+
+    def reservation(self, name: str) -> models.Reservation:
+        found = self._state.reservations.get(name)
+        if found is None:
+            raise _unknown("reservation", name)
+        return self.reserved(found)
+
+    def reserved(self, found: Reservation) -> models.Reservation:
+        """One that there is, was, or would be."""
+        return models.Reservation.model_validate(views.reservation(self._state, found, self._service.time.now()))
 
     # --- jobs ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from lavalite.mbatchd.definition import DefinitionDesk
 from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.nodes import NodeDesk
 from lavalite.mbatchd.reader import Reader
+from lavalite.mbatchd.reservations import ReservationDesk
 from lavalite.mbatchd.tags import Tags
 
 
@@ -20,3 +21,4 @@ class Scheduler:
     definition: DefinitionDesk
     changes: Changes
     tags: Tags
+    reservations: ReservationDesk

@@ -83,6 +83,7 @@ class JobSpec(Stored):
     array: Array | None = None
     queue: str = ""
     host: str = ""
+    reservation: str = ""
     request: Request = Request()
     policy: str = ""
     priority: int = Field(default=0, ge=-1000, le=1000)
@@ -183,5 +184,7 @@ class CommitmentRecord(Stored):
     started_at: float | None = None
     fence_after_seconds: int = 0
     """After how long without its leader the attempt's own node stops it, as the node was told; 0: it does not."""
+    ends_by: float | None = None
+    """When its reservation ends, and the task with it; seconds since the Unix epoch."""
     cancel_requested: bool = False
     requeue_requested: bool = False

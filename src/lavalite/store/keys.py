@@ -9,6 +9,7 @@ hosts/NAME                     a logical host and its parts                     
 jobs/NNNNNNNNNNNN              the immutable spec of a job, ids padded so that keys sort    (mbatchd)
 tasks/NNNNNNNNNNNN/CCCC        states of 8,192 tasks                                        (mbatchd)
 commitments/OWNER              one live commitment; OWNER is `job/ID/TASK` or `host/NAME`   (mbatchd)
+reservations/NAME              what is kept for whom, when (model.reservation)              (mbatchd)
 counters/jobs                  the highest job id given out                                 (mbatchd)
 """
 
@@ -52,6 +53,9 @@ class Keys:
 
     def host(self, name: str = "") -> str:
         return f"{self.root}hosts/{name}"
+
+    def reservation(self, name: str = "") -> str:
+        return f"{self.root}reservations/{name}"
 
     def job(self, job_id: int | None = None) -> str:
         return f"{self.root}jobs/" + ("" if job_id is None else f"{job_id:012d}")

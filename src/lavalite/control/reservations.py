@@ -1,0 +1,281 @@
+"""What is kept on nodes for some users during some time, and what that leaves to everybody else.
+
+    asked for ──► planned ──► active (from `start` on) ──► over (at `end`, unused for too long, or when told)
+
+A reservation holds nothing in the book. It is a promise that placement keeps, and that is durable before it is given:
+on each of its nodes, so much stays free, from its start on, of whatever may run into its time. Its own tasks take
+theirs from it, only within its time, and end with it. The law, at any time, on each of its nodes and for each kind:
+
+    what is committed and may last past its start + what is still kept of it ≤ capacity
+
+Whether a task is over by then is judged by its walltime, with a margin for how long it takes to start and to stop.
+A task that is late all the same only makes the reservation's own tasks wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from lavalite.control.demand import WaitingClass
+from lavalite.control.state import ClusterState
+from lavalite.control.supply import NodeState
+from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.model.amounts import format_amount
+from lavalite.model.job import Share
+from lavalite.model.reservation import Reservation
+from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.task import TaskState
+from lavalite.placement.columns import state_reason
+from lavalite.placement.policies import Choice
+from lavalite.placement.reasons import Reason, Refusal
+
+MARGIN_SECONDS = 60.0
+"""From a placement to the start of its task, and from the order to end to its end; the grace of a stop is added."""
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """What is asked for: these amounts on each of `count` nodes of the pool, or of all nodes where none is named."""
+
+    amounts: Mapping[str, int]
+    count: int
+    pool: str
+    start: float
+    end: float
+
+    def sentence(self) -> str:
+        words = " and ".join(format_amount(kind, amount, named=True) for kind, amount in sorted(self.amounts.items()))
+        return f"{words} on {self.count} node{'s'[: self.count != 1]}" + (f" of pool {self.pool}" * bool(self.pool))
+
+
+# --- making one -----------------------------------------------------------------------------------------------------
+
+
+def choose_nodes(state: ClusterState, asked: Asked, now: float) -> list[str] | Refusal:
+    """The nodes with least to spare that have room beside all that is committed or kept at that time; or why not."""
+    members = state.pool_members().get(asked.pool, []) if asked.pool else list(state.nodes)
+    refusal = Refusal(asked=asked.sentence())
+    fitting: list[tuple[int, str]] = []
+    least: int | None = None
+    for name, node in state.nodes.items():
+        reason, lacks, spare = _judged(state, node, asked, now, member=name in members)
+        if reason is None:
+            fitting.append((spare, name))
+            continue
+        refusal.turned_away[reason] = refusal.turned_away.get(reason, 0) + 1
+        short = sum(lack * 1000 // asked.amounts[kind] for kind, lack in lacks.items())
+        if lacks and (least is None or short < least):
+            least, refusal.nearest, refusal.lacks = short, name, lacks
+    if len(fitting) < asked.count:
+        return refusal
+    return [name for _, name in sorted(fitting)[: asked.count]]
+
+
+def _judged(
+    state: ClusterState, node: NodeState, asked: Asked, now: float, *, member: bool
+) -> tuple[Reason | None, dict[str, int], int]:
+    """Why a node cannot have it and what it lacks, or how much would be to spare there, per mille of each kind."""
+    if not member:
+        return Reason.NOT_IN_POOL, {}, 0
+    if any(not state.book.capacity(node.name, kind) for kind in asked.amounts):
+        return Reason.NO_KIND, {}, 0
+    if any(state.book.capacity(node.name, kind) < amount for kind, amount in asked.amounts.items()):
+        return Reason.TOO_SMALL, {}, 0
+    closed = state_reason(state.node_row_state(node, now))
+    if closed is not None:
+        return closed, {}, 0
+    room = _room_then(state, node, asked, now)
+    lacks = {kind: amount - room[kind] for kind, amount in asked.amounts.items() if room[kind] < amount}
+    if lacks:
+        return Reason.TOO_FEW_FREE, lacks, 0
+    spare = sum((room[k] - a) * 1000 // state.book.capacity(node.name, k) for k, a in asked.amounts.items())
+    return None, {}, spare
+
+
+def _room_then(state: ClusterState, node: NodeState, asked: Asked, now: float) -> dict[str, int]:
+    """What is left of each kind beside what may still be held at that time, and what is kept for others then."""
+    over = [run for run in node.runs.values() if _is_over_by(state, run, asked.start, now)]
+    others = [r for r in state.reservations.values() if node.name in r.nodes and r.overlaps(asked.start, asked.end)]
+    room = {}
+    for kind in asked.amounts:
+        ended = sum(s.amount for run in over for s in _shares_here(state, run.key, node.name, kind))
+        room[kind] = state.book.capacity(node.name, kind) - state.book.committed(node.name, kind) + ended
+        if kind == GPU:
+            room[kind] = min(room[kind], WHOLE * _whole_then(state, node, over))
+        room[kind] = max(0, room[kind] - sum(_left_then(state, r, node, kind, over) for r in others))
+    return room
+
+
+def _left_then(state: ClusterState, kept: Reservation, node: NodeState, kind: str, over: Iterable[TaskRun]) -> int:
+    """What is kept of another reservation beside what its own tasks hold past that time."""
+    ended = sum(
+        state.jobs[run.key.job].spec.request.amounts().get(kind, 0)
+        for run in over
+        if state.jobs[run.key.job].spec.reservation == kept.name
+    )
+    return left_of(state, kept, node.name, kind) + ended
+
+
+def _whole_then(state: ClusterState, node: NodeState, over: Iterable[TaskRun]) -> int:
+    free = state.book.device_free(node.name, GPU)
+    for run in over:
+        for share in _shares_here(state, run.key, node.name, GPU):
+            for device in share.devices:
+                if device in free:
+                    free[device] += share.amount // len(share.devices)
+    return sum(left >= WHOLE for left in free.values())
+
+
+def _shares_here(state: ClusterState, key: TaskKey, node: str, kind: str) -> list[Share]:
+    return [s for s in state.book.shares(key.owner) if s.provider == node and s.kind == kind]
+
+
+def _is_over_by(state: ClusterState, run: TaskRun, at: float, now: float) -> bool:
+    """Whether the task has surely ended by then. One that is stopped, or of which nobody hears, may last."""
+    if run.state not in (TaskState.COMMITTED, TaskState.RUNNING):
+        return False
+    walltime = state.walltime_seconds(state.jobs[run.key.job])
+    begun = now if run.started_at is None else run.started_at
+    ends = min(math.inf if walltime is None else begun + walltime, math.inf if run.ends_by is None else run.ends_by)
+    return ends + margin_seconds(state) <= at
+
+
+def margin_seconds(state: ClusterState) -> float:
+    return MARGIN_SECONDS + state.settings.stop_grace_seconds
+
+
+# --- what it leaves to others ---------------------------------------------------------------------------------------
+
+
+def left_of(state: ClusterState, kept: Reservation, node: str, kind: str) -> int:
+    """What of a reservation on a node its own tasks do not hold."""
+    used = state.reserved_use.get((kept.name, node), {})
+    return max(0, kept.amounts.get(kind, 0) - used.get(kind, 0))
+
+
+def kept_on(state: ClusterState, node: str, now: float, until: float = math.inf) -> dict[str, int]:
+    """Per kind, what somebody who may hold something up to `until` must leave free there."""
+    kept: dict[str, int] = {}
+    for reservation in state.reservations.values():
+        if node in reservation.nodes and reservation.overlaps(now, until):
+            for kind in reservation.amounts:
+                kept[kind] = kept.get(kind, 0) + left_of(state, reservation, node, kind)
+    return {kind: amount for kind, amount in kept.items() if amount}
+
+
+def kept_shares(state: ClusterState, now: float) -> tuple[list[Share], set[str]]:
+    """What composing must leave free, as shares; and the nodes of which GPUs are kept, closed to new hosts."""
+    shares, closed = [], set()
+    for node in {name for reservation in state.reservations.values() for name in reservation.nodes}:
+        for kind, amount in kept_on(state, node, now).items():
+            shares.append(Share(provider=node, kind=kind, amount=amount))
+            if kind == GPU:
+                closed.add(node)
+    return shares, closed
+
+
+def choice(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Choice:
+    """What a policy chooses from for tasks of the job: where it fits, beside what is kept for others."""
+    found = waiting.wanted.choice(state.columns, state.turns.get(waiting.queue, -1))
+    if not state.reservations or job.spec.host:
+        return found
+    fits = found.fits.copy()
+    if job.spec.reservation:
+        kept = state.reservations.get(job.spec.reservation)
+        fits[:] = 0
+        for node in kept.nodes if kept and why_not_now(state, job, now) == "" else ():
+            row = state.columns.row(node)
+            if row is not None and found.fits[row]:
+                fits[row] = min(int(found.fits[row]), _inside(state, kept, node, waiting))
+        return replace(found, fits=fits)
+    until = _lasts_until(state, job, now)
+    for node in {name for reservation in state.reservations.values() for name in reservation.nodes}:
+        row = state.columns.row(node)
+        if row is not None and fits[row]:
+            fits[row] = min(int(fits[row]), _outside(state, waiting, row, kept_on(state, node, now, until)))
+    return replace(found, fits=fits)
+
+
+def _inside(state: ClusterState, kept: Reservation | None, node: str, waiting: WaitingClass) -> int:
+    """How many tasks fit into what is left of the reservation there."""
+    assert kept is not None, "only a reservation that there is lets anybody in"
+    return min(left_of(state, kept, node, kind) // amount for kind, amount in waiting.wanted.amounts.items())
+
+
+def _outside(state: ClusterState, waiting: WaitingClass, row: int, kept: Mapping[str, int]) -> int:
+    """How many tasks fit on a row beside what is kept there."""
+    wanted, most = waiting.wanted, 2**40
+    for kind, amount in wanted.amounts.items():
+        most = min(most, max(0, int(state.columns.free(kind)[row]) - kept.get(kind, 0)) // amount)
+    if wanted.gpu is not None and kept.get(GPU):
+        devices = [d for d in state.columns.devices(row) if wanted.gpu.units(d)]
+        whole = max(0, sum(d.free == WHOLE for d in devices) - -(-kept[GPU] // WHOLE))
+        if not wanted.gpu.part:
+            return min(most, whole // (wanted.amounts[GPU] // WHOLE))
+        begun = sum(wanted.gpu.units(d) for d in devices if d.free < WHOLE)
+        return min(most, begun + whole * (WHOLE // wanted.gpu.part))
+    return most
+
+
+def _lasts_until(state: ClusterState, job: JobState, now: float) -> float:
+    walltime = state.walltime_seconds(job)
+    return math.inf if walltime is None else now + walltime + margin_seconds(state)
+
+
+# --- its own tasks --------------------------------------------------------------------------------------------------
+
+
+def ends_by(state: ClusterState, job: JobState) -> float | None:
+    """When the job's tasks end at the latest, since their reservation does."""
+    kept = state.reservations.get(job.spec.reservation)
+    return kept.end if kept else None
+
+
+def why_not_now(state: ClusterState, job: JobState, now: float) -> str:
+    """What keeps the job out of its reservation, as a sentence; empty if nothing does."""
+    name = job.spec.reservation
+    kept = state.reservations.get(name)
+    if not name:
+        return ""
+    if kept is None or now >= kept.end:
+        return f"Reservation {name} is over; this can never be met."
+    if now < kept.start:
+        return f"Reservation {name} begins in {round(kept.start - now)} s."
+    walltime = state.walltime_seconds(job)
+    if job.spec.walltime_seconds is not None and walltime is not None and now + walltime > kept.end:
+        return f"Reservation {name} ends in {round(kept.end - now)} s, and the job may take {walltime} s."
+    return ""
+
+
+def keeping_out(state: ClusterState, now: float, nodes: Iterable[str]) -> list[str]:
+    """`reservation R (for another 300 s)`, for each of which something is kept on these nodes."""
+    names = set(nodes)
+    return [
+        f"reservation {r.name} (for another {round(r.end - now)} s)"
+        for r in sorted(state.reservations.values(), key=lambda r: r.name)
+        if now < r.end and names & set(r.nodes)
+    ]
+
+
+def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> list[str]:
+    """The nodes that have room for the job, where all that is kept for others; none where any has more."""
+    fits, left = waiting.wanted.fits(state.columns), choice(state, waiting, job, now).fits
+    return [] if left.any() else [state.columns.names[row] for row in range(len(fits)) if fits[row]]
+
+
+def let_go(state: ClusterState, now: float) -> None:
+    """End those whose time is over, or that nobody has used for too long. Others may have begun just now."""
+    if not state.reservations:
+        return
+    state.schedule_wanted = True
+    used = {name for name, _ in state.reserved_use}
+    for kept in list(state.reservations.values()):
+        if kept.name in used or now < kept.start:
+            state.unused_since.pop(kept.name, None)
+            idle_seconds = 0.0
+        else:
+            idle_seconds = now - state.unused_since.setdefault(kept.name, now)
+        if now >= kept.end or (kept.timeout_seconds is not None and idle_seconds >= kept.timeout_seconds):
+            state.remove_reservation(kept.name)

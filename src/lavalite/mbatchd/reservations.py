@@ -1,0 +1,133 @@
+"""What people ask of reservations: make one, and end it. Both are durable when they are answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lavalite.api import models
+from lavalite.base.errors import ConflictError, Fault, InputError, UnknownNameError
+from lavalite.control.events import ReservationEnded, ReservationMade
+from lavalite.control.reservations import Asked, choose_nodes
+from lavalite.mbatchd.identity import Identity
+from lavalite.mbatchd.service import Service
+from lavalite.model.reservation import Reservation
+from lavalite.model.resources import GPU, KINDS, WHOLE
+from lavalite.placement.reasons import Refusal
+
+MAX_RESERVATIONS = 1000
+LATE_SECONDS = 60.0
+"""So much in the past a start may be, for a request takes its time and clocks differ; it begins now then."""
+
+
+class ReservationDesk:
+    """Makes a reservation whole, or not at all."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def put(
+        self, name: str, ask: models.ReservationPut, who: Identity, *, dry_run: bool
+    ) -> tuple[Reservation, bool]:
+        """(the reservation, whether it was not there before). Raises InputError with the reason why it does not fit.
+
+        One that is there already as it is asked for is left as it is. Raises ConflictError where it differs.
+        """
+        known = self._service.state.reservations.get(name)
+        if known is not None:
+            _demand_same(known, ask, who)
+            await self._service.settled()
+            return known, False
+        made = self._planned(name, ask, who)
+        if not dry_run:
+            await self._service.obey(ReservationMade(made))
+        return made, True
+
+    async def delete(self, name: str, who: Identity, *, dry_run: bool) -> Reservation:
+        """End it. What its tasks hold they go on holding. Raises UnknownNameError."""
+        found = self._service.state.reservations.get(name)
+        if found is None:
+            hint = "It may be over; see lavalite reservations."
+            raise UnknownNameError(f"there is no reservation {name}", field="reservation", hint=hint)
+        who.demand_owner(found.owner, f"end reservation {name}")
+        if not dry_run:
+            await self._service.obey(ReservationEnded(name))
+        return found
+
+    def _planned(self, name: str, ask: models.ReservationPut, who: Identity) -> Reservation:
+        state, now = self._service.state, self._service.time.now()
+        start = max(now, ask.start or now)
+        faults = [*_faults(ask, now), *self._pool_faults(ask)]
+        if len(state.reservations) >= MAX_RESERVATIONS:
+            faults.append(Fault("too_many", f"there are {MAX_RESERVATIONS} reservations already", "", "End some."))
+        if faults:
+            raise InputError(faults=faults)
+        amounts = ask.amounts()
+        asked = Asked(amounts, ask.count, ask.pool, start, start + ask.duration_seconds)
+        nodes = choose_nodes(state, asked, now)
+        if isinstance(nodes, Refusal):
+            message = f"{nodes.asked} cannot be had at that time: {nodes.sentence()}"
+            hint = "Ask for less, or for another time; what runs without a walltime may run for ever."
+            raise InputError(message, code="does_not_fit", field="amounts", hint=hint)
+        return Reservation(
+            name=name,
+            owner=who.user,
+            users=sorted(set(ask.users)),
+            pool=ask.pool,
+            amounts=amounts,
+            nodes=nodes,
+            start=start,
+            end=asked.end,
+            timeout_seconds=ask.timeout_seconds,
+            made_at=now,
+        )
+
+    def _pool_faults(self, ask: models.ReservationPut) -> list[Fault]:
+        pools = self._service.state.specs.pools
+        if not ask.pool:
+            return []
+        if ask.pool not in pools:
+            hint = f"There are {', '.join(sorted(pools)[:20])}." if pools else "There is none yet."
+            return [Fault("unknown_name", f"there is no pool {ask.pool}", "pool", hint)]
+        missing = sorted(ask.amounts().keys() - set(pools[ask.pool].kinds))
+        has = ", ".join(pools[ask.pool].kinds)
+        return [Fault("bad_pool", f"pool {ask.pool} has no {kind}", "pool", f"It has {has}.") for kind in missing]
+
+
+def _faults(ask: models.ReservationPut, now: float) -> list[Fault]:
+    faults = []
+    amounts = ask.amounts()
+    if not amounts:
+        hint = f"Give at least one of {', '.join(KINDS)}."
+        faults.append(Fault("bad_amount", "nothing is asked for", "amounts", hint))
+    if amounts.get(GPU, 0) % WHOLE:
+        faults.append(Fault("bad_amount", "GPUs are kept whole", "gpu_milli", "Ask for 1000, 2000, …"))
+    if ask.start is not None and ask.start < now - LATE_SECONDS:
+        message = f"the start is {round(now - ask.start)} s in the past"
+        faults.append(Fault("in_the_past", message, "start", "Leave it out to begin now."))
+    return faults
+
+
+def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) -> None:
+    wanted: dict[str, Any] = {
+        "amounts": ask.amounts(),
+        "count": ask.count,
+        "pool": ask.pool,
+        "users": sorted(set(ask.users)),
+        "duration_seconds": ask.duration_seconds,
+        "timeout_seconds": ask.timeout_seconds,
+        "start": known.made_at if ask.start is None else max(ask.start, known.made_at),
+    }
+    stands: dict[str, Any] = {
+        "amounts": known.amounts,
+        "count": len(known.nodes),
+        "pool": known.pool,
+        "users": known.users,
+        "duration_seconds": round(known.end - known.start),
+        "timeout_seconds": known.timeout_seconds,
+        "start": known.start,
+    }
+    differing = sorted(field for field in wanted if wanted[field] != stands[field])
+    if differing or known.owner != who.user:
+        what = f"with another {differing[0]}" if differing else f"and belongs to {known.owner}"
+        hint = "A reservation is not changed: end it and make it anew, or give this one another name."
+        raise ConflictError(f"reservation {known.name} is there already, {what}", code="exists", hint=hint)

@@ -1,0 +1,48 @@
+"""Reservations: what is kept for whom, when."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from lavalite.api import models
+from lavalite.mbatchd.http import TheScheduler, Who
+from lavalite.mbatchd.paging import paged, words
+from lavalite.model.job import Name
+
+router = APIRouter(prefix="/v1")
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.get("/reservations")
+async def reservations(
+    scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = "", state: str = ""
+) -> models.Page[models.Reservation]:
+    """`state` may name several, separated by commas: planned, active."""
+    states = words(state)
+    found = scheduler.reader.reservations()
+    return paged(found, lambda r: r.name, limit, cursor, keep=lambda r: not states or r.state in states)
+
+
+@router.get("/reservations/{name}")
+async def reservation(scheduler: TheScheduler, who: Who, name: str) -> models.Reservation:
+    return scheduler.reader.reservation(name)
+
+
+@router.put("/reservations/{name}")
+async def reserve(
+    scheduler: TheScheduler, who: Who, name: Name, ask: models.ReservationPut, dry_run: bool = False
+) -> models.ReservationResult:
+    """One that is there already as it is asked for is left as it is."""
+    who.demand_operator("make a reservation")
+    made, changed = await scheduler.reservations.put(name, ask, who, dry_run=dry_run)
+    return models.ReservationResult(changed=changed, reservation=scheduler.reader.reserved(made))
+
+
+@router.delete("/reservations/{name}")
+async def end(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = False) -> models.ReservationResult:
+    """Nothing is kept for it any more; what its tasks hold they go on holding."""
+    ended = await scheduler.reservations.delete(name, who, dry_run=dry_run)
+    return models.ReservationResult(changed=True, reservation=scheduler.reader.reserved(ended))
