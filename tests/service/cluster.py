@@ -45,10 +45,16 @@ async def until(condition: Callable[[], Awaitable[Any]], seconds: float, what: s
 
 
 class DaemonProcess:
-    """One daemon: `python -m MODULE --config FILE`. Its log is `FOLDER/NAME.log`."""
+    """One daemon: `python -m MODULE --config FILE`. Its log is `FOLDER/NAME.log`.
 
-    def __init__(self, folder: Path, name: str, module: str, config: dict[str, Any]) -> None:
+    `before`: words before that command, such as those that enter a lab's network.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, module: str, config: dict[str, Any], *, before: tuple[str, ...] = ()
+    ) -> None:
         self.folder, self.name, self.module, self.config = folder, name, module, config
+        self.before = before
         self.process: subprocess.Popen[bytes] | None = None
         self.paused = False
 
@@ -69,7 +75,7 @@ class DaemonProcess:
         """Write the configuration and start; does not wait until it serves."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", self.module, "--config", str(self.config_path)]
+        command = [*self.before, sys.executable, "-m", self.module, "--config", str(self.config_path)]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -124,8 +130,8 @@ class DaemonProcess:
 class LimProcess(DaemonProcess):
     """The LIM of one node."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        super().__init__(folder, "lim", "lavalite.lim.daemon", config)
+    def __init__(self, folder: Path, config: dict[str, Any], *, before: tuple[str, ...] = ()) -> None:
+        super().__init__(folder, "lim", "lavalite.lim.daemon", config, before=before)
         self.node: str = config["node"]
 
     @property

@@ -156,6 +156,7 @@ def start(**more: Any) -> Start:
         ("exec\n", "", End("core-dump", "dumped", "ABRT"), -6, "exit"),
         ("exec\n", "", End("signal", "killed", "RTMIN+2"), -36, "exit"),
         ("exec\n", "", End("oom-kill", "killed", "KILL"), -9, "memory limit of 1GiB exceeded"),
+        ("exec\n", "", End("node-full", "killed", "KILL"), -9, "the node's memory exceeded"),
         ("exec\n", "", End("timeout", "killed", "TERM", up=110.5), -15, "walltime"),
         ("exec\n", "", End("timeout", "exited", "0", up=110.5), 0, "walltime"),
         ("exec\n", "", End("timeout", "exited", "0", up=70.0), 0, "exit"),  # leftovers had to be killed

@@ -51,6 +51,8 @@ class SbatchdConfig(Config):
     executor: Literal["process", "systemd", "auto"] = "process"
     """Who runs attempts: our keeper, or the machine's systemd, which also limits them as a whole (memory, CPU, tasks,
     devices). `auto`: systemd if that is process 1 and sbatchd is root. Change it only while no attempt runs."""
+    max_tasks: int = Field(default=16_384, ge=16, le=4_194_304)
+    """How many processes and threads one attempt may have together, where systemd runs it."""
     keeper_idle_seconds: float = Field(default=60.0, ge=0)
     """How long the keeper stays when nothing runs and no sbatchd is there."""
 
@@ -111,7 +113,7 @@ def make_executor(config: SbatchdConfig, clock: Clock) -> Executor:
         # Only then: the message bus costs memory that other nodes need not spend.
         from lavalite.sbatchd.systemd import SystemdExecutor
 
-        return SystemdExecutor(config.state_path / "systemd", clock)
+        return SystemdExecutor(config.state_path / "systemd", clock, max_tasks=config.max_tasks)
     return ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
 
 

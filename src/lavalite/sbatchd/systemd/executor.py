@@ -34,6 +34,7 @@ from lavalite.sbatchd.systemd.service import ensure_service
 from lavalite.sbatchd.systemd.units import (
     NOTE_END,
     NOTE_END_NAME,
+    TASKS_MOST,
     attempt_of,
     fits_unit,
     gpu_nodes,
@@ -59,8 +60,18 @@ log = structlog.get_logger(__name__)
 class SystemdExecutor:
     """Attempts as transient units. The contract is executors.Executor. Needs root, and systemd as process 1."""
 
-    def __init__(self, folder: Path, clock: Clock, *, prefix: str = "lavalite", python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        prefix: str = "lavalite",
+        python: str = sys.executable,
+        max_tasks: int = TASKS_MOST,
+    ) -> None:
         """`folder` is root's alone and survives a reboot. Units are named `PREFIX-ATTEMPT.service`.
+
+        `max_tasks`: processes and threads of one attempt.
 
         Raises InputError for paths that no unit can name.
         """
@@ -72,6 +83,7 @@ class SystemdExecutor:
                     hint="Take a path of letters, digits, hyphens, dots and underscores.",
                 )
         self._folder, self._clock, self._prefix, self._python = folder, clock, prefix, python
+        self._max_tasks = max_tasks
         self._bus: SystemdBus | None = None
         self._tell: Tell = lambda event: None
         self._live: dict[str, int] = {}
@@ -206,7 +218,8 @@ class SystemdExecutor:
         nodes = await asyncio.to_thread(gpu_nodes, launch.gpus) if launch.gpus else []
         self._live[launch.id] = 0
         try:
-            await self._bus.start(self._unit(launch.id), unit_properties(launch, folder, command, nodes))
+            properties = unit_properties(launch, folder, command, nodes, max_tasks=self._max_tasks)
+            await self._bus.start(self._unit(launch.id), properties)
         except CallError as error:
             del self._live[launch.id]
             await asyncio.to_thread(folder.remove)

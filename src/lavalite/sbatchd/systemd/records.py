@@ -37,6 +37,8 @@ from lavalite.sbatchd.systemd.fence import (
 REPORT_MOST_BYTES = 4096
 CANNOT_START_EXIT = 126
 LOST = "lost"
+OOM, NODE_FULL = "oom-kill", "node-full"
+"""The kernel killed it for want of memory; the second: it was within its own limit, and the whole node was full."""
 EXIT_KINDS = {1: "exited", 2: "killed", 3: "dumped"}
 """Of waitid: CLD_EXITED, CLD_KILLED, CLD_DUMPED."""
 MACHINE_UP = ("running", "degraded", "starting", "initializing", "maintenance")
@@ -76,8 +78,8 @@ class Start:
 
 @dataclass(slots=True, frozen=True)
 class End:
-    """What systemd says of the end: `result` as in SERVICE_RESULT, `code` exited, killed or dumped, `status` a number
-    or a signal's name. `at` is wall time, `up` CLOCK_BOOTTIME."""
+    """What systemd says of the end: `result` as in SERVICE_RESULT, or NODE_FULL; `code` exited, killed or dumped,
+    `status` a number or a signal's name. `at` is wall time, `up` CLOCK_BOOTTIME."""
 
     result: str
     code: str = "-"
@@ -140,9 +142,10 @@ def reason_of(start: Start, begun: str, wanted: str, end: End) -> str:
     if not ran and end.code == "exited" and end.status.isdigit() and int(end.status) >= 200:
         step = BEFORE_PROGRAM.get(int(end.status), f"prepare it (systemd's exit {end.status})")
         return f"cannot_start: {step}{f' {start.cpus}' if end.status == '215' else ''}: systemd could not"
-    if end.result == "oom-kill":
-        limit = f"memory limit of {format_bytes(start.memory_bytes)}" if start.memory_bytes else "the node's memory"
-        return f"{limit} exceeded"
+    if end.result == OOM and start.memory_bytes:
+        return f"memory limit of {format_bytes(start.memory_bytes)} exceeded"
+    if end.result in (OOM, NODE_FULL):
+        return "the node's memory exceeded"
     # systemd says the same of leftovers that had to be killed after the program had ended by itself.
     if end.result == "timeout" and start.walltime_seconds and end.up - start.booted_at >= start.walltime_seconds:
         return "walltime"

@@ -38,9 +38,18 @@ NOTE_END = """\
 exec > /dev/null 2>&1
 umask 077
 read -r up rest < /proc/uptime
+result=${SERVICE_RESULT:--}
+# systemd says this of all that the kernel has killed for want of memory, be it that the whole node was full.
+if [ "$result" = oom-kill ]; then
+    IFS=: read -r hierarchy controllers path < /proc/self/cgroup
+    events=/sys/fs/cgroup$path/memory.events
+    [ "$hierarchy" = 0 ] && [ -r "$events" ] && while read -r event count; do
+        [ "$event" = oom ] && [ "$count" = 0 ] && result=node-full
+    done < "$events"
+fi
 machine=$(systemctl is-system-running)
 [ "$machine" ] || { sleep 1; machine=$(systemctl is-system-running); }
-printf '%s %s %s %s %s %s\\n' "${SERVICE_RESULT:--}" "${EXIT_CODE:--}" "${EXIT_STATUS:--}" "$(date +%s.%N)" \
+printf '%s %s %s %s %s %s\\n' "$result" "${EXIT_CODE:--}" "${EXIT_STATUS:--}" "$(date +%s.%N)" \
     "$up" "${machine:-unknown}" > "$1/end.new" && sync "$1/end.new" && mv "$1/end.new" "$1/end" && sync "$1"
 """
 
@@ -66,7 +75,12 @@ def unit_path(unit: str) -> str:
 
 
 def unit_properties(
-    launch: Launch, folder: AttemptFolder, begin: Sequence[str], gpu_nodes: Sequence[str] | None = ()
+    launch: Launch,
+    folder: AttemptFolder,
+    begin: Sequence[str],
+    gpu_nodes: Sequence[str] | None = (),
+    *,
+    max_tasks: int = TASKS_MOST,
 ) -> list[Property]:
     """All properties of the attempt's unit.
 
@@ -83,7 +97,7 @@ def unit_properties(
         *_identity(launch),
         *_commands(folder, begin),
         *_ending(launch),
-        *_limits(launch),
+        *_limits(launch, max_tasks),
         *_devices(gpu_nodes),
     ]
 
@@ -125,8 +139,8 @@ def _ending(launch: Launch) -> list[Property]:
     return properties
 
 
-def _limits(launch: Launch) -> list[Property]:
-    properties: list[Property] = [("TasksMax", "t", TASKS_MOST), ("IOWeight", "t", IO_WEIGHT)]
+def _limits(launch: Launch, max_tasks: int) -> list[Property]:
+    properties: list[Property] = [("TasksMax", "t", max_tasks), ("IOWeight", "t", IO_WEIGHT)]
     if launch.cpu_milli > 0:
         lowest, highest = CPU_WEIGHTS
         properties.append(("CPUQuotaPerSecUSec", "t", launch.cpu_milli * 1000))
