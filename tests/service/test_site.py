@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from lab import Lab
-from lab_site import CANDIDATES, PERSON, ROOT, WORKERS, Site, until
+from lab_site import CANDIDATES, PERSON, POOLS, ROOT, WORKERS, Site, until
 
 VIP = "198.18.0.200"
 LEASE_SECONDS = 5
@@ -23,7 +24,10 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900), pytes
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Lab([*CANDIDATES, *WORKERS]) as lab:
         variables = {"lim_vip": f"{VIP}/24", "lim_vip_interface": "host0"}
-        yield Site(lab, tmp_path_factory.mktemp("site"), variables)
+        site = Site(lab, tmp_path_factory.mktemp("site"), variables)
+        pools = POOLS | {"logical_hosts": {"small": {"cpu": 1, "memory": "64MiB"}}}
+        (site.folder / "pools.yml").write_text(yaml.safe_dump(pools))
+        yield site
 
 
 def test_a_cluster_comes_out_of_nothing(site: Site) -> None:
@@ -81,6 +85,14 @@ def test_a_job_of_an_unprivileged_user_is_a_unit_of_its_own_and_its_output_comes
         "attempt": f"{result['id']}.0.1",
         "NoNewPrivs": "1",
     }
+
+
+def test_a_logical_host_can_be_entered_by_everybody_on_its_anchor(site: Site) -> None:
+    program = "/var/lib/lavalite/sbatchd/hosts/small/enter"
+    (anchor,) = [name for name in WORKERS if site.lab.run(name, f"test -x {program}", check=False).returncode == 0]
+    inside = "echo $LAVALITE_HOST; ulimit -d"
+    said = site.lab.run(anchor, ["runuser", "-u", PERSON, "--", program, "-c", inside]).stdout
+    assert said.split() == ["small", str(64 * 1024)], "kibibytes of memory"
 
 
 def test_output_is_read_wherever_the_user_may_write(site: Site) -> None:

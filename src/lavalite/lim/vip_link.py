@@ -11,7 +11,7 @@ import socket
 from typing import Any
 
 import structlog
-from pyroute2 import IPRoute, NetlinkError
+from pyroute2 import IPRoute
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
@@ -67,8 +67,10 @@ class LinkVip:
             try:
                 await asyncio.to_thread(self._apply, self._deadline)
                 self._complaint = ""
-            except (LavaLiteError, NetlinkError, OSError) as error:
-                self._complain(str(error))
+            except (
+                Exception
+            ) as error:  # whatever it is: the next renewal tries again, and the lease decides who leads
+                self._complain(str(error) or type(error).__name__)
             if last:
                 return
 
@@ -80,7 +82,7 @@ class LinkVip:
     # --- in a thread
 
     def _apply(self, deadline: float) -> None:
-        """Raises LavaLiteError, NetlinkError, OSError."""
+        """Raises LavaLiteError, OSError, and what pyroute2 raises."""
         with IPRoute() as route:
             index, link_address = self._link(route)
             there = self._there(route, index)
