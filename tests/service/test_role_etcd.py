@@ -224,4 +224,5 @@ def test_with_tls_a_certificate_that_does_not_fit_its_host_is_refused(secret: Si
     other = secret.lab.run("etcd-1", "cat /etc/lavalite/etcd/member.crt").stdout
     secret.lab.run("etcd-2", "cat > /etc/lavalite/etcd/member.crt", stdin=other)
     said = secret.refused()
-    assert "etcd_tls_path: /etc/lavalite/etcd/member.crt on etcd-2 is not for this address" in said
+    address = secret.lab.address("etcd-2")
+    assert f"etcd_tls_path: /etc/lavalite/etcd/member.crt on etcd-2 is not made out for {address}." in said
