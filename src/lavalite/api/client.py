@@ -120,6 +120,10 @@ class Client:
     def undrain(self, name: str) -> Node:
         return self._send("POST", f"/v1/nodes/{_part(name)}/resume", Node)
 
+    def forget(self, name: str) -> Node:
+        """A node that was taken down for good is in no list any more; the node as it was. Operators only."""
+        return self._send("DELETE", f"/v1/nodes/{_part(name)}", Node)
+
     def label(self, name: str, labels: Mapping[str, list[str] | None], *, purge: bool = False) -> Node:
         """Change labels of a node; None takes one away, `purge` all that are not named. Operators only."""
         body = LabelsPut(labels=dict(labels), purge=purge)

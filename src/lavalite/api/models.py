@@ -6,6 +6,7 @@
     POST   /v1/nodes/NAME/drain                          → Node                           ?reason= &deadline_seconds=
                                                                                           &no_deadline= &dry_run=true
     POST   /v1/nodes/NAME/resume                         → Node                           ?dry_run=true
+    DELETE /v1/nodes/NAME                                → Node                           ?dry_run=true
     PUT    /v1/nodes/NAME/labels                         LabelsPut → Node                 ?dry_run=true
     GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
     GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue

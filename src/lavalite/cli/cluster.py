@@ -266,6 +266,15 @@ def undrain(place: Place, names: Annotated[list[str], typer.Argument(metavar="NO
 
 
 @at_place
+def forget(place: Place, names: Annotated[list[str], typer.Argument(metavar="NODE…")]) -> None:
+    """Forget nodes that were taken down for good. One that comes back is a node again."""
+    with place.client() as client:
+        for name in names:
+            client.forget(name)
+            say(f"node {name}: forgotten")
+
+
+@at_place
 def label(
     place: Place,
     name: Annotated[str, typer.Argument(metavar="NODE")],

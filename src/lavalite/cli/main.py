@@ -38,7 +38,7 @@ def make_app() -> typer.Typer:
         app.command(rich_help_panel=CLUSTER)(verb)
     for verb in (reservations.reservations, reservations.reserve, reservations.unreserve):
         app.command(rich_help_panel=CLUSTER)(verb)
-    for verb in (cluster.drain, cluster.undrain, cluster.label):
+    for verb in (cluster.drain, cluster.undrain, cluster.label, cluster.forget):
         app.command(rich_help_panel=CLUSTER)(verb)
     # The first word that is no option of ours is the command, and all after it are its own.
     app.command(rich_help_panel=JOBS, context_settings={"allow_interspersed_args": False})(submit.submit)

@@ -24,6 +24,7 @@ from lavalite.control.events import (
     MembersSeen,
     NodeBeat,
     NodeDisconnected,
+    NodeForgotten,
     NodeRegistered,
     NodeReported,
     ReleaseRequested,
@@ -113,6 +114,8 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.set_drain(node, drain.drain_of(node.drain, event, now))
         case ResumeRequested(name) if (node := state.nodes.get(name)) is not None:
             state.set_drain(node, None)
+        case NodeForgotten(name) if name in state.nodes and not state.kept_by(name):
+            state.forget_node(name)
         case LabelsSet(name, labels) if (node := state.nodes.get(name)) is not None:
             state.set_labels(node, labels)
         case ReservationMade(reservation) if reservation.name not in state.reservations:

@@ -128,6 +128,13 @@ class ResumeRequested:
 
 
 @dataclass(slots=True, frozen=True)
+class NodeForgotten:
+    """The node was taken down for good. One that is there, or of which somebody holds anything, stays."""
+
+    node: str
+
+
+@dataclass(slots=True, frozen=True)
 class LabelsSet:
     """All the labels that people gave to the node; they go over those that its LIM tells."""
 
@@ -241,6 +248,7 @@ Event = (
     | LabelsSet
     | ReservationMade
     | ReservationEnded
+    | NodeForgotten
     | NodeRegistered
     | NodeReported
     | NodeBeat

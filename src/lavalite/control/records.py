@@ -47,7 +47,8 @@ def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
     if dirty.definition:
         yield keys.definition, state.document
     for name in dirty.nodes:
-        yield keys.resources(name), _encode_node(state.nodes[name])
+        node = state.nodes.get(name)
+        yield keys.resources(name), _encode_node(node) if node is not None else None
     for name in dirty.hosts:
         yield from _host(keys, name, state.hosts.get(name))
     for name in dirty.reservations:

@@ -156,6 +156,22 @@ class Supply:
             self.dirty.nodes[node.name] = None
         return node
 
+    def kept_by(self, name: str) -> str:
+        """Why the node cannot be forgotten now, in words that follow `node NAME `; empty if it can."""
+        if self.nodes[name].connected:
+            return "is there: its agent is connected"
+        holders = {owner for kind in self.book.kinds(name) for owner in self.book.holders(name, kind)}
+        return f"is held: {', '.join(sorted(holders)[:5])}" if holders else ""
+
+    def forget_node(self, name: str) -> None:
+        """It offers nothing any more, and is in no list. Nobody may hold anything of it."""
+        del self.nodes[name]
+        self.book.remove_provider(name)
+        self.dirty.nodes[name] = None
+        self.nodes_version += 1
+        self._stale_rows.add(name)
+        self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+
     def set_drain(self, node: NodeState, drain: Drain | None) -> None:
         """None undoes one."""
         if node.drain != drain:

@@ -175,6 +175,8 @@ class Changes:
                 yield Told(kind="node", name=node, state="drained", at=now)
             case events.ResumeRequested(node):
                 yield Told(kind="node", name=node, state="resumed", at=now)
+            case events.NodeForgotten(node):
+                yield Told(kind="node", name=node, state="forgotten", at=now)
             case events.LabelsSet(node):
                 yield Told(kind="node", name=node, state="labelled", at=now)
             case events.DefinitionApplied():

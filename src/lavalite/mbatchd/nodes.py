@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lavalite.api import models
-from lavalite.base.errors import UnknownNameError
+from lavalite.base.errors import ConflictError, UnknownNameError
 from lavalite.control.drain import drain_of
-from lavalite.control.events import DrainRequested, LabelsSet, ResumeRequested
+from lavalite.control.events import DrainRequested, LabelsSet, NodeForgotten, ResumeRequested
 from lavalite.control.supply import NodeState
 from lavalite.mbatchd.service import Service
 from lavalite.model.labels import changed_labels
@@ -16,7 +16,7 @@ MAX_DRAIN_REASON_CHARACTERS = 500
 
 
 class NodeDesk:
-    """Drain, resume and label. Each answers with the node once that is durable, or with `dry_run` as it would be."""
+    """Drain, resume, label, forget. Each answers with the node when it is durable; with `dry_run`, as it would be."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -47,6 +47,16 @@ class NodeDesk:
         if dry_run:
             return replace(node, operator_labels=labels)
         await self._service.obey(LabelsSet(name, labels))
+        return node
+
+    async def forget(self, name: str, *, dry_run: bool) -> NodeState:
+        """It was taken down for good. Raises ConflictError while it is there, or somebody holds anything of it."""
+        node = self._node(name)
+        if why := self._service.state.kept_by(name):
+            hint = "Stop its daemons first, and drain it or remove the logical hosts that hold parts of it."
+            raise ConflictError(f"node {name} {why}", code="node_in_use", field="node", hint=hint)
+        if not dry_run:
+            await self._service.obey(NodeForgotten(name))
         return node
 
     def _node(self, name: str) -> NodeState:

@@ -1,4 +1,4 @@
-"""Nodes: look at them, drain them, resume them, and give them labels."""
+"""Nodes: look at them, drain them, resume them, give them labels, and forget them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ async def drain(
 async def resume(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = False) -> models.Node:
     who.demand_operator("resume a node")
     return scheduler.reader.shown(await scheduler.nodes.resume(name, dry_run=dry_run))
+
+
+@router.delete("/nodes/{name}")
+async def forget(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = False) -> models.Node:
+    """Answers with the node as it was."""
+    who.demand_operator("forget a node")
+    return scheduler.reader.shown(await scheduler.nodes.forget(name, dry_run=dry_run))
 
 
 @router.put("/nodes/{name}/labels")
