@@ -89,7 +89,8 @@ def works_on_a_node(said: dict[str, Any], root: Path) -> None:
     releases.unpack(said["name"], said["archive"], sys.executable)
     facts = releases.facts(said["name"])
     assert (facts["version"], facts["part"], facts["protocol"]) == (said["version"], "node", [2, 3])
-    done = subprocess.run([root / "releases" / said["name"] / "bin/lavalite-lim"], capture_output=True, text=True)
+    program = root / "releases" / said["name"] / "bin/lavalite-lim"
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.stdout == "lim with tiny\n", done.stderr
 
 
