@@ -31,7 +31,7 @@ GOOD: dict[str, tuple[str, ...]] = {
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.xdist_group("site_refusals"),
 ]
 
