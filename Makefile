@@ -77,19 +77,16 @@ lab-deps:
 	@PYTHONPATH=tests $(PYTHON) -m lab root
 	@[ "$$(uname -m)" != x86_64 ] || PYTHONPATH=tests $(PYTHON) -m lab image
 
-# On hosts without internet, in a network without one: what they need is made before.
+# Roles and playbooks on hosts of their own, without internet; make molecule SCENARIO=lim runs one scenario.
 molecule: $(VENV)/.dev $(COLLECTION)
-	@for part in node control; do \
-	  $(BIN)/python roles/release/files/build_release.py --checkout . --part $$part --minor 3.11 --machine $$(uname -m) \
-	    --cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/lavalite/releases"; \
-	done
-	PYTHONPATH=tests $(BIN)/python -m lab run -- $(BIN)/molecule test --all
+	@LAVALITE_LAB=required tools/molecule $(BIN) $(SCENARIO)
 
 # Hosts that boot, one file of tests at a time: beside them, what counts seconds on loopback would be disturbed.
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
 	$(BIN)/pytest -m lab
+	@tools/molecule $(BIN)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -112,6 +112,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _enter(lab: Lab, command: list[str]) -> int:
     inventory = state.folder(lab.name) / "inventory.json"
+    if not inventory.exists():
+        lab.write_inventory(inventory)
     environment = {**os.environ, HELD: lab.name, INVENTORY: str(inventory)}
     return subprocess.run([*lab.inside(), *command], env=environment).returncode
 
