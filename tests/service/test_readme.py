@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (7869, 6881, 6880)
+OPERATING = ROOT / "docs/operating.md"
 SCRATCH = "/tmp/tour-of-lavalite"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("readme")]
@@ -127,4 +129,23 @@ def test_the_readme_is_true(newcomer: Newcomer) -> None:
 def test_every_command_is_in_a_page_that_is_tested() -> None:
     """Other pages hold no commands that nobody runs, but those of CONTRIBUTING, which is how this test is run."""
     pages = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if commands(p)]
-    assert sorted(p.name for p in pages) == ["CONTRIBUTING.md", "README.md"]
+    assert sorted(p.name for p in pages) == ["CONTRIBUTING.md", "README.md", OPERATING.name]
+
+
+@pytest.mark.parametrize("command", commands(OPERATING), ids=lambda command: command.text)
+def test_the_commands_of_operating_exist(command: Command, tmp_path: Path) -> None:
+    """What they do needs hosts of their own and is tested there; here, that the page names what there is."""
+    words = shlex.split(command.text)
+    if words[0] == "ansible-playbook":
+        words.append("--syntax-check")
+    elif words[0] == "lavalite":
+        words.append("--help")
+    else:
+        assert words[0] in {"systemctl", "journalctl", "systemd-analyze", "/usr/local/sbin/lavalite-etcd"}
+        return
+    environment = os.environ | {"LAVALITE_MODE": "plan", "ANSIBLE_HOME": str(tmp_path)}
+    told = subprocess.run(
+        [str(Path(sys.executable).parent / words[0]), *words[1:]],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr

@@ -320,10 +320,12 @@ def test_the_law_what_may_last_past_a_start_leaves_what_is_kept(steps: list[tupl
 
 
 def law(w: World, kept: Reservation, node: str) -> None:
-    """What may last past its start, with all that is kept then, is no more than there is."""
-    lasting = [
-        run for run in w.state.nodes[node].runs.values() if ends(w, run) + margin_seconds(w.state) > kept.start
-    ]
+    """What may last past its start, with all that is kept then, is no more than there is.
+
+    A stop takes its grace. The rest of the margin is there to be used up by a start later than its placement.
+    """
+    grace_seconds = w.state.settings.stop_grace_seconds
+    lasting = [run for run in w.state.nodes[node].runs.values() if ends(w, run) + grace_seconds > kept.start]
     reservations = [r for r in w.state.reservations.values() if node in r.nodes and r.overlaps(kept.start, kept.end)]
     for kind in kept.amounts:
         tasks = sum(s.amount for run in lasting for s in w.state.book.shares(run.key.owner) if s.kind == kind)

@@ -18,8 +18,9 @@ def read(path: Path) -> Any:
 @pytest.mark.parametrize("role", sorted(path.name for path in ROLES.iterdir()))
 def test_variables_are_named_after_the_role_and_described(role: str) -> None:
     defaults = read(ROLES / role / "defaults/main.yml")
-    options = read(ROLES / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    entries = read(ROLES / role / "meta/argument_specs.yml")["argument_specs"].values()
+    options = {name for entry in entries for name in entry.get("options") or {}}
     readme = (ROLES / role / "README.md").read_text()
-    assert set(defaults) == set(options)
+    assert set(defaults) == options
     assert all(name.startswith(f"{role}_") for name in defaults)
     assert [name for name in defaults if f"| `{name}` |" not in readme] == []
