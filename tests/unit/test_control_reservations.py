@@ -346,11 +346,11 @@ def ends(w: World, run: Any) -> float:
 
 
 def pass_time(w: World, seconds: int) -> None:
-    """Second by second; agents end what has reached its walltime."""
+    """Second by second; agents say what they have started, and end what has reached its walltime."""
     for _ in range(seconds):
         w.advance(1)
-        w.settle()
+        told(w)
         for run in list(w.state.runs.values()):
             if not run.assumed and ends(w, run) <= w.now:
                 w.finish(run.id, -9, "walltime")
-        w.settle()
+        told(w)
