@@ -86,7 +86,6 @@ test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
 	$(BIN)/pytest -m lab
-	@tools/molecule $(BIN)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
