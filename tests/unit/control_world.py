@@ -41,7 +41,7 @@ from lavalite.control.tasks import FINAL_CODES, STATES, JobState
 from lavalite.model.host import HostState
 from lavalite.model.job import CommitmentRecord, DependencyKind, JobRecord, JobSpec, Request
 from lavalite.model.resources import WHOLE, Device, NodeOffer, Resource
-from lavalite.model.task import AttemptId, TaskState
+from lavalite.model.task import AttemptId, TaskState, before_restore
 from lavalite.store.keys import Keys
 
 KEYS = Keys("test")
@@ -89,6 +89,8 @@ class Agent:
     fences: dict[AttemptId, float] = field(default_factory=dict)
     known: set[AttemptId] = field(default_factory=set)
     unacked: dict[AttemptId, tuple[int, AttemptReported]] = field(default_factory=dict)
+    settled: dict[AttemptId, AttemptReported] = field(default_factory=dict)
+    """Over, and acknowledged: told again to who may have forgotten."""
     ghosts: dict[AttemptId, float] = field(default_factory=dict)
     """Started by an agent whose journal is lost: they run on, unknown to this one, until their keeper fences them."""
 
@@ -173,6 +175,7 @@ class World:
                         del agent.unacked[attempt]
                         if report.state in ("ended", "refused"):
                             agent.known.discard(attempt)
+                            agent.settled[attempt] = report
         elif isinstance(effect, CloseSession):
             self.closed.append(effect)
             if effect.node in self.agents and self.agents[effect.node].connected:
@@ -212,6 +215,7 @@ class World:
         for attempt, suspended in agent.running.items():
             if attempt not in listed:
                 told.append(AttemptReported(attempt, "suspended" if suspended else "started", self.now))
+        told += [report for attempt, report in agent.settled.items() if before_restore(attempt.job, self.epoch)]
         self.feed(NodeRegistered(name, agent.boot_id, agent.journal_id, agent.offer, tuple(told)))
         # What the journal told is repeated in a report that can be acknowledged.
         self.report(name)
@@ -228,7 +232,7 @@ class World:
         until = {a: agent.acked_at + fence if (fence := agent.fences[a]) else float("inf") for a in agent.running}
         agent.ghosts.update(until)
         agent.journal_id = agent.journal_id.rpartition("-")[0] + f"-{int(agent.journal_id.rpartition('-')[2]) + 1}"
-        agent.running, agent.known, agent.unacked = {}, set(), {}
+        agent.running, agent.known, agent.unacked, agent.settled = {}, set(), {}, {}
         if reboot:
             self._reboot(agent)
 
@@ -266,6 +270,10 @@ class World:
 
     def _start(self, agent: Agent, attempt: AttemptId, journal_id: str, fence_after: float) -> None:
         if journal_id != agent.journal_id or attempt in agent.known:
+            return
+        if attempt in agent.settled:
+            agent.known.add(attempt)
+            agent.unacked[attempt] = (0, agent.settled[attempt])
             return
         agent.known.add(attempt)
         if REFUSES in agent.known:
@@ -316,13 +324,19 @@ class World:
     def change_leader(self) -> None:
         """The leader dies with what it had not written; another one loads what is stored."""
         self.pipeline.clear()
-        self.epoch = (0, self.epoch[1] + 1)
+        self.epoch = (self.epoch[0], self.epoch[1] + 1)
         for agent in self.agents.values():
             agent.connected = False
         document = self.store.get(KEYS.definition)
         specs = self.specs if document is not None else Specs()
         self.state = load(KEYS, self.epoch, self.store.items(), specs=specs, settings=self.settings)
         self.feed(Loaded())
+
+    def restore(self, saved: dict[str, bytes]) -> None:
+        """The store becomes what it was, and a new generation begins; agents and what they run are as they are."""
+        self.store = saved | {KEYS.generation: b"%d" % (self.epoch[0] + 1)}
+        self.epoch = (self.epoch[0] + 1, 0)
+        self.change_leader()
 
     # --- checking ---------------------------------------------------------------------------------------------
 

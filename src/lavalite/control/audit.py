@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lavalite.control.events import Specs
-from lavalite.control.records import JOBS_PER_GENERATION, BadRecord, load
+from lavalite.control.records import BadRecord, load
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import host_owner
 from lavalite.control.tasks import ASSUMED, LIVE_CODES, STATES
 from lavalite.ledger.book import LedgerBroken
 from lavalite.model.host import HostState
 from lavalite.model.job import CommitmentRecord, Share
+from lavalite.model.task import JOBS_PER_GENERATION
 from lavalite.store.keys import Keys
 
 MOST_FAULTS = 100

@@ -116,6 +116,7 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.set_drain(node, None)
         case NodeForgotten(name) if name in state.nodes and not state.kept_by(name):
             state.forget_node(name)
+            state.heard_out(name)
         case LabelsSet(name, labels) if (node := state.nodes.get(name)) is not None:
             state.set_labels(node, labels)
         case ReservationMade(reservation) if reservation.name not in state.reservations:

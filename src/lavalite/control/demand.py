@@ -13,7 +13,7 @@ from lavalite.control.supply import Supply
 from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
 from lavalite.model.job import DependencyKind, JobRecord
 from lavalite.model.reservation import Reservation
-from lavalite.model.task import TaskState
+from lavalite.model.task import TaskState, before_restore
 from lavalite.placement.classes import RequestClass
 from lavalite.store.keys import Keys
 
@@ -57,6 +57,8 @@ class Demand(Supply):
         """Of all jobs."""
         self.cancels: dict[int, Cancel] = {}
         """Jobs that are being cancelled, and how far that is."""
+        self.untold: set[str] = set()
+        """Nodes whose agents have not told their journals since the store was restored."""
         self.wake_told: float | None = None
         self._wakes: list[tuple[float, int, int]] = []
         self.last_job_id = 0
@@ -157,9 +159,22 @@ class Demand(Supply):
         limits = [job.spec.walltime_seconds, self.queue(job.queue).walltime_seconds]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    def waits_for_journals(self, job: JobState) -> bool:
+        """Whether a node may have started of it what a restored store does not know; nobody else may start that."""
+        return bool(self.untold) and before_restore(job.id, self.epoch)
+
+    def heard_out(self, name: str) -> None:
+        """A node has told what it started, or will never tell."""
+        if name in self.untold:
+            self.untold.discard(name)
+            if not self.untold:
+                for job in self.jobs.values():
+                    self.settle_waiting(job)
+
     def settle_waiting(self, job: JobState) -> None:
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
         waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
+        waits = waits and not self.waits_for_journals(job)
         place = (-job.spec.priority, job.id)
         if waits and not job.class_key:
             found = self._class_of(job)

@@ -73,6 +73,12 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     if job.held:
         reasons.append("It is held; release it to let it start.")
     reasons += [_dependency(state, d) for d in job.spec.depends if not state.is_met(d.job, d.kind)]
+    if state.waits_for_journals(job):
+        names = ", ".join(sorted(state.untold)[:5])
+        reasons.append(
+            f"The store was restored, and {names} may have started it since: it waits for what they tell."
+            " One that is gone for good: lavalite forget."
+        )
     if job.sleeping and job.spec.not_before is not None:
         reasons.append(f"It is not to start for another {_seconds(job.spec.not_before - now)}.")
     if job.counts.get(ASSUMED) and not job.ready:

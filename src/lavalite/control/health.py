@@ -21,7 +21,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskRun
 from lavalite.control.wishes import stop_again
-from lavalite.model.task import AttemptId, TaskState
+from lavalite.model.task import AttemptId, TaskState, before_restore
 
 
 def registered(state: ClusterState, event: NodeRegistered, now: float, out: Outbox) -> None:
@@ -46,10 +46,18 @@ def registered(state: ClusterState, event: NodeRegistered, now: float, out: Outb
             conclude(state, run, when_lost(state, run), _lost_end(run, now), now)
     if state.quarantine:  # it tells anew what it has
         state.quarantine = {p: report for p, report in state.quarantine.items() if p[0] != event.node}
+    if node.generation != state.epoch[0]:
+        node.generation = state.epoch[0]
+        state.dirty.nodes[node.name] = None
     for report in event.attempts:
         reported(state, node, report, now, out)
     listed = {report.id for report in event.attempts}
     _compare(state, node, listed, silent_since, now, out)
+    # What others told may fit, now that it is known what came before it.
+    for (other, _), report in list(state.quarantine.items()):
+        if other in state.nodes and before_restore(report.id.job, state.epoch):
+            reported(state, state.nodes[other], report, now, out)
+    state.heard_out(node.name)
     out.durable.append(Acknowledge(node.name, 0))
 
 

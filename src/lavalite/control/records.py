@@ -21,14 +21,10 @@ from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk
 from lavalite.model.node import Drain, NodeRecord
 from lavalite.model.reservation import Reservation
-from lavalite.model.task import CHUNK_TASKS
+from lavalite.model.task import CHUNK_TASKS, JOBS_PER_GENERATION
 from lavalite.store.keys import Keys
 
 Model = TypeVar("Model", bound=BaseModel)
-
-JOBS_PER_GENERATION = 10**9
-"""A store that was restored from a backup has forgotten the last ids that were given out. Agents have not: they would
-take a new job's attempt for one that they know, and answer how that ended instead of starting it."""
 
 
 class BadRecord(LavaLiteError):
@@ -98,6 +94,7 @@ def _encode_node(node: NodeState) -> bytes:
         drain_deadline_seconds=drain.deadline_seconds,
         drain_deadline_at=drain.deadline_at,
         operator_labels=node.operator_labels,
+        generation=node.generation,
     )
     return record.model_dump_json().encode()
 
@@ -140,6 +137,9 @@ def load(
         record = _read(NodeRecord, f"resources/{rest}", value)
         node = state.set_node(record.offer, record.journal_id)
         node.drain, node.operator_labels = record.drain, record.operator_labels
+        node.generation = record.generation
+        if record.generation < epoch[0]:
+            state.untold.add(node.name)
     hosts = [_read(LogicalHost, f"hosts/{rest}", value) for rest, value in found.get("hosts", ())]
     state.restore_hosts(hosts)
     state.restore_specs(specs or Specs())

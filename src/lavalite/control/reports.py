@@ -19,6 +19,7 @@ from signal import SIGTERM
 from lavalite.control.actions import SendStop
 from lavalite.control.events import AttemptReported
 from lavalite.control.outbox import Outbox
+from lavalite.control.restored import adopted, may_be_adopted_later
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskKey, TaskRun
@@ -48,7 +49,7 @@ class Verdict:
 def reported(state: ClusterState, node: NodeState, report: AttemptReported, now: float, out: Outbox) -> None:
     """One report of one attempt."""
     key = TaskKey(report.id.job, report.id.task)
-    run = state.runs.get(key)
+    run = state.runs.get(key) or adopted(state, node, report, now)
     ours = run is not None and not run.assumed and run.attempt == report.id.attempt
     if run is None or not ours or run.node != node.name or run.journal_id != node.journal_id:
         _stranger(state, node, report, out)
@@ -136,7 +137,7 @@ def _stranger(state: ClusterState, node: NodeState, report: AttemptReported, out
             grace_seconds = state.settings.stop_grace_seconds
             out.at_once.append(SendStop(node.name, report.id, int(SIGTERM), grace_seconds, "given up as lost"))
         return
-    if over:
+    if over and not may_be_adopted_later(state, report):
         state.quarantine.pop(place, None)
     elif place in state.quarantine or len(state.quarantine) < MAX_QUARANTINED:
         state.quarantine[place] = report

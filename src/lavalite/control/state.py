@@ -95,6 +95,13 @@ class ClusterState(Demand):
             for position, at in job.wakes.items():
                 heapq.heappush(self._wakes, (at, job.id, position))
 
+    def heard_out(self, name: str) -> None:
+        """When all have told what they started, what is over in quarantine was not waited for."""
+        super().heard_out(name)
+        if self.quarantine and not self.untold:
+            alive = ((place, r) for place, r in self.quarantine.items() if r.state not in ("ended", "refused"))
+            self.quarantine = dict(alive)
+
     def restore_run(self, run: TaskRun, record: CommitmentRecord) -> None:
         """A durable commitment and the task that holds it."""
         job = self.jobs[run.key.job]
@@ -128,6 +135,16 @@ class ClusterState(Demand):
         job.set_code(run.position, ASSUMED)
         self.settle_waiting(job)
         return True
+
+    def adopt(self, run: TaskRun, record: CommitmentRecord) -> None:
+        """A pending task was started before the store was restored to a time before that: it holds what it holds."""
+        job = self.jobs[run.key.job]
+        self.book.restore(record)
+        self._hold(job, run)
+        job.wakes.pop(run.position, None)
+        job.move(run.position, TaskState.COMMITTED)
+        self.dirty.tasks[run.key] = None
+        self.settle_waiting(job)
 
     def confirm(self, run: TaskRun) -> None:
         """PENDING → COMMITTED: the commitment is durable."""

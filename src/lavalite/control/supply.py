@@ -35,6 +35,8 @@ class NodeState:
     registered: bool = False
     """Whether its agent has told its journal to us, rather than to a predecessor."""
     heard_at: float = 0.0
+    generation: int = 0
+    """In which its agent told its journal last."""
     lim_silent: bool = False
     runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
 

@@ -30,6 +30,8 @@ class NodeRecord(Stored):
     drain_deadline_seconds: int | None = None
     drain_deadline_at: float | None = None
     operator_labels: dict[str, list[str]] = {}
+    generation: int = 0
+    """In which its agent told its journal last."""
 
     @property
     def drain(self) -> Drain | None:

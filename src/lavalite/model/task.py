@@ -63,6 +63,17 @@ CHUNK_TASKS = 8192
 """Tasks whose states are stored in one record."""
 
 
+JOBS_PER_GENERATION = 10**9
+"""A store that was restored from a backup has forgotten the last ids that were given out. Agents have not: they would
+take a new job's attempt for one that they know. So each generation has ids of its own, and ids tell what may have
+been forgotten: that of a job before the restore."""
+
+
+def before_restore(job: int, epoch: tuple[int, int]) -> bool:
+    """Whether the job is older than the last restore, so that the store may not know all of it."""
+    return job <= epoch[0] * JOBS_PER_GENERATION
+
+
 class AttemptId(NamedTuple):
     """One try at running one task. `task` is the array index, 0 where the job is no array. Counts from 1."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lavalite.model.resources import NodeOffer
+from lavalite.model.task import AttemptId, before_restore
 from lavalite.sbatchd.actions import Action, Close, RenewContact, Send, Write
 from lavalite.sbatchd.entry import Entry, Record, Restored, acknowledged_record, report_record
 from lavalite.sbatchd.events import Instant, SessionOpened
@@ -94,7 +95,10 @@ class LeaderLink:
         session = self._session = _Session(event.session, now.boot, offer_told=event.offer.version)
         # Before the Register: whoever reads the journal after a crash must know whom we have talked to.
         actions = self._raise_epoch(epoch)
-        told = [entry for entry in self._entries.values() if not entry.settled]
+        # A store that was restored may have forgotten what was settled with it.
+        told = [
+            e for e in self._entries.values() if not e.settled or before_restore(AttemptId.parse(e.id).job, epoch)
+        ]
         # The answer to what a Register says is ReportAck number 0.
         session.in_flight[0] = (now.boot, {entry.id: _told(entry) for entry in told})
         self._dirty.clear()

@@ -240,7 +240,8 @@ MAX_REASON_CHARACTERS = 200
 
 
 class Register(Frame):
-    """Agent → mbatchd, right after Welcome: all unfinished or unacknowledged attempts in its journal.
+    """Agent → mbatchd, right after Welcome: all unfinished or unacknowledged attempts in its journal, and all that it
+    has of jobs from before the store was restored.
 
     `highest_epoch`: the highest that the agent has heard of.
     """
