@@ -370,6 +370,7 @@ def _check_job(state: ClusterState, job: JobState) -> None:
     held = sum(1 for key in state.runs if key.job == job.id)
     assert held == sum(1 for code in job.codes if chr(code) in "ACRSU")
     waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
+    waits = waits and not state.waits_for_journals(job)
     assert waits == bool(job.class_key)
     if waits:
         waiting = state.classes[job.class_key].jobs

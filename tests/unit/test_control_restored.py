@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from control_world import KEYS, World, offer, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from lavalite.control.audit import audit
 from lavalite.control.events import NodeForgotten, ReleaseRequested, Specs
 from lavalite.control.explain import explain
+from lavalite.control.tasks import TaskKey
 from lavalite.model.job import Array
 from lavalite.model.specs import QueueSpec
 from lavalite.model.task import AttemptId, TaskState
@@ -65,6 +67,36 @@ def test_what_has_ended_since_has_ended() -> None:
         world.connect(node)
     world.settle()
     assert world.state.jobs[job].state is TaskState.SUCCEEDED
+    world.check()
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_later_attempt_is_adopted_once_the_one_before_it_is_known_to_have_ended(over: bool) -> None:
+    """Whoever runs it tells first, while the store still has the earlier attempt alive elsewhere."""
+    world = world_of_two()
+    job = world.submit(spec(retries=1))
+    world.settle()
+    saved = dict(world.store)
+    (first,) = world.running()
+    node = world.state.runs[TaskKey(job, 0)].node
+    other = "n2" if node == "n1" else "n1"
+    world.finish(first, 1)
+    world.settle()
+    world.disconnect(node)
+    world.advance(700)
+    world.settle()
+    second = AttemptId(job, 0, 2)
+    assert world.running() == [second] and second in world.agents[other].running
+    if over:
+        world.finish(second)
+        world.settle()
+    world.restore(saved)
+    world.connect(other)
+    world.settle()
+    world.connect(node)
+    world.settle()
+    assert world.state.jobs[job].state is (TaskState.SUCCEEDED if over else TaskState.RUNNING)
+    assert not world.state.quarantine and world.starts[second] == 1
     world.check()
 
 

@@ -44,6 +44,7 @@ def adopted(state: ClusterState, node: NodeState, report: AttemptReported, now: 
         fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
         maybe_sent=True,
     )
+    state.quarantine.pop((node.name, report.id), None)
     state.adopt(run, commitment_of(run, shares))
     return run
 
