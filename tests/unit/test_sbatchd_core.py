@@ -227,14 +227,26 @@ def test_a_stray_of_another_journal_is_ended(mind: Mind) -> None:
 
 
 def test_register_tells_of_all_that_is_unsettled(mind: Mind) -> None:
-    mind.dispatch(attempt("1.0.1"), attempt("2.0.1"), attempt("3.0.1", uid=13))
-    mind.do(Started("1.0.1", 7, 50.0))
+    one, two, three = ("1000000001.0.1", "1000000002.0.1", "1000000003.0.1")
+    mind.dispatch(attempt(one), attempt(two), attempt(three, uid=13))
+    mind.do(Started(one, 7, 50.0))
     mind.flush()
     mind.hear(ReportAck(epoch=(1, 5), seq=1))
     register = next(a.frame for a in mind.open() if isinstance(a, Send))
     assert isinstance(register, Register) and register.highest_epoch == (1, 5)
     # The refused one is settled; of the others the last word, or that it is being started.
-    assert said(register.attempts) == [("1.0.1", "started", ""), ("2.0.1", "started", "starting")]
+    assert said(register.attempts) == [(one, "started", ""), (two, "started", "starting")]
+
+
+def test_register_tells_of_what_was_settled_with_a_store_that_was_restored_since(mind: Mind) -> None:
+    mind.dispatch(attempt("1.0.1", uid=13), attempt("1000000001.0.1", uid=13))
+    mind.flush()
+    mind.hear(ReportAck(epoch=(1, 5), seq=1))
+    for epoch in ((1, 5), (2, 1)):
+        register = next(a.frame for a in mind.open(epoch) if isinstance(a, Send))
+        assert isinstance(register, Register)
+        told = ["1.0.1"] if epoch[0] == 1 else ["1.0.1", "1000000001.0.1"]
+        assert [report.id for report in register.attempts] == told
 
 
 def test_register_is_acknowledged_as_report_0(mind: Mind) -> None:
