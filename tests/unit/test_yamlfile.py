@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lavalite.base.errors import InputError
@@ -130,6 +130,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+@example("-.0")
 @given(st.text(alphabet="01279xXbBoOeE_:.+-yesnotrufalTF", min_size=1, max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_a_plain_scalar_is_refused_or_read_as_other_readers_do(text: str) -> None:
