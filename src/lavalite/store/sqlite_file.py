@@ -124,8 +124,9 @@ class SqliteFile:
             draft.unlink()
 
     def _refuse_foreign(self, db: sqlite3.Connection) -> None:
-        application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
+        # Tables first: whoever is making them now makes the rest in the same transaction.
         tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
         if tables and application != APPLICATION_ID:
             raise StoreUnavailable(f"{self._path} is another program's database", hint="Name another file.")
         if version > FORMAT:
