@@ -20,6 +20,7 @@ from executor_bench import SystemdBench, alive, systemctl, until
 
 from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Ended, Started
+from lavalite.sbatchd.systemd.executor import SWEEP_SECONDS
 
 NOBODY = {"uid": 65534, "gid": 65534}
 
@@ -151,6 +152,41 @@ async def test_one_that_runs_is_found_again(bench: SystemdBench) -> None:
     end = await bench.end_of("1.0.1")
     assert (end.exit_code, end.reason, bench.text("count")) == (4, "exit", "line\n")
     assert [type(event) for event in bench.told] == [Started, Ended]
+
+
+HOLD = """[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'until [ -e %s ]; do sleep 0.05; done'
+"""
+
+
+async def test_one_whose_start_waits_in_systemd_is_not_over(bench: SystemdBench) -> None:
+    """Its unit is inactive then, as one that has ended is. On a busy machine that lasts long enough to be seen."""
+    go, units = bench.out / "let-start", Path("/run/systemd/system")
+    late = units / "lavalite-work.slice.d/late.conf"
+    late.parent.mkdir(exist_ok=True)
+    try:
+        (units / "hold.service").write_text(HOLD % go)
+        late.write_text("[Unit]\nWants=hold.service\nAfter=hold.service\n")
+        systemctl("stop", "lavalite-work.slice")
+        systemctl("daemon-reload")
+        await bench.executor.start(bench.launch("1.0.1", "exit 4"))
+        asked = keeper.boottime()
+        assert bench.show("1.0.1", "ActiveState") == {"ActiveState": "inactive"}
+        await until(lambda: keeper.boottime() > asked + 1.5 * SWEEP_SECONDS)  # it has looked by then
+        assert bench.told == []
+        await restart(bench)
+        assert [(known.id, known.state) for known in bench.listed.known] == [("1.0.1", "running")]
+        go.touch()
+        end = await bench.end_of("1.0.1")
+        assert (end.exit_code, end.reason) == (4, "exit")
+    finally:
+        go.touch()
+        late.unlink()
+        (units / "hold.service").unlink()
+        systemctl("daemon-reload")
 
 
 async def test_a_lost_note_is_made_good_from_what_systemd_knows(bench: SystemdBench) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbus_fast import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lavalite.base.clock import SystemClock
-from lavalite.base.errors import InputError
+from lavalite.base.errors import InputError, UnreachableError
 from lavalite.sbatchd.daemon import SbatchdConfig, uses_systemd
 from lavalite.sbatchd.executors import Launch
 from lavalite.sbatchd.systemd import SystemdExecutor, fence
+from lavalite.sbatchd.systemd.bus import CallError, SystemdBus
 from lavalite.sbatchd.systemd.records import AttemptFolder, End, Start, noted, outcome
 from lavalite.sbatchd.systemd.units import (
     attempt_of,
@@ -247,3 +249,33 @@ def test_which_executor(tmp_path: Path, executor: Any, uid: int, first: str, ans
 def test_a_folder_that_no_unit_can_name_is_refused() -> None:
     with pytest.raises(InputError, match="cannot stand in a unit"):
         SystemdExecutor(Path("/srv/50% off"), SystemClock())
+
+
+class Bus:
+    """Answers every call with one error."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+    async def call(self, message: Message) -> Message:
+        message.serial = 1
+        return Message.new_error(message, self.error, "said why")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        ("org.freedesktop.systemd1.UnitExists", CallError),
+        ("org.freedesktop.DBus.Error.InvalidArgs", CallError),
+        # By the bus, in place of a systemd that was executed anew in between: it may have started the unit.
+        ("org.freedesktop.DBus.Error.NoReply", UnreachableError),
+        ("org.freedesktop.DBus.Error.Disconnected", UnreachableError),
+        # By the bus again: it has no systemd to ask.
+        ("org.freedesktop.DBus.Error.NameHasNoOwner", UnreachableError),
+    ],
+)
+async def test_a_call_that_systemd_did_not_answer_was_not_refused_by_it(error: str, raised: type[Exception]) -> None:
+    bus = SystemdBus(lambda path, state: None, lambda unit, result: None, lambda: None)
+    bus._bus = Bus(error)  # type: ignore[assignment]
+    with pytest.raises(raised, match="said why"):
+        await bus.start("lavalite-1.0.1.service", [])

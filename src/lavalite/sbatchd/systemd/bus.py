@@ -19,6 +19,12 @@ UNIT, SERVICE = f"{SYSTEMD}.Unit", f"{SYSTEMD}.Service"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 CALL_SECONDS = 25.0
 ERROR_PREFIX = f"{SYSTEMD}."
+BUS_ERRORS = frozenset(
+    f"org.freedesktop.DBus.Error.{name}"
+    for name in ("NoReply", "Disconnected", "NoServer", "TimedOut", "Timeout", "ServiceUnknown", "NameHasNoOwner")
+)
+"""Said by the bus where systemd has not answered, while it reexecutes itself for instance: what was asked of it may
+have been done."""
 
 OnState = Callable[[str, str], None]
 """A unit's object path, and the ActiveState that it has now."""
@@ -121,7 +127,10 @@ class SystemdBus:
         if reply is None:
             raise _unreachable("the bus was disconnected")
         if reply.message_type is MessageType.ERROR:
-            raise CallError(reply.error_name or "", str(reply.body[0]) if reply.body else "")
+            text = str(reply.body[0]) if reply.body else ""
+            if reply.error_name in BUS_ERRORS:
+                raise _unreachable(text or str(reply.error_name))
+            raise CallError(reply.error_name or "", text)
         return list(reply.body)
 
     # --- signals

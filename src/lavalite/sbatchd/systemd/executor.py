@@ -51,6 +51,8 @@ BEGIN_POLL_SECONDS = 0.01
 BEGIN_SLOWEST_SECONDS = 0.5
 GONE_STATES = ("inactive", "failed")
 RUNNING_STATES = ("running", "start")
+UNKNOWN_UNIT = ("NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject")
+"""Errors of systemd that has nothing of a unit. Any other says nothing about the unit."""
 HIT_STATES = (*RUNNING_STATES, "stop-sigterm", "final-sigterm")
 """Sub-states in which a signal goes to the attempt's processes and not to the note of its end."""
 
@@ -283,19 +285,26 @@ class SystemdExecutor:
             self._tell(ended.end())
 
     async def _outcome(self, attempt: str) -> Known | None:
-        """What became of one whose unit has no process; noted from what systemd still knows, if nobody noted it."""
+        """What became of one whose unit has no process; noted from what systemd still knows, if nobody noted it.
+
+        None where it may run yet. Raises UnreachableError where systemd does not say.
+        """
         folder = self._attempt(attempt)
         if ended := await asyncio.to_thread(folder.outcome):
             return ended
         assert self._bus
         unit = self._unit(attempt)
         facts: dict[str, Any] = {}
-        with contextlib.suppress(CallError):
+        try:
             state = await self._bus.properties(unit, UNIT)
             if state["LoadState"] != "not-found":
-                if state["ActiveState"] not in GONE_STATES:
+                # Before its start has had its turn a unit is inactive, as one that is over; but there is a job.
+                if state["ActiveState"] not in GONE_STATES or state["Job"][0]:
                     return None
                 facts = await self._bus.properties(unit, SERVICE)
+        except CallError as error:
+            if error.name not in UNKNOWN_UNIT:
+                raise UnreachableError(f"systemd says nothing of {unit} ({error})", code="systemd") from None
         if not await asyncio.to_thread(folder.start):
             return Known(attempt, "ended", 0, self._clock.now(), None, LOST, self._clock.now())
         # Between the two looks it may have been noted after all.
