@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -154,39 +154,46 @@ async def test_one_that_runs_is_found_again(bench: SystemdBench) -> None:
     assert [type(event) for event in bench.told] == [Started, Ended]
 
 
-HOLD = """[Unit]
-DefaultDependencies=no
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'until [ -e %s ]; do sleep 0.05; done'
-"""
-
-
-async def test_one_whose_start_waits_in_systemd_is_not_over(bench: SystemdBench) -> None:
-    """Its unit is inactive then, as one that has ended is. On a busy machine that lasts long enough to be seen."""
-    go, units = bench.out / "let-start", Path("/run/systemd/system")
+@pytest.fixture
+def queue() -> Iterator[Path]:
+    """While this file is not there, the start of every attempt waits in systemd's queue."""
+    units, go = Path("/run/systemd/system"), Path("/run/go")
     late = units / "lavalite-work.slice.d/late.conf"
     late.parent.mkdir(exist_ok=True)
-    try:
-        (units / "hold.service").write_text(HOLD % go)
-        late.write_text("[Unit]\nWants=hold.service\nAfter=hold.service\n")
-        systemctl("stop", "lavalite-work.slice")
-        systemctl("daemon-reload")
-        await bench.executor.start(bench.launch("1.0.1", "exit 4"))
-        asked = keeper.boottime()
-        assert bench.show("1.0.1", "ActiveState") == {"ActiveState": "inactive"}
-        await until(lambda: keeper.boottime() > asked + 1.5 * SWEEP_SECONDS)  # it has looked by then
-        assert bench.told == []
-        await restart(bench)
-        assert [(known.id, known.state) for known in bench.listed.known] == [("1.0.1", "running")]
-        go.touch()
-        end = await bench.end_of("1.0.1")
-        assert (end.exit_code, end.reason) == (4, "exit")
-    finally:
-        go.touch()
-        late.unlink()
-        (units / "hold.service").unlink()
-        systemctl("daemon-reload")
+    hold = "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\n"
+    (units / "hold.service").write_text(hold + f"ExecStart=/bin/sh -c 'until [ -e {go} ]; do sleep 0.05; done'\n")
+    late.write_text("[Unit]\nWants=hold.service\nAfter=hold.service\n")
+    systemctl("stop", "lavalite-work.slice")
+    systemctl("daemon-reload")
+    yield go
+    go.touch()
+    late.unlink()
+    (units / "hold.service").unlink()
+    systemctl("daemon-reload")
+    go.unlink()
+
+
+async def test_one_whose_start_waits_in_systemd_is_not_over(bench: SystemdBench, queue: Path) -> None:
+    """Its unit is inactive then, as one that has ended is. On a busy machine that lasts long enough to be seen."""
+    await bench.executor.start(bench.launch("1.0.1", "exit 4"))
+    asked = keeper.boottime()
+    assert bench.show("1.0.1", "ActiveState") == {"ActiveState": "inactive"}
+    await until(lambda: keeper.boottime() > asked + 1.5 * SWEEP_SECONDS)  # it has looked by then
+    assert bench.told == []
+    await restart(bench)
+    assert [(known.id, known.state) for known in bench.listed.known] == [("1.0.1", "running")]
+    queue.touch()
+    end = await bench.end_of("1.0.1")
+    assert (end.exit_code, end.reason) == (4, "exit")
+
+
+async def test_one_whose_start_waits_can_be_ended_and_does_not_start(bench: SystemdBench, queue: Path) -> None:
+    await bench.executor.start(bench.launch("1.0.1", "echo x > ran"))
+    await bench.executor.signal("1.0.1", signal.SIGTERM, ending=True, reason="stop")
+    assert (await bench.end_of("1.0.1")).reason == "stop"
+    queue.touch()
+    await until(lambda: systemctl("is-active", "hold.service") == "inactive\n")
+    assert bench.text("ran") == ""
 
 
 async def test_a_lost_note_is_made_good_from_what_systemd_knows(bench: SystemdBench) -> None:

@@ -159,6 +159,11 @@ class SystemdExecutor:
         bus, unit = self._bus, self._unit(attempt)
         with contextlib.suppress(CallError, UnreachableError):
             state = await bus.property(unit, UNIT, "SubState") if bus else ""
+            if bus and state == "dead" and ending and (await bus.property(unit, UNIT, "Job"))[0]:
+                # Its start waits yet: it does not come to it.
+                await self._note_ending(attempt, signal, grace_seconds, reason)
+                await bus.manager("StopUnit", "ss", unit, "replace")
+                return
             if not bus or state not in HIT_STATES:
                 return
             if ending:
