@@ -241,6 +241,24 @@ def test_requeue_is_not_charged() -> None:
     assert states(w, job) == "W" and w.state.jobs[job].charges == {}
 
 
+def test_what_is_requeued_before_it_is_sent_is_placed_again_at_once() -> None:
+    w = world()
+    job = w.submit(spec())
+    w.feed(RequeueRequested(job))
+    w.settle()  # no Tick is needed in between
+    assert [attempt.attempt for attempt in w.running()] == [2]
+    known = dict(w.state.jobs[job].wakes)
+    w.change_leader()
+    assert w.state.jobs[job].wakes == known == {}
+
+
+def test_what_is_submitted_for_a_time_that_has_passed_starts_at_once() -> None:
+    w = world()
+    w.submit(spec(not_before=w.now))
+    w.settle()
+    assert len(w.running()) == 1
+
+
 def test_hold_survives_a_change_of_leader() -> None:
     w = world()
     job = w.submit(spec(hold=True))
@@ -630,8 +648,5 @@ def test_a_commitment_for_a_journal_that_is_gone_is_never_dispatched() -> None:
     w.wipe("n1")
     w.connect("n1")  # before the commitment is durable
     w.settle()
-    assert states(w, job) == "W" and not w.running() and w.starts == {}
-    w.advance(1)
-    w.settle()
-    assert w.running() == [AttemptId(job, 0, 2)]
+    assert w.running() == [AttemptId(job, 0, 2)] and w.starts == {AttemptId(job, 0, 2): 1}
     w.check()

@@ -14,7 +14,7 @@ from lavalite.model.resources import NodeOffer
 from lavalite.sbatchd import link as link_module
 from lavalite.sbatchd.actions import Action, Close, Forget, OpenStream, RenewContact, Send, Signal, Start, Write
 from lavalite.sbatchd.core import AgentCore
-from lavalite.sbatchd.entry import restore
+from lavalite.sbatchd.entry import Restored, restore
 from lavalite.sbatchd.events import BeatDue, Event, FlushDue, FrameReceived, Instant, SessionClosed, SessionOpened
 from lavalite.sbatchd.executors import Ended, Known, Listed, Signalled, Started, StartFailed
 from lavalite.wire.frames import (
@@ -80,6 +80,12 @@ class Mind:
 
 def reports_of(frame: AnyFrame) -> list[AttemptReport]:
     return frame.attempts if isinstance(frame, Register | Report) else []
+
+
+def journalled_reports(records: list[dict[str, Any]], name: str) -> list[AttemptReport]:
+    """All that a journal which was never compacted has of an attempt, also what was acknowledged since."""
+    found = [record for record in records if record["type"] == "report" and record["id"] == name]
+    return [AttemptReport.model_validate({k: v for k, v in record.items() if k != "type"}) for record in found]
 
 
 def said(reports: list[AttemptReport]) -> list[tuple[str, str, str]]:
@@ -396,13 +402,27 @@ class World(RuleBasedStateMachine):
         elif isinstance(action, Send):
             if reports_of(action.frame):
                 self.unanswered.append(action.frame)
+            self.check_told(reports_of(action.frame), durable)
             for report in reports_of(action.frame):
-                if report.reason != "starting":
-                    entry = durable.entries[report.id]
-                    assert report in entry.unacknowledged or report == entry.last, "told before it was durable"
                 if report.state in ("ended", "refused"):
                     final = (report.state, report.reason, report.exit_code)
                     self.finals.setdefault(report.id, set()).add(final)
+
+    def check_told(self, reports: list[AttemptReport], durable: Restored) -> None:
+        """What is told of an attempt is durable, in order, and leaves out no later word and none that is waited for.
+
+        The leader may have acknowledged some of it before: it asked again, and then the attempt went on.
+        """
+        told: dict[str, list[AttemptReport]] = {}
+        for report in reports:
+            told.setdefault(report.id, []).append(report)
+        for name, said_of_it in told.items():
+            journalled = journalled_reports(self.mind.records, name)
+            if not journalled:
+                assert name in durable.entries and [report.reason for report in said_of_it] == ["starting"]
+                continue
+            assert said_of_it == journalled[-len(said_of_it) :], "told before it was durable, or out of order"
+            assert len(said_of_it) >= len(durable.entries[name].unacknowledged), "not all that is waited for"
 
     @rule(steps=st.integers(0, 3))
     def crash_soon(self, steps: int) -> None:
@@ -520,6 +540,23 @@ class World(RuleBasedStateMachine):
         assert all(entry.settled for entry in entries.values()), entries
         assert set(entries) == set(self.finals) and set(self.starts) <= set(entries)
         assert not self.running
+
+
+def test_what_was_acknowledged_is_told_again_before_what_follows() -> None:
+    """A leader that asks again has not heard it; what was told and what is new make one report."""
+    world = World()
+    world.connect(newer=False)
+    world.dispatch(names=["1.0.1"], right=True)
+    world.executor_starts(name="1.0.1")
+    world.flush()
+    while world.unanswered:
+        world.acknowledge()
+    world.dispatch(names=["1.0.1"], right=True)
+    world.executor_ends(name="1.0.1")
+    world.flush()
+    (report,) = world.unanswered
+    assert said(reports_of(report)) == [("1.0.1", "started", ""), ("1.0.1", "ended", "exit")]
+    world.teardown()
 
 
 TestWorld = World.TestCase

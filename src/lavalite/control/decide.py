@@ -1,6 +1,6 @@
 """The one way in: what happened and what time it is, and out come the actions, in order.
 
-    event ──► reconciler, one for each subject ──► scheduler, if anything could start now ──► actions
+    event ──► reconciler, one for each subject ──► what is due ──► scheduler, if anything could start now ──► actions
 
 Everything is decided from (state, event, now) alone. `now` is in seconds since the Unix epoch, by a clock that never
 steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A stepped clock would declare nodes lost.
@@ -45,8 +45,8 @@ from lavalite.control.state import ClusterState
 def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
     """Take in one event. IllegalTransition and LedgerBroken are bugs of ours: then the process must end."""
     out = Outbox()
-    state.wake(now)
     _react(state, event, now, out)
+    state.wake(now)  # what the event made due as well: else it would wait for the next one
     if state.compose_wanted:
         composer.compose(state, now, out)
     if state.schedule_wanted:
