@@ -16,8 +16,8 @@ from typing import Any
 
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import UnreachableError
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Ended, Executor, ExecutorEvent, Launch
+from lavalite.sbatchd.keeper import proc
 from lavalite.sbatchd.process import ProcessExecutor
 
 DEADLINE_SECONDS = 20.0
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
 
 
 def alive(pid: int) -> bool:
-    process = keeper.look_at(pid)
+    process = proc.look_at(pid)
     return process is not None and process.alive
 
 
@@ -74,7 +74,7 @@ class Bench(ABC):
             "walltime_seconds": None,
             "grace_seconds": 0.2,
             "fence_after_seconds": 0.0,
-            "contact": keeper.boottime(),
+            "contact": proc.boottime(),
         }
         return Launch(**(values | more))  # type: ignore[arg-type]
 
@@ -110,12 +110,12 @@ class ProcessBench(Bench):
 
     def leftovers(self) -> list[int]:
         found = []
-        for pid in keeper.all_processes():
+        for pid in proc.all_processes():
             try:
                 environment = Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:
                 continue
-            if f"{keeper.MARK}={self.folder}:".encode() in environment and alive(pid):
+            if f"{proc.MARK}={self.folder}:".encode() in environment and alive(pid):
                 found.append(pid)
         return found
 

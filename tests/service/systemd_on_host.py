@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from executor_bench import SystemdBench, alive, systemctl, until
 
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Ended, Started
+from lavalite.sbatchd.keeper import proc
 from lavalite.sbatchd.systemd.executor import SWEEP_SECONDS
 
 NOBODY = {"uid": 65534, "gid": 65534}
@@ -176,9 +176,9 @@ def queue() -> Iterator[Path]:
 async def test_one_whose_start_waits_in_systemd_is_not_over(bench: SystemdBench, queue: Path) -> None:
     """Its unit is inactive then, as one that has ended is. On a busy machine that lasts long enough to be seen."""
     await bench.executor.start(bench.launch("1.0.1", "exit 4"))
-    asked = keeper.boottime()
+    asked = proc.boottime()
     assert bench.show("1.0.1", "ActiveState") == {"ActiveState": "inactive"}
-    await until(lambda: keeper.boottime() > asked + 1.5 * SWEEP_SECONDS)  # it has looked by then
+    await until(lambda: proc.boottime() > asked + 1.5 * SWEEP_SECONDS)  # it has looked by then
     assert bench.told == []
     await restart(bench)
     assert [(known.id, known.state) for known in bench.listed.known] == [("1.0.1", "running")]
@@ -283,16 +283,16 @@ async def test_the_fence_falls_while_sbatchd_is_frozen(bench: SystemdBench, fenc
     with subprocess.Popen([sys.executable, "-c", FROZEN, bench.folder], stdout=subprocess.PIPE) as sbatchd:  # noqa: ASYNC220
         try:
             assert sbatchd.stdout and await asyncio.to_thread(sbatchd.stdout.readline) == b"up\n"
-            begun = keeper.boottime()
-            await until(lambda: keeper.boottime() > begun + 5.0)
+            begun = proc.boottime()
+            await until(lambda: proc.boottime() > begun + 5.0)
             assert systemctl("is-active", "bench-1.0.1.service") == "active\n", "renewed for longer than its fence"
-            frozen = keeper.boottime()
+            frozen = proc.boottime()
             sbatchd.send_signal(signal.SIGSTOP)
             if fence_dies_too:
                 systemctl("daemon-reload")  # as any installation of a package does
                 systemctl("kill", "--signal=KILL", "bench-fence.service")
             await until(lambda: systemctl("is-active", "bench-1.0.1.service") != "active\n")
-            assert keeper.boottime() - frozen > 3.5
+            assert proc.boottime() - frozen > 3.5
         finally:
             sbatchd.kill()
     assert await found_ended(bench, "1.0.1") == (-signal.SIGKILL, "fence")
@@ -300,7 +300,7 @@ async def test_the_fence_falls_while_sbatchd_is_frozen(bench: SystemdBench, fenc
 
 
 async def test_one_that_was_held_up_until_its_fence_fell_does_not_start(bench: SystemdBench) -> None:
-    before = keeper.boottime() - 10
+    before = proc.boottime() - 10
     await bench.executor.start(bench.launch("1.0.1", "echo x > ran", fence_after_seconds=5.0, contact=before))
     assert (await bench.end_of("1.0.1")).exit_code != 0
     assert bench.text("ran") == ""

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from executor_bench import Bench, ProcessBench, SystemdBench, alive, until
 
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Ended, Signalled, Started
+from lavalite.sbatchd.keeper import proc
 
 BENCHES: list[type[Bench]] = [ProcessBench]
 if os.environ.get("LAVALITE_SYSTEMD_BENCH") == "1":
@@ -161,17 +161,17 @@ async def test_walltime_of_one_that_does_not_listen(bench: Bench) -> None:
 async def test_the_fence_falls_unless_contact_is_renewed(bench: Bench) -> None:
     await bench.executor.start(bench.launch("1.0.1", "sleep 60", fence_after_seconds=1.5))
     await bench.executor.start(bench.launch("2.0.1", "sleep 60"))
-    begun = last = keeper.boottime()
+    begun = last = proc.boottime()
     while last < begun + 2.0:
-        last = keeper.boottime()
+        last = proc.boottime()
         await bench.executor.contact(last)
         await asyncio.sleep(0.05)
     assert not bench.ends("1.0.1"), "renewed for longer than its fence"
-    last = keeper.boottime()
+    last = proc.boottime()
     await bench.executor.contact(last)
     end = await bench.end_of("1.0.1")
     assert (end.exit_code, end.reason) == (-signal.SIGKILL, "fence")
-    assert keeper.boottime() - last >= 1.5
+    assert proc.boottime() - last >= 1.5
     assert not bench.ends("2.0.1"), "without a fence it outlives a lost connection"
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from executor_bench import DEADLINE_SECONDS, ProcessBench, alive, until
 
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Ended
+from lavalite.sbatchd.keeper import PROGRAM, proc
+from lavalite.sbatchd.keeper.files import JOURNAL_NAME, SOCKET_NAME
+from lavalite.sbatchd.keeper.main import ALREADY_RUNS_EXIT
 from lavalite.sbatchd.process import ProcessExecutor
 
 
@@ -71,24 +73,33 @@ async def test_deadlines_hold_across_a_lost_keeper(bench: ProcessBench, reason: 
 
 
 async def test_contact_survives_the_keeper(bench: ProcessBench) -> None:
-    begun = keeper.boottime()
+    begun = proc.boottime()
     await bench.executor.start(bench.launch("1.0.1", "sleep 60", fence_after_seconds=3.0, contact=begun))
     sent = begun + 1.0
-    await until(lambda: keeper.boottime() >= sent)
+    await until(lambda: proc.boottime() >= sent)
     await bench.executor.contact(sent)
     await bench.executor.list()
     await bench.crash_keeper()
     await bench.connect()
     end = await bench.end_of("1.0.1")
-    assert end.reason == "fence" and keeper.boottime() >= sent + 3.0
+    assert end.reason == "fence" and proc.boottime() >= sent + 3.0
 
 
 async def test_one_keeper_a_folder(bench: ProcessBench) -> None:
-    command = [sys.executable, "-I", "-S", keeper.__file__, str(bench.folder)]
+    command = [sys.executable, "-I", "-S", PROGRAM, str(bench.folder)]
     second = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=DEADLINE_SECONDS
     )
-    assert (second.returncode, second.stderr) == (keeper.ALREADY_RUNS_EXIT, "another keeper has this folder\n")
+    assert (second.returncode, second.stderr) == (ALREADY_RUNS_EXIT, "another keeper has this folder\n")
+
+
+def test_it_loads_the_standard_library_and_its_own_package_alone() -> None:
+    script = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*sys.modules, sep='\\n')"
+    command = [sys.executable, "-I", "-S", "-c", script, PROGRAM]
+    loaded = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=True).stdout
+    others = {name for name in loaded.split() if name.partition(".")[0] not in {*sys.stdlib_module_names, "__main__"}}
+    own = {f"lavalite.sbatchd.keeper.{path.stem}" for path in Path(PROGRAM).parent.glob("[a-z]*.py")}
+    assert others == {"lavalite.sbatchd.keeper", *own}  # all of it at once: nothing is left to load from a later release
 
 
 async def test_it_goes_when_nothing_runs_and_nobody_is_there(tmp_path: Path) -> None:
@@ -98,7 +109,7 @@ async def test_it_goes_when_nothing_runs_and_nobody_is_there(tmp_path: Path) -> 
     await executor.close()
     assert executor._spawned
     assert executor._spawned.wait(DEADLINE_SECONDS) == 0
-    assert not alive(pid) and not (tmp_path / keeper.SOCKET_NAME).exists()
+    assert not alive(pid) and not (tmp_path / SOCKET_NAME).exists()
 
 
 async def test_it_refuses_to_go_while_something_runs(bench: ProcessBench) -> None:
@@ -112,7 +123,7 @@ async def test_it_refuses_to_go_while_something_runs(bench: ProcessBench) -> Non
 async def test_nonsense_harms_nobody(bench: ProcessBench) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         folder = os.open(bench.folder, os.O_PATH)
-        stranger.connect(f"/proc/self/fd/{folder}/{keeper.SOCKET_NAME}")
+        stranger.connect(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
         os.close(folder)
         stranger.sendall(b'nonsense\n{"op": "fly"}\n{"op": "start", "id": "9.0.1"}\n{"op": "list", "n": 7}\n')
         stranger.settimeout(DEADLINE_SECONDS)
@@ -134,7 +145,7 @@ async def test_many_at_once(bench: ProcessBench) -> None:
 async def test_a_full_disk_starts_nothing_and_ends_nothing(bench: ProcessBench) -> None:
     await bench.executor.start(bench.launch("1.0.1", "while [ ! -e go ]; do sleep 0.02; done; exit 3"))
     await until(lambda: bench.told)
-    size = (bench.folder / keeper.JOURNAL_NAME).stat().st_size
+    size = (bench.folder / JOURNAL_NAME).stat().st_size
     before = resource.prlimit(bench.executor.keeper_pid, resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
     await bench.executor.start(bench.launch("2.0.1", "echo line > count"))
     end = await bench.end_of("2.0.1")

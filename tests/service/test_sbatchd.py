@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lavalite.model.resources import NodeOffer
-from lavalite.sbatchd import keeper
+from lavalite.sbatchd.keeper import proc
 from lavalite.sbatchd.process import ProcessExecutor
 from lavalite.wire.connection import Connection, FrameServer
 from lavalite.wire.frames import (
@@ -232,12 +232,12 @@ class Node:
             await keeper_of.connect(lambda event: None, lambda: None)
             await keeper_of.shutdown(force=True)
             pid = keeper_of.keeper_pid
-            await until(lambda: not (found := keeper.look_at(pid)) or not found.alive, "the keeper ended")
+            await until(lambda: not (found := proc.look_at(pid)) or not found.alive, "the keeper ended")
             await keeper_of.close()
             if keeper_of._spawned:
                 keeper_of._spawned.wait(DEADLINE_SECONDS)
-        for pid in keeper.all_processes():
-            assert f"{keeper.MARK}={self.state}" not in environment_of(pid), f"process {pid} is left"
+        for pid in proc.all_processes():
+            assert f"{proc.MARK}={self.state}" not in environment_of(pid), f"process {pid} is left"
 
 
 def environment_of(pid: int) -> str:
@@ -358,7 +358,7 @@ async def test_limits_hold_without_sbatchd(node: Node, how: str, limit: str) -> 
     await until(lambda: node.text("far").strip() and node.leader.said("1.0.1"))
     far = int(node.text("far"))
     node.kill(signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
-    await until(lambda: not (found := keeper.look_at(far)) or not found.alive, f"the {limit} is enforced")
+    await until(lambda: not (found := proc.look_at(far)) or not found.alive, f"the {limit} is enforced")
     if how == "frozen":
         node.kill(signal.SIGCONT)
     else:
@@ -371,8 +371,8 @@ async def test_limits_hold_without_sbatchd(node: Node, how: str, limit: str) -> 
 async def test_the_fence_counts_from_acknowledged_beats(node: Node) -> None:
     await node.run("1.0.1", "exec sleep 60", fence_after_seconds=2.0)
     await node.run("2.0.1", "exec sleep 60")
-    begun = keeper.boottime()
-    await until(lambda: keeper.boottime() > begun + 2.5, "beats for longer than the fence")
+    begun = proc.boottime()
+    await until(lambda: proc.boottime() > begun + 2.5, "beats for longer than the fence")
     assert not node.leader.final("1.0.1")
     node.leader.acknowledges_beats = False  # beats still come in; what counts is that they are answered
     assert (await node.leader.end_of("1.0.1")).reason == "fence"
@@ -386,7 +386,7 @@ async def test_stop_reaches_the_whole_attempt(node: Node) -> None:
     await node.leader.send(stop)
     end = await node.leader.end_of("1.0.1")
     assert (end.exit_code, end.reason) == (-signal.SIGKILL, "cancelled")
-    found = keeper.look_at(int(node.text("far")))
+    found = proc.look_at(int(node.text("far")))
     assert not found or not found.alive
 
 
@@ -402,7 +402,7 @@ async def test_suspend_and_resume_are_reported(node: Node) -> None:
 async def test_a_lost_keeper_is_replaced(node: Node) -> None:
     await node.run("1.0.1", "echo line >> count; while [ ! -e go ]; do sleep 0.02; done")
     await until(lambda: node.text("count"))
-    pids = [pid for pid, p in keeper.all_processes().items() if is_keeper(pid, node.state)]
+    pids = [pid for pid, p in proc.all_processes().items() if is_keeper(pid, node.state)]
     assert len(pids) == 1
     os.kill(pids[0], signal.SIGKILL)
     await node.run("2.0.1", "exit 7")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.entry import Entry, restore, well_named
 from lavalite.sbatchd.journal import Journal
-from lavalite.sbatchd.keeper import LineLog
+from lavalite.sbatchd.keeper.line_log import LineLog
 from lavalite.wire.frames import AttemptReport
 
 records = st.fixed_dictionaries({"type": st.just("x"), "text": st.text(max_size=8), "n": st.integers()})

@@ -17,13 +17,14 @@ from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.config import Config
 from lavalite.base.daemon import daemon_main
 from lavalite.base.errors import ConflictError, InputError
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.agent import Agent
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
 from lavalite.sbatchd.executors import Executor
 from lavalite.sbatchd.hosts import HostFolder
 from lavalite.sbatchd.journal import Journal
+from lavalite.sbatchd.keeper.files import lock
+from lavalite.sbatchd.keeper.proc import boot_id
 from lavalite.sbatchd.launch import Launcher, Policy
 from lavalite.sbatchd.process import ProcessExecutor
 from lavalite.sbatchd.session import LocalLim, Session
@@ -128,7 +129,7 @@ def _unusable(state: Path, why: str) -> InputError:
 async def serve(config: SbatchdConfig, stop: asyncio.Event) -> None:
     """Run the agent until `stop`. Attempts run on; the keeper sees to them."""
     prepare_folders(config)
-    held = keeper.lock(config.state_path / "sbatchd.lock")
+    held = lock(config.state_path / "sbatchd.lock")
     if held is None:
         raise ConflictError(
             f"another sbatchd uses {config.state_path}",
@@ -161,7 +162,7 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         clock,
         cluster=config.cluster,
         node=config.node,
-        boot_id=keeper.boot_id(),
+        boot_id=boot_id(),
         ssl_context=config.tls.client_context() if config.tls else None,
         insecure=config.insecure,
     )

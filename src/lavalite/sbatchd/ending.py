@@ -20,7 +20,7 @@ from typing import Any
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
 from lavalite.base.processes import ProcessIdentity
-from lavalite.sbatchd.keeper import SOCKET_NAME
+from lavalite.sbatchd.keeper.files import SOCKET_NAME
 
 CONTACT_NAME = "contact"
 """The systemd executor's first file: who has it has been used."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.keeper import DamagedLogError, LineLog
+from lavalite.sbatchd.keeper.line_log import DamagedLogError, LineLog
 
 Record = dict[str, Any]
 FILE_NAME = "journal"

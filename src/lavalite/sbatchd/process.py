@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lavalite.base.errors import UnreachableError
-from lavalite.sbatchd import keeper
 from lavalite.sbatchd.executors import Known, Launch, Listed, Signalled, Started, StartFailed, Tell
+from lavalite.sbatchd.keeper import PROGRAM
+from lavalite.sbatchd.keeper.clients import MAX_LINE_BYTES
+from lavalite.sbatchd.keeper.files import SOCKET_NAME
+from lavalite.sbatchd.keeper.main import ALREADY_RUNS_EXIT
 
 CONNECT_TRIES = 5
 READY_SECONDS = 10.0
@@ -111,15 +114,15 @@ class ProcessExecutor:
         # By way of the folder's descriptor: a Unix socket's path is at most 107 bytes long.
         folder = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
         try:
-            path = f"/proc/self/fd/{folder}/{keeper.SOCKET_NAME}"
-            return await asyncio.open_unix_connection(path, limit=keeper.MAX_LINE_BYTES)
+            path = f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+            return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
         finally:
             os.close(folder)
 
     def _spawn(self) -> str:
         """Start a keeper, wait until it listens. Why it does not, or an empty text."""
         self._reap()
-        command = [sys.executable, "-I", "-S", keeper.__file__, str(self._folder), str(self._idle_seconds)]
+        command = [sys.executable, "-I", "-S", PROGRAM, str(self._folder), str(self._idle_seconds)]
         with (self._folder / "keeper.log").open("ab") as log:
             self._spawned = subprocess.Popen(
                 command,
@@ -135,7 +138,7 @@ class ProcessExecutor:
             if said.readline() == b"ready\n":
                 return ""
         code = self._spawned.wait(READY_SECONDS)
-        return "" if code == keeper.ALREADY_RUNS_EXIT else f"it ended with {code}"
+        return "" if code == ALREADY_RUNS_EXIT else f"it ended with {code}"
 
     def _reap(self) -> None:
         if self._spawned:
