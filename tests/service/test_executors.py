@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -99,7 +98,7 @@ async def test_limits_cores_and_session_are_set(bench: Bench) -> None:
 
 
 async def test_suspend_and_resume(bench: Bench) -> None:
-    await bench.executor.start(bench.launch("1.0.1", "echo $$ > pid; exec sleep 60"))
+    await bench.executor.start(bench.launch("1.0.1", "echo $$ > pid; exec sleep 300"))
     pid = await bench.pid_in("pid")
     await bench.executor.signal("1.0.1", signal.SIGSTOP, ending=False)
     await until(lambda: Signalled("1.0.1", suspended=True) in bench.told)
@@ -128,7 +127,7 @@ async def test_kill_follows_term_after_the_grace(bench: Bench) -> None:
 
 
 async def test_grandchildren_in_sessions_of_their_own_are_killed(bench: Bench) -> None:
-    script = "setsid sh -c 'echo $$ > far; sleep 60 & sleep 60' & sh -c 'echo $$ > near; sleep 60' & wait"
+    script = "setsid sh -c 'echo $$ > far; sleep 300 & sleep 300' & sh -c 'echo $$ > near; sleep 300' & wait"
     await bench.executor.start(bench.launch("1.0.1", script))
     far, near = await bench.pid_in("far"), await bench.pid_in("near")
     await bench.executor.signal("1.0.1", signal.SIGKILL, ending=True)
@@ -137,8 +136,8 @@ async def test_grandchildren_in_sessions_of_their_own_are_killed(bench: Bench) -
 
 
 async def test_nothing_is_left_behind_by_one_that_ends_by_itself(bench: Bench) -> None:
-    await bench.executor.start(bench.launch("2.0.1", "sleep 60"))  # a neighbour, which must live on
-    await bench.executor.start(bench.launch("1.0.1", "(setsid sh -c 'echo $$ > far; sleep 60' &) ; sleep 0.2"))
+    await bench.executor.start(bench.launch("2.0.1", "sleep 300"))  # a neighbour, which must live on
+    await bench.executor.start(bench.launch("1.0.1", "(setsid sh -c 'echo $$ > far; sleep 300' &) ; sleep 0.2"))
     far = await bench.pid_in("far")
     end = await bench.end_of("1.0.1")
     assert end.exit_code == 0 and not alive(far)
@@ -146,32 +145,31 @@ async def test_nothing_is_left_behind_by_one_that_ends_by_itself(bench: Bench) -
 
 
 async def test_walltime(bench: Bench) -> None:
-    await bench.executor.start(bench.launch("1.0.1", "sleep 60", walltime_seconds=1))
+    await bench.executor.start(bench.launch("1.0.1", "sleep 300", walltime_seconds=1))
     end = await bench.end_of("1.0.1")
     assert (end.exit_code, end.reason) == (-signal.SIGTERM, "walltime")
 
 
 async def test_walltime_of_one_that_does_not_listen(bench: Bench) -> None:
     script = "trap '' TERM; while :; do sleep 0.05; done"
-    await bench.executor.start(bench.launch("1.0.1", script, walltime_seconds=2))
+    await bench.executor.start(bench.launch("1.0.1", script, walltime_seconds=4))
     end = await bench.end_of("1.0.1")
     assert (end.exit_code, end.reason) == (-signal.SIGKILL, "walltime")
 
 
 async def test_the_fence_falls_unless_contact_is_renewed(bench: Bench) -> None:
-    await bench.executor.start(bench.launch("1.0.1", "sleep 60", fence_after_seconds=1.5))
-    await bench.executor.start(bench.launch("2.0.1", "sleep 60"))
-    begun = last = proc.boottime()
-    while last < begun + 2.0:
-        last = proc.boottime()
-        await bench.executor.contact(last)
-        await asyncio.sleep(0.05)
-    assert not bench.ends("1.0.1"), "renewed for longer than its fence"
+    begun = proc.boottime()
+    # Due in 6 s by the contact that its launch tells of, in 100 s by the one after that.
+    renewed = bench.launch("1.0.1", "sleep 300", fence_after_seconds=100.0, contact=begun - 94)
+    await bench.executor.start(renewed)
+    await bench.executor.start(bench.launch("2.0.1", "sleep 300"))
+    await bench.executor.start(bench.launch("3.0.1", "sleep 300", fence_after_seconds=7.0, contact=begun))
     last = proc.boottime()
     await bench.executor.contact(last)
-    end = await bench.end_of("1.0.1")
+    end = await bench.end_of("3.0.1")
     assert (end.exit_code, end.reason) == (-signal.SIGKILL, "fence")
-    assert proc.boottime() - last >= 1.5
+    assert proc.boottime() - last >= 7.0
+    assert not bench.ends("1.0.1"), "it counts from the last contact"
     assert not bench.ends("2.0.1"), "without a fence it outlives a lost connection"
 
 

@@ -27,15 +27,18 @@ def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
     }
     gate_read, gate = os.pipe()
     errors, errors_write = os.pipe()
+    # The child has the keeper's handlers until it puts them away: a signal to it must wait until then, or is lost.
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            become_attempt(spec, mark, gate_read, errors_write)
+            become_attempt(spec, mark, gate_read, errors_write, blocked_before)
     except OSError:
         os.close(gate)
         os.close(errors)
         raise
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
         os.close(gate_read)
         os.close(errors_write)
     process = look_at(pid)
@@ -44,13 +47,17 @@ def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
     return kept
 
 
-def become_attempt(spec: dict[str, Any], mark: str, gate: int, errors: int) -> None:
-    """In the child, after fork: wait for the gate, turn into the attempt. Never returns."""
+def become_attempt(spec: dict[str, Any], mark: str, gate: int, errors: int, blocked_before: set[Any]) -> None:
+    """In the child, after fork: wait for the gate, turn into the attempt. Never returns.
+
+    All signals are blocked at first, and only those that were `blocked_before` once none is caught any more.
+    """
     step = "prepare"
     try:
         signal.set_wakeup_fd(-1)
         for caught in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(caught, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
         os.setsid()
         keep = sorted((gate, errors))
         for low, high in ((3, keep[0]), (keep[0] + 1, keep[1]), (keep[1] + 1, 65536)):
