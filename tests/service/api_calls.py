@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_SECONDS
+
 NOBODY = 65534
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0, what: str = "it comes true") -> Any:
-    """What `condition` gives as soon as that is true. Raises AssertionError after `seconds`."""
+    """What `condition` gives as soon as that is true. Raises AssertionError after `seconds`, or our patience."""
+    seconds = max(seconds, PATIENCE_SECONDS)
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from patience import PATIENCE_SECONDS
 from ports import free_ports
 
 from lavalite import __version__
@@ -30,13 +31,14 @@ from lavalite.wire.connection import Connection
 from lavalite.wire.frames import AnyFrame, Hello, Leader, Refused, WhoLeads
 from lavalite.wire.tokens import NodeKey
 
-STOP_SECONDS = 20.0
+STOP_SECONDS = 60.0
 POLL_SECONDS = 0.05
 CLUSTER = "test"
 
 
 async def until(condition: Callable[[], Awaitable[Any]], seconds: float, what: str) -> Any:
-    """What `condition` gives as soon as that is true. Raises AssertionError after `seconds`."""
+    """What `condition` gives as soon as that is true. Raises AssertionError after `seconds`, or our patience."""
+    seconds = max(seconds, PATIENCE_SECONDS)
     deadline = time.monotonic() + seconds
     while not (found := await condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -119,7 +121,7 @@ class DaemonProcess:
             os.kill(self.pid, signal.SIGCONT)
             self.paused = False
 
-    def wait(self, seconds: float = 10) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """The exit code, once it has ended by itself."""
         assert self.process is not None
         code = self.process.wait(seconds)
@@ -159,9 +161,9 @@ class LimProcess(DaemonProcess):
         address, role = (self.address, "lim") if tcp else (self.socket, "local")
         connection = None
         try:
-            connection, _ = await Connection.open(address, self.hello(role), timeout_seconds=2)
+            connection, _ = await Connection.open(address, self.hello(role), timeout_seconds=10)
             await connection.send(question)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 return await connection.receive()
         except (LavaLiteError, TimeoutError):
             return None

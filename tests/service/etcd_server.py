@@ -24,9 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from patience import PATIENCE_SECONDS
 from ports import free_ports
 
-READY_SECONDS = 30.0
+READY_SECONDS = PATIENCE_SECONDS
 
 
 @dataclass(slots=True, frozen=True)
@@ -195,7 +196,7 @@ class EtcdServer:
             context.load_cert_chain(self._tls.cert, self._tls.key)
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
         url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._client_ports[index]}{path}"
-        return contextlib.closing(urllib.request.build_opener(*handlers).open(url, data=body, timeout=2))
+        return contextlib.closing(urllib.request.build_opener(*handlers).open(url, data=body, timeout=10))
 
     def _signal(self, member: int, number: signal.Signals) -> None:
         process = self._processes[member]

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_SECONDS
+
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import UnreachableError
 from lavalite.sbatchd.executors import Ended, Executor, ExecutorEvent, Launch
 from lavalite.sbatchd.keeper import proc
 from lavalite.sbatchd.process import ProcessExecutor
 
-DEADLINE_SECONDS = 60.0
-"""For what takes a second where nobody else wants the processors."""
+DEADLINE_SECONDS = PATIENCE_SECONDS
 
 
 async def until(condition: Callable[[], object], what: str = "") -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from patience import PATIENCE_SECONDS
+
 from lavalite.store.base import Record, Store, WatchBatch
 
 
@@ -53,7 +55,7 @@ class Watching:
         events = [event for batch in self.batches for event in batch.events]
         return [(e.record.mod_revision, e.kind, e.record.key, e.record.value) for e in events]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
         assert self._task is not None
 
         async def wait() -> None:

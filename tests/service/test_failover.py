@@ -71,7 +71,7 @@ async def test_a_killed_leader_loses_and_repeats_nothing(tmp_path: Path, store: 
 async def test_a_deposed_scheduler_commits_and_dispatches_nothing(tmp_path: Path, store: dict[str, Any]) -> None:
     """A leader frozen past its lease wakes with work waiting. Its first transaction is refused, and it ends."""
     witness = tmp_path / "witness"
-    with Whole(tmp_path / "c", {"n1": 9, "n2": 5}, store=store, lease_ttl_seconds=2).running() as cluster:
+    with Whole(tmp_path / "c", {"n1": 9, "n2": 5}, store=store).running() as cluster:
         first = await cluster.serving()
         before = (await first.leader()).epoch
         assert before is not None

@@ -167,7 +167,7 @@ class TestLife:
         assert host.on and len(left_behind(name)) >= 3
         assert name in clean.clean()
         assert not host.on and left_behind(name) == []
-        assert server.wait(timeout=5) == -signal.SIGKILL
+        assert server.wait(timeout=60) == -signal.SIGKILL
 
     @pytest.mark.lab(kernel=True)
     def test_what_a_killed_test_left_of_a_machine_is_ended(self) -> None:

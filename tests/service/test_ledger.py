@@ -29,6 +29,8 @@ class Faulty:
         self.faults: list[str] = []
         self.sizes: list[int] = []
         self.gate: asyncio.Event | None = None
+        self.reached = asyncio.Event()
+        """Whether a transaction waits at the gate."""
         self.max_txn_operations = store.max_txn_operations
         self.late: list[tuple[Sequence[Compare], Sequence[Put], Sequence[str]]] = []
 
@@ -39,6 +41,7 @@ class Faulty:
         self, compares: Sequence[Compare], puts: Sequence[Put] = (), deletes: Sequence[str] = ()
     ) -> TxnResult:
         if self.gate is not None:
+            self.reached.set()
             await self.gate.wait()
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "unavailable":
@@ -167,7 +170,8 @@ async def test_a_commitment_that_did_not_happen_is_unwound_and_the_rest_is_tried
     setup.store.gate = asyncio.Event()
     setup.store.faults = ["", fault]
     first = setup.committer.submit({"before": b""})
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        await setup.store.reached.wait()  # what comes now goes in a transaction after it
     commitment = setup.committer.submit({"c": b"1"}, retry=False)
     other = setup.committer.submit({"d": b"1"})
     setup.store.gate.set()

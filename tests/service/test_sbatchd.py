@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_SECONDS
 
 from lavalite.model.resources import NodeOffer
 from lavalite.sbatchd.keeper import proc
@@ -46,8 +47,7 @@ from lavalite.wire.frames import (
     Welcome,
 )
 
-DEADLINE_SECONDS = 60.0
-"""For what takes a second where nobody else wants the processors."""
+DEADLINE_SECONDS = PATIENCE_SECONDS
 NODE = "n1"
 
 

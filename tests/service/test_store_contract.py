@@ -201,7 +201,7 @@ async def test_a_page_that_is_just_full_is_the_last(place: Place, store: Store) 
 
 async def test_an_expired_lease_takes_its_keys_and_watches_see_it(place: Place, store: Store) -> None:
     watcher = await place.open()
-    lease_id = await store.lease_grant(2)
+    lease_id = await store.lease_grant(5)
     start = await put(store, place.prefix + "leased", b"v", lease_id)
     await put(store, place.prefix + "free", b"v", lease_id)
     await put(store, place.prefix + "free", b"without the lease")
@@ -221,11 +221,11 @@ async def test_an_expired_lease_takes_its_keys_and_watches_see_it(place: Place, 
 
 
 async def test_a_lease_lives_as_long_as_it_is_renewed(place: Place, store: Store) -> None:
-    lease_id = await store.lease_grant(2)
+    lease_id = await store.lease_grant(4)
     await put(store, place.prefix + "k", b"", lease_id)
-    deadline = asyncio.get_running_loop().time() + 3.0
+    deadline = asyncio.get_running_loop().time() + 5.0
     while asyncio.get_running_loop().time() < deadline:
-        assert await store.lease_keepalive(lease_id) == 2
+        assert await store.lease_keepalive(lease_id) == 4
         assert await store.get(place.prefix + "k") is not None
         await asyncio.sleep(0.3)
     await store.lease_revoke(lease_id)

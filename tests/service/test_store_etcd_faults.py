@@ -90,7 +90,7 @@ async def test_a_frozen_follower_costs_one_deadline_at_most(tmp_path: Path) -> N
         leader = etcd.leader()
         follower = (leader + 1) % 3
         endpoints = [etcd.endpoints[i] for i in (follower, leader, (leader + 2) % 3)]
-        async with opened(endpoints) as store, opened(endpoints) as watcher:
+        async with opened(endpoints, timeout_seconds=12) as store, opened(endpoints) as watcher:
             store._members.probe_after_seconds = 0
             lease_id = await store.lease_grant(60)
             start = (await store.txn([], [Put("/f/k", b"1")])).revision
@@ -99,13 +99,14 @@ async def test_a_frozen_follower_costs_one_deadline_at_most(tmp_path: Path) -> N
                 etcd.pause(follower)
                 result, seconds = await timed(store.txn([], [Put("/f/k", b"2")]))
                 assert result.succeeded
-                assert seconds < 3.0
+                assert seconds < 12, "a third of the deadline for the frozen one, the rest for the others"
+                assert store._members.in_use == f"http://{endpoints[1]}"
                 record, seconds = await timed(store.get("/f/k"))
                 assert record is not None
                 assert record.value == b"2"
-                assert seconds < 1.0, "the frozen member was tried again"
+                assert seconds < 4, "the frozen member was tried again"
                 assert await store.lease_keepalive(lease_id) == 60
-                await seen.until(lambda: seen.revision >= result.revision, seconds=10)
+                await seen.until(lambda: seen.revision >= result.revision)
                 seen.check_order()
                 etcd.resume(follower)
         assert etcd.endpoints[follower] == endpoints[0]

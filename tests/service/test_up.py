@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_SECONDS
 
 from lavalite.base.processes import ProcessIdentity
 from lavalite.cli.local_files import StateFolder, UpRecord
@@ -74,7 +75,7 @@ class Cli:
         return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
     """What `condition` gives as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -184,8 +184,8 @@ async def test_what_is_wrong_is_refused_with_a_reason_and_harms_nobody(chunks: t
 
 
 async def test_who_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "HELLO_SECONDS", 0.05)
     async with serving() as server, neighbour(server):
+        monkeypatch.setattr(connection_module, "HELLO_SECONDS", 0.05)  # the neighbour's own hello took its time
         for silence in ((), (GOOD_HELLO[:7],)):
             assert [f.code for f in await answer_to(server, *silence) if isinstance(f, Refused)] == ["no_hello"]
 

@@ -41,6 +41,9 @@ def test_free_ports_differ() -> None:
     ports = choose_ports(0)
     assert len({ports.lim, ports.mbatchd, ports.api}) == 3
     assert ports.taken() == []
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first_of_clients > 12_000:  # else there is no room below
+        assert max(ports.lim, ports.mbatchd, ports.api) < first_of_clients, "a client could be given it before us"
 
 
 def test_a_taken_port_names_the_way_out() -> None:

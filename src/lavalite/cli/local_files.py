@@ -10,9 +10,11 @@ STATE/  up.json            which processes run, on which ports
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ LONGEST_SOCKET = "sbatchd/keeper/keeper.sock"
 SOCKET_PATH_BYTES = 107
 DAEMONS = ("lim", "sbatchd")
 """What `up` starts itself; LIM starts mbatchd."""
+FIRST_FREE_PORT = 10_000
+"""Of those that `--port-base 0` chooses from."""
 
 
 class Ports(BaseModel):
@@ -67,15 +71,18 @@ def _is_free(port: int) -> bool:
 
 
 def _free_ports() -> Ports:
-    probes = [socket.socket() for _ in range(3)]
-    try:
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        lim, mbatchd, api = (probe.getsockname()[1] for probe in probes)
-    finally:
-        for probe in probes:
-            probe.close()
+    """At random, below those that the kernel gives to clients: one of them might have it before we listen there."""
+    untried = random.sample(range(FIRST_FREE_PORT, _first_client_port()), k=1000)
+    lim, mbatchd, api = islice((port for port in untried if _is_free(port)), 3)
     return Ports(lim=lim, mbatchd=mbatchd, api=api)
+
+
+def _first_client_port() -> int:
+    try:
+        low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        low = 32768
+    return low if low >= FIRST_FREE_PORT + 1000 else 32768  # where clients may have nearly all, there is no below
 
 
 class UpRecord(BaseModel):
