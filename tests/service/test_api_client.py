@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 from lavalite.api.client import Client, Target
 from lavalite.api.models import Submit
@@ -90,7 +91,7 @@ def peers() -> Iterator[Any]:
         peer.close()
 
 
-def client(*targets: Target, timeout_seconds: float = 5.0) -> Client:
+def client(*targets: Target, timeout_seconds: float = 30.0) -> Client:
     return Client(targets, timeout_seconds=timeout_seconds)
 
 
@@ -127,18 +128,19 @@ def test_a_moment_without_a_leader_is_waited_through(peers: Any) -> None:
 
 def test_who_answered_once_is_waited_for_while_it_restarts(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lavalite.api.transport.NOBODY_SECONDS", 0.0)  # who never answered is not waited for
-    first = peers((200, STATUS, {"Connection": "close"}))
+    (port,) = free_ports(1)  # none that another client may be given while nobody listens there
+    first = Peer((200, STATUS, {"Connection": "close"}), port=port)
     rounds = 0
 
     def find() -> list[Target]:
         nonlocal rounds
         rounds += 1
         if rounds == 4:
-            made.append(Peer(ok(STATUS | {"node": "again"}), port=first.server.server_port))
+            made.append(Peer(ok(STATUS | {"node": "again"}), port=port))
         return [Target(first.url)]
 
     made: list[Peer] = []
-    with Client(find, timeout_seconds=5.0) as api:
+    with Client(find, timeout_seconds=30.0) as api:
         assert api.status().node == "n"
         first.close()
         try:

@@ -26,7 +26,7 @@ from lavalite.model.job import Array, Dependency, DependencyKind, JobSpec, Reque
 from lavalite.wire.frames import AskToken, Granted
 
 FINAL = ("succeeded", "failed", "cancelled")
-SLEEP = ["sleep", "60"]
+SLEEP = ["sleep", "600"]
 POOLS = """\
 cluster: test
 pools:
@@ -62,7 +62,7 @@ class One:
         return call(UnixHttp(self.socket), method, path, body, headers)
 
     def over_tcp(self, method: str, path: str, token: str = "", body: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(self.api_url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(self.api_url.removeprefix("http://"), timeout=60)
         return call(connection, method, path, body, {"Authorization": f"Bearer {token}"} if token else None)
 
     def as_nobody(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -297,7 +297,7 @@ def test_output_is_followed_from_before_the_start_to_the_end(one: One, tmp_path:
     one.client.release(job)
     wait_for(lambda: b"".join(pieces) == b"first\n", 20, "the first line comes while it runs")
     go.touch()
-    reader.join(20)
+    reader.join(60)
     assert not reader.is_alive()
     assert b"".join(pieces) == b"first\nlast\n"
 
@@ -505,7 +505,7 @@ def test_another_user_has_their_own_jobs_alone(one: One) -> None:
     status, submitted = one.as_nobody(
         "POST",
         "/v1/jobs",
-        {"jobs": [{"spec": {"command": ["/bin/sh", "-c", "id -u; sleep 60"], "uid": 0, "user": "root"}}]},
+        {"jobs": [{"spec": {"command": ["/bin/sh", "-c", "id -u; sleep 600"], "uid": 0, "user": "root"}}]},
     )
     assert status == 201, submitted
     theirs = submitted["ids"][0]

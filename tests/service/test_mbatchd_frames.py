@@ -14,6 +14,7 @@ from api_calls import open_folder, wait_for
 from cluster import CLUSTER, LimProcess, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_SECONDS
 from whole import Whole
 
 from lavalite import __version__
@@ -72,7 +73,7 @@ class Port:
                 writer.write_eof()
                 await writer.drain()
             decoder, heard = Decoder(), []
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 with contextlib.suppress(ConnectionError):
                     while data := await reader.read(65536):
                         decoder.feed(data)
@@ -115,7 +116,7 @@ def report(attempt: str, state: str = "started", at: float = 1.0) -> AttemptRepo
 
 async def next_of(connection: Connection, kind: type[AnyFrame]) -> Any:
     """The next frame of a kind; others are passed over."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not isinstance(frame := await connection.receive(), kind):
             pass
         return frame

@@ -85,7 +85,7 @@ def test_the_same_key_is_known_to_the_next_one(cluster: tuple[Whole, LimProcess]
 
 def test_who_follows_does_not_keep_it_from_stopping(cluster: tuple[Whole, LimProcess]) -> None:
     whole, lim = cluster
-    running, waiting = whole.submit(lim, ["sleep", "60"]), whole.submit(lim, ["true"], hold=True)
+    running, waiting = whole.submit(lim, ["sleep", "600"]), whole.submit(lim, ["true"], hold=True)
     wait_for(lambda: whole.job(lim, running).state == "running", 30, "it runs")
     before = whole.scheduler_pid(lim)
     paths = ["/v1/events", *(f"/v1/jobs/{job}/output?follow=true" for job in (running, waiting))]

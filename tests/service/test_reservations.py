@@ -71,7 +71,7 @@ def test_it_is_made_listed_used_and_ended(one: One) -> None:
     made = client.reserve("all", all_of_it)
     assert made.changed and made.reservation.nodes == ["n1"] and made.reservation.state == "active"
     assert client.reserve("all", all_of_it).changed is False
-    outside, inside = one.submit("true"), one.submit("sleep", "60", reservation="all")
+    outside, inside = one.submit("true"), one.submit("sleep", "600", reservation="all")
     one.reach(inside, "running")
     assert client.reservation("all").used == {"cpu": 10}
     assert "held by reservation all" in client.job(outside).why
@@ -85,9 +85,8 @@ def test_it_is_made_listed_used_and_ended(one: One) -> None:
 
 
 def test_it_ends_by_itself_and_its_tasks_with_it(one: One) -> None:
-    one.client.reserve("brief", ReservationPut(cpu_milli=10, duration_seconds=3))
-    job = one.submit("sleep", "60", reservation="brief")
-    one.reach(job, "running")
+    one.client.reserve("brief", ReservationPut(cpu_milli=10, duration_seconds=8))
+    job = one.submit("sleep", "600", reservation="brief")
     one.reach(job, "failed")
     (task,) = one.client.tasks(job)
     assert task.reason == "walltime"

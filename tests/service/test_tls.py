@@ -109,7 +109,7 @@ async def test_people_reach_the_api_by_https_with_the_authority(cluster: Whole, 
 async def test_people_who_do_not_know_the_authority_are_told_so(cluster: Whole, foreign: Authority, ca: str) -> None:
     target = await api_target(await cluster.serving())
     ca_path = str(foreign.ca_path) if ca else ""
-    with Client([target], ca_path=ca_path, timeout_seconds=1) as client, pytest.raises(UnreachableError) as caught:
+    with Client([target], ca_path=ca_path, timeout_seconds=5) as client, pytest.raises(UnreachableError) as caught:
         client.status()
     assert "certificate verify failed" in str(caught.value) and "LAVALITE_CA" in str(caught.value)
 
