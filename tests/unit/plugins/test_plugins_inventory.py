@@ -29,7 +29,7 @@ plugin: lavalite.cluster.pools
 cluster: c
 mode: MODE
 api: [API]
-timeout: 1s
+timeout: 20s
 capacity:
   n01: {cpu: 4, memory: 8GiB}
   n02: {cpu: 4, memory: 8GiB}
@@ -188,11 +188,12 @@ def test_live_a_name_that_is_taken_or_none_is_refused(api: Any, tmp_path: Path, 
 
 
 def test_live_an_api_that_is_silent_is_a_failure_and_auto_plans(tmp_path: Path) -> None:
-    done = inventory(write(tmp_path, POOLS, "live"), "--graph")
+    impatient = POOLS.replace("timeout: 20s", "timeout: 1s")
+    done = inventory(write(tmp_path, impatient, "live"), "--graph")
     assert done.returncode != 0
     assert "no API answers" in done.stderr
     assert "set LAVALITE_MODE=plan for this once" in done.stderr
-    assert "lavalite_state_planned" in inventory(write(tmp_path, POOLS, "auto"), "--graph").stdout
+    assert "lavalite_state_planned" in inventory(write(tmp_path, impatient, "auto"), "--graph").stdout
 
 
 def test_without_the_package_nothing_is_planned_but_what_is_live_is_read(api: Any, tmp_path: Path) -> None:

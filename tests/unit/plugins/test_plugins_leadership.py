@@ -63,7 +63,7 @@ def lim(tmp_path: Path) -> Iterator[SmallLim]:
     small.close()
 
 
-def ask(lim: SmallLim | str, state: str, *, check: bool = False, timeout: int = 5) -> dict[str, Any]:
+def ask(lim: SmallLim | str, state: str, *, check: bool = False, timeout: int = 60) -> dict[str, Any]:
     socket = lim if isinstance(lim, str) else lim.path
     said: dict[str, Any] = bring_to_state({"state": state, "lim_socket": socket, "timeout": timeout}, check)
     return said
@@ -106,16 +106,18 @@ def test_a_hand_over_is_done_when_another_leads(lim: SmallLim) -> None:
 
 
 @pytest.mark.parametrize(
-    ("then", "sentence"),
+    ("then", "timeout", "sentence"),
     [
-        ([NOBODY], "ctl1 handed over, and nobody took over within 1 s. Look at LIM on the other candidates"),
-        ([NOBODY, led_by("ctl1", 9, mine=True)], "ctl1 handed over, and took over again itself."),
+        ([NOBODY], 1, "ctl1 handed over, and nobody took over within 1 s. Look at LIM on the other candidates"),
+        ([NOBODY, led_by("ctl1", 9, mine=True)], 60, "ctl1 handed over, and took over again itself."),
     ],
 )
-def test_a_hand_over_to_nobody_is_told(lim: SmallLim, then: list[dict[str, Any]], sentence: str) -> None:
+def test_a_hand_over_to_nobody_is_told(
+    lim: SmallLim, then: list[dict[str, Any]], timeout: int, sentence: str
+) -> None:
     lim.now, lim.then = led_by("ctl1", 7, mine=True), then
     with pytest.raises(HandOverError) as caught:
-        ask(lim, "elsewhere", timeout=1)
+        ask(lim, "elsewhere", timeout=timeout)
     assert str(caught.value).startswith(sentence)
 
 

@@ -18,7 +18,7 @@ from lavalite.base.errors import InputError
 from lavalite.model import amounts
 from lavalite.model.job import JobSpec
 
-JOB = {"name": "nightly", "command": ["true"], "wait": False, "output": False, "timeout": 5}
+JOB = {"name": "nightly", "command": ["true"], "wait": False, "output": False, "timeout": 60}
 
 TYPED = st.one_of(
     st.from_regex(r"\A[0-9]{1,4}(\.[0-9]{1,3})?(KiB|MiB|GiB|TiB|kB|GB|B|bit/s|Gbit/s|m|h|s|d)?\Z"),

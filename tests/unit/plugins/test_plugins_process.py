@@ -38,7 +38,7 @@ def params(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "state_path": str(tmp_path),
         "chdir": None,
         "socket": None,
-        "timeout": 10,
+        "timeout": 60,
         "settle": 1,
     }
     record = _process.read_record(tmp_path / "d.process")

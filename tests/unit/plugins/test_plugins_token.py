@@ -42,7 +42,7 @@ def lim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def bring(path: Path, check_mode: bool = False, **params: Any) -> dict[str, Any]:
-    asked = {"path": str(path), "lim_socket": "x", "valid_for": 120, "connect_timeout": 1.0} | params
+    asked = {"path": str(path), "lim_socket": "x", "valid_for": 120, "connect_timeout": 30.0} | params
     result: dict[str, Any] = token.bring_to_state(asked, check_mode)
     return result
 
