@@ -90,7 +90,7 @@ def changes(output: str) -> int:
     return sum(int(number) for number in re.findall(r"changed=(\d+)", recap))
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -77,7 +77,7 @@ async def answer_to(server: FrameServer, *chunks: bytes) -> list[AnyFrame]:
             writer.write(chunk)
             await writer.drain()
     decoder = Decoder()
-    decoder.feed(await asyncio.wait_for(reader.read(), 20))
+    decoder.feed(await asyncio.wait_for(reader.read(), 60))
     writer.close()
     frames = []
     while (frame := decoder.next()) is not None:
@@ -229,7 +229,7 @@ async def test_a_peer_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPa
     for serve, why in ((waiting, "has read nothing for 0.2 s"), (hasty, "reads too slowly")):
         async with serving(address, serve) as server:
             client, _ = await Connection.open(server.address, HELLO)
-            assert why in await asyncio.wait_for(lost.get(), 20)
+            assert why in await asyncio.wait_for(lost.get(), 60)
             await client.close()
 
 

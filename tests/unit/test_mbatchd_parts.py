@@ -170,7 +170,7 @@ class World:
         return [frame.seq for frame in self.sent if isinstance(frame, ReportAck)]
 
     async def settled(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.committer.drain()
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -218,7 +218,7 @@ async def test_what_is_asked_twice_is_answered_twice_only_when_it_is_durable(wor
     await asyncio.sleep(0.02)
     assert not any(ask.done() for ask in asks), "also the second, by which nothing changes"
     world.through.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*asks)
     assert await world.store.get(KEYS.job(1)) is not None
 
@@ -301,7 +301,7 @@ async def test_a_large_job_is_cancelled_while_others_have_their_turn(world: Worl
     stored = await world.store.get(KEYS.task_chunk(1, 0))
     assert stored is not None and b'"cancelling":true' in stored.value and b"XXXXPPPPPPP" in stored.value
     running = asyncio.ensure_future(world.service.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await desk.cancel(1, None, who, force=True)
     assert not world.state.jobs[1].unfinished and world.state.unfinished_tasks == 0
     running.cancel()
