@@ -338,6 +338,14 @@ class World:
         self.epoch = (self.epoch[0] + 1, 0)
         self.change_leader()
 
+    def what_runs_has_not_failed(self) -> None:
+        """A task whose attempt runs has not failed, on an agent that keeps its journal."""
+        for attempt in self.running():
+            job = self.state.jobs.get(attempt.job)
+            position = job.position_of(attempt.task) if job is not None else None
+            if job is not None and position is not None:
+                assert job.state_of(position) is not TaskState.FAILED, f"{attempt} runs: {job.ends.get(position)}"
+
     # --- checking ---------------------------------------------------------------------------------------------
 
     def check(self) -> None:

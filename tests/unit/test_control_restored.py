@@ -188,6 +188,7 @@ class Restored(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.check()
             assert audit(KEYS, self.world.store, self.world.specs).faults == []
+            self.world.what_runs_has_not_failed()
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
