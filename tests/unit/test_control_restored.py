@@ -194,7 +194,8 @@ class Restored(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        for _ in range(20):
+        # Six places for all that has been submitted, and some rounds for back-offs.
+        for _ in range(20 + sum(job.unfinished for job in world.state.jobs.values())):
             for name in NODES:
                 world.connect(name)
             world.settle()
@@ -202,6 +203,8 @@ class Restored(RuleBasedStateMachine):
                 world.finish(attempt)
             world.settle()
             world.advance(700)
+            if all(not job.unfinished for job in world.state.jobs.values()):
+                break
         assert all(not job.unfinished for job in world.state.jobs.values())
         world.check()
 
