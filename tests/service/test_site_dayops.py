@@ -57,12 +57,12 @@ class Day:
         done = self.lab.run(host, f"{LAVALITE} {words} --output json", check=check)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
-    def submit(self, name: str, options: str = "") -> int:
-        """A job of PERSON that runs until it is let go."""
-        script = TASK.format(here=HERE, name=name)
+    def submit(self, name: str, options: str = "", *, first: str = "") -> int:
+        """A job of PERSON that does something first, and runs until it is let go."""
+        script = first + TASK.format(here=HERE, name=name)
         asked = f"{LAVALITE} submit --output json --cpu 0.1 --memory 16MiB --name {name} {options} --shell"
         said = self.lab.run("ctl1", f"cd /tmp; runuser -u {PERSON} -- {asked} '{script}'").stdout
-        self.jobs[name] = json.loads(said)["id"]
+        (self.jobs[name],) = json.loads(said)["ids"]
         return self.jobs[name]
 
     def let_go(self, *names: str) -> None:
@@ -329,10 +329,14 @@ def test_a_candidate_that_led_and_lost_its_disk_is_a_backup_again(day: Day) -> N
     day.becomes("after", "succeeded")
 
 
-def test_a_worker_is_removed(day: Day) -> None:
-    gone, stays = WORKERS[1], WORKERS[0]
-    day.play(documented("remove", node=gone)[0])
+def test_a_worker_is_removed_and_what_ran_there_is_known_to_have_ended(day: Day) -> None:
+    """Also what does not end when it is asked to: it is killed before its agent leaves."""
+    day.submit("stubborn", first='trap "" TERM;')
+    gone = day.becomes("stubborn", "running")["node"]
+    (stays,) = (name for name in WORKERS if name != gone)
+    day.play(documented("remove", node=gone)[0], "-e", "force=true")
     assert gone not in [node["name"] for node in day.ask("nodes")]
+    assert day.task("stubborn")["reason"].startswith("drained"), day.told("stubborn")
     left = "systemctl list-unit-files --no-legend 'lavalite*'; ls -d /opt/lavalite /usr/sbin/lavalite-* 2>/dev/null"
     assert day.lab.run(gone, left, check=False).stdout == ""
     for name in (*CANDIDATES, stays):

@@ -53,7 +53,10 @@ class NodeDesk:
         """It was taken down for good. Raises ConflictError while it is there, or somebody holds anything of it."""
         node = self._node(name)
         if why := self._service.state.kept_by(name):
-            hint = "Stop its daemons first, and drain it or remove the logical hosts that hold parts of it."
+            hint = (
+                "Stop its daemons first, and drain it or remove the logical hosts that hold parts of it. Tasks of a"
+                " dead one are unknown after fence_after: lavalite cancel JOB --force then says that they have ended."
+            )
             raise ConflictError(f"node {name} {why}", code="node_in_use", field="node", hint=hint)
         if not dry_run:
             await self._service.obey(NodeForgotten(name))
