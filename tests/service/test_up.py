@@ -43,7 +43,7 @@ class Cli:
     def run(self, *typed: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         command = [*prefix, sys.executable, "-P", "-m", "lavalite.cli.main", *typed]
         done = subprocess.run(
-            command, env=self.environment, cwd="/tmp", capture_output=True, text=True, timeout=100, check=False
+            command, env=self.environment, cwd="/tmp", capture_output=True, text=True, timeout=200, check=False
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done
