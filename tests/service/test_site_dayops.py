@@ -188,6 +188,7 @@ def test_a_restore_that_is_not_meant_or_of_half_a_backup_changes_nothing(day: Da
     (line,) = documented("restore", backup=str(day.backup))
     said = day.refused(line.rpartition(" -e confirm=")[0])
     assert "confirm: what cluster lab has committed since the backup is forgotten" in said
+    assert "--limit: ctl2, ctl3 would be left out" in day.refused(line, "--limit", "ctl1")
     half = day.folder / "half"
     shutil.copytree(day.backup, half)
     os.truncate(half / "store.db", (half / "store.db").stat().st_size // 2)
@@ -311,6 +312,7 @@ def test_a_candidate_that_led_and_lost_its_disk_is_a_backup_again(day: Day) -> N
     running = day.processes()
     day.lab.power_off(lost)
     until(lambda: day.site.leaders() and day.site.leaders()[0] in others, "another candidate leads")
+    until(lambda: day.site.status("ctl1"), "its scheduler answers")
     day.submit("meanwhile")
     day.let_go("meanwhile")
     day.becomes("meanwhile", "succeeded")
@@ -334,7 +336,10 @@ def test_a_worker_is_removed_and_what_ran_there_is_known_to_have_ended(day: Day)
     day.submit("stubborn", first='trap "" TERM;')
     gone = day.becomes("stubborn", "running")["node"]
     (stays,) = (name for name in WORKERS if name != gone)
-    day.play(documented("remove", node=gone)[0], "-e", "force=true")
+    line = documented("remove", node=gone)[0]
+    left_out = ", ".join(name for name in (*CANDIDATES, stays) if name != "ctl1")
+    assert f"--limit: {left_out} would be left out" in day.refused(line, "--limit", f"ctl1,{gone}")
+    day.play(line, "-e", "force=true")
     assert gone not in [node["name"] for node in day.ask("nodes")]
     assert day.task("stubborn")["reason"].startswith("drained"), day.told("stubborn")
     left = "systemctl list-unit-files --no-legend 'lavalite*'; ls -d /opt/lavalite /usr/sbin/lavalite-* 2>/dev/null"
