@@ -95,6 +95,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev $(COLLECTION)
 	$(BIN)/python bench/inventory.py
+	$(BIN)/python bench/site.py
 
 # What the gates need is apart from what is tested, and galaxy-importer apart from that: it holds versions of its own.
 .lint/%/.stamp: requirements/%.txt
