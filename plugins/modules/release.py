@@ -21,7 +21,8 @@ options:
   state:
     description:
       - V(installed), it is on the node, and is not used by that.
-      - V(current), the daemons use it from their next start on, and RV(previous) is the one before.
+      - V(current), the daemons use it from their next start on, and RV(previous) is the one before. Where it is not
+        on the node, and O(archive) is given, it is installed first.
       - V(previous), back to the release before; which becomes RV(previous) in turn.
     type: str
     choices: [installed, current, previous]
@@ -152,7 +153,7 @@ def bring_to_state(params, check_mode):
     place = _release.Releases(params["root"])
     before = Seen.of(place)
     after = wanted(params, place, before)
-    missing = params["state"] != "installed" and after.current not in before.releases
+    missing = params["state"] != "installed" and after.current not in before.releases and not params["archive"]
     # In check mode, what a task before would have unpacked is not there.
     if missing and not (check_mode and params["state"] == "current"):
         raise _release.ReleaseError("name: %s is not on this node, or not whole. Install it first." % after.current)
@@ -174,7 +175,7 @@ def bring_to_state(params, check_mode):
 
 
 def carry_out(params, place, before, after, going):
-    if params["state"] == "installed" and params["name"] not in before.releases:
+    if params["state"] != "previous" and params["name"] not in before.releases:
         if not params["archive"] or not os.path.isfile(params["archive"]):
             raise _release.ReleaseError(
                 "archive: there is no file %s to make %s from." % (params["archive"], params["name"])

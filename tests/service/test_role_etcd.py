@@ -143,6 +143,17 @@ def test_a_second_run_changes_nothing(site: Site) -> None:
     assert changes(site.converge()) == 0
 
 
+def test_who_has_not_read_what_an_interrupted_run_wrote_is_restarted_once_by_the_next(site: Site) -> None:
+    started = "systemctl show --property=ExecMainStartTimestampMonotonic --value etcd"
+    before = {host: site.lab.run(host, started).stdout for host in HOSTS}
+    site.lab.run("etcd-2", "cd /etc/default && cp etcd etcd.new && mv etcd.new etcd")
+    assert changes(site.converge("--check")) == 1
+    assert changes(site.converge()) == 1
+    after = {host: site.lab.run(host, started).stdout for host in HOSTS}
+    assert [host for host in HOSTS if before[host] != after[host]] == ["etcd-2"]
+    assert changes(site.converge()) == 0
+
+
 def test_it_is_bounded_and_tended(site: Site) -> None:
     running = "tr '\\0' '\\n' < /proc/$(systemctl show --property=MainPID --value etcd)/environ"
     assert {

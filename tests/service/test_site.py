@@ -38,8 +38,40 @@ def test_a_cluster_comes_out_of_nothing(site: Site) -> None:
 
 
 def test_a_second_run_changes_nothing(site: Site) -> None:
-    recap = site.play().rpartition("PLAY RECAP")[2]
-    assert re.findall(r"changed=([1-9]\d*)", recap) == [], recap
+    assert changes(site.play()) == {}
+
+
+def starts(site: Site) -> dict[tuple[str, str], str]:
+    """When each daemon that runs was started, by host and unit."""
+    units = ["etcd", "lavalite-lim", "lavalite-mbatchd", "lavalite-sbatchd"]
+    line = f"systemctl show --property=ExecMainStartTimestampMonotonic --value {' '.join(units)}"
+    found = {host: site.lab.run(host, line).stdout.split() for host in site.lab.hosts}
+    return {(host, unit): at for host in found for unit, at in zip(units, found[host], strict=True)}
+
+
+def test_who_has_not_read_what_an_interrupted_run_wrote_is_restarted_once_by_the_next(site: Site) -> None:
+    """Such a run leaves files that are as they should be, and processes that began before."""
+    (leader,) = site.leaders()
+    other = next(name for name in CANDIDATES if name != leader)
+    written = {(leader, "mbatchd"), (other, "lim"), ("n1", "sbatchd"), ("n2", "lim")}
+    for host, daemon in written:
+        path = f"/etc/lavalite/{daemon}.conf"
+        site.lab.run(host, f"cp {path} /etc/lavalite/.new && mv /etc/lavalite/.new {path}")
+    before = starts(site)
+    changed = changes(site.play())
+    after = starts(site)
+    assert {key for key in before if before[key] != after[key]} == {
+        (host, f"lavalite-{name}") for host, name in written
+    }
+    assert changed == {leader: 1, other: 1, "n1": 1, "n2": 1}
+    assert changes(site.play()) == {}
+    assert starts(site) == after
+
+
+def changes(output: str) -> dict[str, int]:
+    """How many tasks changed something, of the hosts on which any did."""
+    recap = output.rpartition("PLAY RECAP")[2]
+    return {host: int(count) for host, count in re.findall(r"^(\S+) .*changed=([1-9]\d*)", recap, re.M)}
 
 
 def test_private_keys_stay_where_they_are_and_are_guarded(site: Site) -> None:

@@ -164,6 +164,7 @@ def build(options: argparse.Namespace, name: str, version: str, archive: Path) -
             "protocol": protocol_of(tree / "lib"),
         }
         files = [file for file in tree.rglob("*") if not file.is_dir()]
+        compile_all(options, name, tree / "lib")
         counted = {"files": len(files), "bytes": sum(file.lstat().st_size for file in files)}
         (tree / FACTS).write_text(json.dumps(facts | counted))
         pack(tree, Path(folder, "archive"))
@@ -188,6 +189,17 @@ def install(options: argparse.Namespace, target: Path, what: list[str]) -> None:
         )
 
 
+def compile_all(options: argparse.Namespace, name: str, folder: Path) -> None:
+    """Here once rather than on each node, where this is the same Python; else each node does it as it unpacks."""
+    if options.minor != "{}.{}".format(*sys.version_info[:2]):
+        return
+    command = [sys.executable, "-I", "-m", "compileall", "-qq", "-j", "0", "-s", str(folder.parent)]
+    # What tracebacks call the files, where release_root is the usual one.
+    command += ["-p", f"/opt/lavalite/releases/{name}", str(folder)]
+    # A file that is for another Python is left as it is.
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+
+
 def pack(tree: Path, archive: Path) -> None:
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
@@ -195,7 +207,7 @@ def pack(tree: Path, archive: Path) -> None:
         entry.mode = 0o755 if entry.isdir() or entry.name.startswith("./bin/") else 0o644
         return entry
 
-    with tarfile.open(archive, "w:gz", compresslevel=5) as out:
+    with tarfile.open(archive, "w:gz", compresslevel=1) as out:
         out.add(tree / FACTS, f"./{FACTS}", filter=plain)
         for folder in ("bin", "lib"):
             out.add(tree / folder, f"./{folder}", filter=plain)
