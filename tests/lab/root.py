@@ -65,9 +65,15 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
+# It mounts what the packages' programs need to see: where only it and they see that, and ending with it. It ends with
+# this process, so that nobody else's build is written to.
+CONFINED = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
 def _build(folder: Path, suite: str, log: Path) -> None:
     """debootstrap into `folder`. Raises LabError with the log's path and last line."""
     command = [
+        *CONFINED,
         "debootstrap",
         "--variant=minbase",
         f"--include={','.join(PACKAGES)}",

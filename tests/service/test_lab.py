@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,47 @@ def test_two_that_need_the_root_wait_for_one_build(tmp_path: Path, monkeypatch: 
     for thread in threads:
         thread.join()
     assert len(built) == 1 and not list(tmp_path.glob("building-*"))
+
+
+MOUNTER = """#!/bin/sh
+# What debootstrap does that can stay behind: the folder is the last word but one.
+while [ $# -gt 2 ]; do shift; done
+mkdir -p "$1/proc" && mount -t proc proc "$1/proc" && touch "$1/mounted" && exec sleep 300
+"""
+
+
+@pytest.mark.lab
+def test_a_killed_build_of_the_root_leaves_no_mount_and_no_program(tmp_path: Path) -> None:
+    program = tmp_path / "bin/debootstrap"
+    program.parent.mkdir()
+    program.write_text(MOUNTER)
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS),
+        "LAVALITE_LAB_CACHE": str(tmp_path),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+    }
+    build = [sys.executable, "-m", "lab", "root"]
+    for _ in range(2):  # the second finds what the first left
+        with subprocess.Popen(build, env=environment) as run:
+            try:
+                until(lambda: bool(list(tmp_path.glob("building-*/mounted"))), "the build is in its midst")
+                (folder,) = tmp_path.glob("building-*")
+                assert str(folder) not in Path("/proc/self/mountinfo").read_text() and not list(folder.glob("proc/*"))
+            finally:
+                run.kill()
+        until(lambda: not running(str(folder)), "nothing of it runs on")
+        (folder / "mounted").unlink()
+
+
+def running(words: str) -> list[str]:
+    """Processes that have `words` in their command line."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += [file.parent.name] if words in file.read_text(errors="replace") else []
+    return found
 
 
 @pytest.mark.parametrize(
