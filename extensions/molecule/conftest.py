@@ -17,3 +17,10 @@ def owner_and_mode(host: Host) -> Callable[[str], str]:
 @pytest.fixture
 def is_candidate(host: Host) -> bool:
     return "lavalite_candidates" in host.ansible.get_variables()["group_names"]
+
+
+@pytest.fixture
+def reaches(host: Host) -> Callable[[str, int], bool]:
+    """Whether a connection to a port of another host comes about."""
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+    return lambda other, port: host.run("python3 -c %s %s %s", connect, other, str(port)).rc == 0
