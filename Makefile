@@ -1,6 +1,7 @@
 # make demo     the whole idea on this machine, without root and without etcd; make demo-down ends it
 # make test     everything; what needs root is skipped with a line that says so (LAVALITE_LAB=required: fails)
 # make bench    what is measured, beside what was aimed at (bench/); on a machine with nothing else to do
+# make molecule roles and playbooks on hosts of their own, as root on Debian; a part of make test
 # make check    ruff, mypy --strict, import-linter
 # make lint     the gates of Ansible's community, on the collection as it would be published
 SHELL := /bin/sh
@@ -17,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help demo demo-down test test-deps lab-deps molecule check lint bench changelog lock format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 $(VENV)/pyvenv.cfg:
 	@tools/preflight $(PYTHON)
@@ -81,11 +82,13 @@ lab-deps:
 molecule: $(VENV)/.dev $(COLLECTION)
 	@LAVALITE_LAB=required tools/molecule $(BIN) $(SCENARIO)
 
-# Hosts that boot, one file of tests at a time: beside them, what counts seconds on loopback would be disturbed.
+# Hosts that boot, one file of tests at a time: beside them, what counts seconds on loopback would be disturbed. Molecule
+# says by itself what it cannot run.
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
 	$(BIN)/pytest -m lab
+	@tools/molecule $(BIN)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -285,7 +285,7 @@ def test_a_killed_build_of_the_root_leaves_no_mount_and_no_program(tmp_path: Pat
                 assert str(folder) not in Path("/proc/self/mountinfo").read_text() and not list(folder.glob("proc/*"))
             finally:
                 run.kill()
-        until(lambda: not running(str(folder)), "nothing of it runs on")
+        until(lambda: not running(str(tmp_path / "building")), "nothing of it runs on")
         (folder / "mounted").unlink()
 
 
