@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -21,7 +22,7 @@ from lavalite.store.base import Put, Record, Store, range_all
 from lavalite.store.keys import Keys
 from lavalite.store.open import StoreConfig, open_store
 from lavalite.store.open_saved import read_saved
-from lavalite.store.sqlite_saved import save_sqlite
+from lavalite.store.sqlite_saved import restore_sqlite, save_sqlite
 
 KEYS = Keys("rack1")
 needs_etcdctl = pytest.mark.skipif(shutil.which("etcdctl") is None, reason="no etcdctl on PATH")
@@ -120,6 +121,24 @@ async def test_a_store_in_use_is_saved_as_it_is_at_one_moment(tmp_path: Path) ->
     ]  # fmt: skip
     assert (tmp_path / "saved.db").stat().st_mode & 0o777 == 0o600
     await store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_store_that_root_puts_back_is_still_its_owners(tmp_path: Path, there: bool) -> None:
+    """Of the store that was there; where none was, of whose folder it is."""
+    target = tmp_path / "home/store.db"
+    target.parent.mkdir()
+    store = await open_store(StoreConfig(kind="sqlite", path=target), SystemClock())
+    await fill(store)
+    await store.close()
+    save_sqlite(target, tmp_path / "saved.db")
+    if not there:
+        target.unlink()
+    for path in tmp_path.glob("home/store.db") if there else [target.parent]:
+        os.chown(path, 65534, 65533)
+    restore_sqlite(tmp_path / "saved.db", target)
+    assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode & 0o777) == (65534, 65533, 0o600)
 
 
 async def test_a_store_that_is_put_back_begins_a_generation_that_nobody_has_seen(tmp_path: Path) -> None:

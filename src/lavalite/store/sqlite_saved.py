@@ -52,14 +52,17 @@ def read_sqlite(path: Path) -> Saved:
 
 
 def restore_sqlite(saved: Path, target: Path) -> None:
-    """Put a saved store in the place of `target`, which is kept beside it (BEFORE_RESTORE).
+    """Put a saved store in the place of `target`, which is kept beside it (BEFORE_RESTORE). Its owner stays.
 
     Raises ConflictError while anybody has the store open, InputError, StoreUnavailable, OSError.
     """
     draft = target.with_name(target.name + ".restored")
     draft.unlink(missing_ok=True)
+    owner = (target if target.exists() else target.parent).stat()
     with _opened(saved, "ro&immutable=1") as db:
         _copy(db, draft)
+    if os.geteuid() == 0:  # who restores as root is not who uses it
+        os.chown(draft, owner.st_uid, owner.st_gid)
     if target.exists():
         _fold(target)
         target.replace(target.with_name(target.name + BEFORE_RESTORE))
