@@ -39,7 +39,7 @@ def gather(folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
     shutil.copytree(Path(lavalite.__file__).parent, folder / "site" / "lavalite")
-    for name in ("executor_bench.py", "test_executors.py", "systemd_on_host.py"):
+    for name in ("executor_bench.py", "patience.py", "test_executors.py", "systemd_on_host.py"):
         shutil.copyfile(HERE / name, folder / name)
     (folder / "pytest.ini").write_text(SETTINGS)
 
