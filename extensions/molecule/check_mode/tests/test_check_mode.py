@@ -100,7 +100,7 @@ def test_one_variable_of_a_cluster_that_was_deployed() -> None:
     play({})
     changed = check_then_do(ONE)
     assert {role for _, role, _ in changed} == {"lavalite.cluster.mbatchd"}
-    assert times(changed, "The scheduler that runs reads it") == 1
+    assert times(changed, "The scheduler that runs is restarted") == 1
 
 
 def test_one_variable_of_each_role() -> None:
