@@ -13,11 +13,10 @@ from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import Share
 from lavalite.model.resources import WHOLE, Device
 from lavalite.model.selector import Selector
-from lavalite.model.specs import POLICIES as POLICY_NAMES
-from lavalite.model.specs import HostSpec, NodeCapacity, PoolSpec
+from lavalite.model.specs import BUILT_IN_POLICIES, HostSpec, NodeCapacity, PoolSpec
 from lavalite.placement.compose import plan_hosts
-from lavalite.placement.policies import POLICIES
 from lavalite.placement.reasons import WORDS, Reason, Refusal
+from lavalite.placement.registry import POLICIES
 from lavalite.placement.room import natural
 
 GIB = 2**30
@@ -197,7 +196,7 @@ def test_without_nodes_that_is_said() -> None:
 
 def test_every_reason_has_words_and_every_policy_a_name() -> None:
     assert set(WORDS) == set(Reason)
-    assert set(POLICIES) == set(POLICY_NAMES)
+    assert set(POLICIES) == set(BUILT_IN_POLICIES)
 
 
 @pytest.mark.parametrize("names", [["n2", "n10", "n1"], ["a", "a1", "1"], ["n01", "n1"], ["n²", "n3"]])

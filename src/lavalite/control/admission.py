@@ -12,8 +12,8 @@ from lavalite.model.job import JobSpec
 from lavalite.model.resources import KINDS
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
-from lavalite.placement.policies import POLICIES
 from lavalite.placement.reasons import Refusal
+from lavalite.placement.registry import POLICIES
 
 
 def admit(state: ClusterState, spec: JobSpec, now: float) -> None:

@@ -14,7 +14,10 @@ from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
 from lavalite.model.job import DependencyKind, JobRecord
 from lavalite.model.reservation import Reservation
 from lavalite.model.task import TaskState, before_restore
+from lavalite.placement.asleep import Sleepers
 from lavalite.placement.classes import RequestClass
+from lavalite.placement.ranking import Ranking
+from lavalite.placement.registry import Rankings
 from lavalite.store.keys import Keys
 
 
@@ -28,6 +31,9 @@ class WaitingClass:
     user: str
     """Of whom, where the queue limits what each user may have; else empty."""
     wanted: RequestClass
+    fault: str = ""
+    """What is wrong with its policy, as a sentence; and the columns' generation and mark as of which it is."""
+    fault_as_of: tuple[int, int] = (-1, -1)
     jobs: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -51,6 +57,10 @@ class Demand(Supply):
         self.finished: dict[int, float] = {}
         """Job id → when it ended, in that order."""
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
+        self.awake: dict[tuple[Any, ...], WaitingClass] = {}
+        """Those of them to be looked at; the others found no room, and nothing was freed that could be enough."""
+        self._asleep = Sleepers()
+        self._rankings = Rankings()
         self.user_tasks: dict[tuple[str, str], int] = {}
         """(queue, user) → tasks that hold something."""
         self.unfinished_tasks = 0
@@ -76,6 +86,8 @@ class Demand(Supply):
     def _sort_anew(self) -> None:
         """Sort all that waits into classes again."""
         self.classes.clear()
+        self.awake.clear()
+        self._asleep.wake_all()
         for job in self.jobs.values():
             job.class_key = ()
             self.settle_waiting(job)
@@ -186,6 +198,8 @@ class Demand(Supply):
             del waiting.jobs[bisect_left(waiting.jobs, place)]
             if not waiting.jobs:
                 del self.classes[job.class_key]
+                self.awake.pop(job.class_key, None)
+                self._asleep.forget(job.class_key)
             job.class_key = ()
 
     def _class_of(self, job: JobState) -> WaitingClass:
@@ -198,7 +212,26 @@ class Demand(Supply):
             key = (*key, job.spec.reservation, self.walltime_seconds(job))
         if key not in self.classes:
             self.classes[key] = WaitingClass(key, job.queue, policy, user, self.request_class(job.spec))
+            self.awake[key] = self.classes[key]
         return self.classes[key]
+
+    def ranking(self, waiting: WaitingClass) -> Ranking:
+        """How the rows rank for the class."""
+        return self._rankings.of(waiting.wanted, waiting.policy)
+
+    def let_sleep(self, waiting: WaitingClass) -> None:
+        """It found no room. It is looked at again when something was freed that could be enough for it.
+
+        What is kept for reservations changes with time alone: while there are any, nothing sleeps.
+        """
+        if waiting.key in self.awake and not self.reservations:
+            del self.awake[waiting.key]
+            self._asleep.sleep(waiting.key, waiting.wanted.line)
+
+    def wake_classes(self) -> None:
+        """Call it before looking for room, with columns that are up to date."""
+        for key in self._asleep.woken(self.columns):
+            self.awake[key] = self.classes[key]  # type: ignore[index]
 
     def _unmet(self, job: JobState) -> set[int]:
         return {d.job for d in job.spec.depends if not self.is_met(d.job, d.kind)}

@@ -124,6 +124,9 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     if why is None and job.spec.reservation:
         told.sentence = f"Reservation {job.spec.reservation} has too little left for it, or nothing free of it yet."
         return
+    if why is None and job.class_key and state.classes[job.class_key].fault:
+        told.sentence = f"{state.classes[job.class_key].fault} It is asked again when anything on a node has changed."
+        return
     back = reservations.held_back(state, state.classes[job.class_key], job, now) if job.class_key else []
     if why is None and back:
         told.nodes, told.filters = len(back), {Reason.HELD.value: len(back)}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lavalite.control.demand import WaitingClass
 from lavalite.control.state import ClusterState
@@ -28,7 +28,7 @@ from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, WHOLE
 from lavalite.model.task import TaskState
 from lavalite.placement.columns import state_reason
-from lavalite.placement.policies import Choice
+from lavalite.placement.ranking import Bounds
 from lavalite.placement.reasons import Reason, Refusal
 
 MARGIN_SECONDS = 60.0
@@ -176,26 +176,24 @@ def kept_shares(state: ClusterState, now: float) -> tuple[list[Share], set[str]]
     return shares, closed
 
 
-def choice(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Choice:
-    """What a policy chooses from for tasks of the job: where it fits, beside what is kept for others."""
-    found = waiting.wanted.choice(state.columns, state.turns.get(waiting.queue, -1))
+def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Bounds | None:
+    """How many tasks of the job some rows take at most, beside what is kept for others; None: as many as fit."""
     if not state.reservations or job.spec.host:
-        return found
-    fits = found.fits.copy()
+        return None
+    most: dict[int, int] = {}
     if job.spec.reservation:
         kept = state.reservations.get(job.spec.reservation)
-        fits[:] = 0
         for node in kept.nodes if kept and why_not_now(state, job, now) == "" else ():
             row = state.columns.row(node)
-            if row is not None and found.fits[row]:
-                fits[row] = min(int(found.fits[row]), _inside(state, kept, node, waiting))
-        return replace(found, fits=fits)
+            if row is not None:
+                most[row] = _inside(state, kept, node, waiting)
+        return Bounds(most, only=True)
     until = _lasts_until(state, job, now)
     for node in {name for reservation in state.reservations.values() for name in reservation.nodes}:
         row = state.columns.row(node)
-        if row is not None and fits[row]:
-            fits[row] = min(int(fits[row]), _outside(state, waiting, row, kept_on(state, node, now, until)))
-    return replace(found, fits=fits)
+        if row is not None:
+            most[row] = _outside(state, waiting, row, kept_on(state, node, now, until))
+    return Bounds(most)
 
 
 def _inside(state: ClusterState, kept: Reservation | None, node: str, waiting: WaitingClass) -> int:
@@ -261,8 +259,11 @@ def keeping_out(state: ClusterState, now: float, nodes: Iterable[str]) -> list[s
 
 def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> list[str]:
     """The nodes that have room for the job, where all that is kept for others; none where any has more."""
-    fits, left = waiting.wanted.fits(state.columns), choice(state, waiting, job, now).fits
-    return [] if left.any() else [state.columns.names[row] for row in range(len(fits)) if fits[row]]
+    fitting = waiting.wanted.rows_that_fit(state.columns)
+    kept = bounds(state, waiting, job, now)
+    if kept is None or any(kept.most.get(row, not kept.only) for row in fitting):
+        return []
+    return [state.columns.names[row] for row in fitting]
 
 
 def let_go(state: ClusterState, now: float) -> None:

@@ -22,7 +22,7 @@ from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.model.resources import GPU
-from lavalite.placement.policies import POLICIES
+from lavalite.placement.ranking import PolicyFault, Run
 
 _Place = tuple[int, int, int, WaitingClass]
 
@@ -33,7 +33,8 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     state.refresh_columns(now)
     left = state.settings.max_placements
     records: list[CommitmentRecord] = []
-    order = [place for waiting in state.classes.values() if (place := _head(state, waiting)) is not None]
+    state.wake_classes()
+    order = [place for waiting in state.awake.values() if (place := _head(state, waiting)) is not None]
     heapq.heapify(order)
     while order and left:
         *_, waiting = heapq.heappop(order)
@@ -83,20 +84,36 @@ def _place(
 ) -> int:
     """Place up to so many tasks of the job; how many were."""
     placed = 0
-    policy = POLICIES.get(waiting.policy) or POLICIES["best-fit"]
-    for row, tasks in list(policy.runs(reservations.choice(state, waiting, job, now), wanted)):
-        provider = state.columns.names[row]
+    runs = _runs(state, waiting, job, wanted, now)
+    for row in (run.row for run in runs for _ in range(run.tasks)):
+        record = _place_one(state, waiting, job, state.columns.names[row], row, now)
+        if record is None:
+            break
+        records.append(record)
+        placed += 1
         state.turns[waiting.queue] = row
-        for _ in range(tasks):
-            record = _place_one(state, waiting, job, provider, row, now)
-            if record is None:
-                return placed
-            records.append(record)
-            placed += 1
-            if waiting.wanted.gpu is not None:
-                state.refresh_columns(now)  # the next one must not be given the same devices
+        if waiting.wanted.gpu is not None:
+            state.refresh_columns(now)  # the next one must not be given the same devices
     state.refresh_columns(now)
+    if sum(run.tasks for run in runs) < wanted and not waiting.fault:
+        state.let_sleep(waiting)
     return placed
+
+
+def _runs(state: ClusterState, waiting: WaitingClass, job: JobState, wanted: int, now: float) -> list[Run]:
+    """Where the policy wants up to so many tasks to go. Nowhere if it does not answer as it must: then the class says
+    why, and it is asked again once any row has changed.
+    """
+    as_of = (state.columns.generation, state.columns.mark)
+    if waiting.fault and waiting.fault_as_of == as_of:
+        return []
+    waiting.fault, waiting.fault_as_of = "", as_of
+    try:
+        bounds = reservations.bounds(state, waiting, job, now)
+        return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds)
+    except PolicyFault as fault:
+        waiting.fault = str(fault)
+        return []
 
 
 def _place_one(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from lavalite.base.errors import InputError
+from lavalite.base.plugins import POLICIES_GROUP, registered
 from lavalite.base.yamlfile import Path
 from lavalite.model.amounts import format_amount, format_duration
 from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
 from lavalite.model.resources import KINDS, MEMORY
-from lavalite.model.specs import FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, POLICIES
+from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS
 
 MAX_HOSTS = 20_000
 FENCE_MARGIN_SECONDS, FENCE_MARGIN_PART = 10, 20
@@ -157,8 +158,8 @@ def _queues(document: PoolsDocument, faults: FaultList) -> None:
         faults.add("no_default", ("queues",), "no queue is the default", hint)
     for name, queue in document.queues.items():
         path: Path = ("queues", name)
-        if queue.policy and queue.policy not in POLICIES:
-            hint = did_you_mean(queue.policy, POLICIES)
+        if queue.policy and queue.policy not in BUILT_IN_POLICIES and queue.policy not in registered(POLICIES_GROUP):
+            hint = did_you_mean(queue.policy, [*BUILT_IN_POLICIES, *registered(POLICIES_GROUP)])
             faults.add("unknown_policy", (*path, "policy"), f"there is no policy {queue.policy}", hint)
         fence = FENCE_AFTER_SECONDS if queue.fence_after is None else queue.fence_after
         lost = LOST_AFTER_SECONDS if queue.lost_after is None else queue.lost_after

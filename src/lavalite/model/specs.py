@@ -13,8 +13,8 @@ from lavalite.model.amounts import format_amount
 from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer
 from lavalite.model.selector import Selector
 
-POLICIES = ("first-fit", "best-fit", "round-robin")
-"""The names a queue or a request may write; placement has a policy of each."""
+BUILT_IN_POLICIES = ("first-fit", "best-fit", "round-robin", "binpack", "spread", "gpu-packing", "fgd")
+"""The names a queue or a request may always write; placement has a policy of each. Others are registered."""
 DEFAULT_POLICY = "best-fit"
 DEFAULT_QUEUE = "normal"
 FENCE_AFTER_SECONDS = 15 * 60

@@ -1,7 +1,4 @@
-"""Request classes: all equal requests together. They share one column of what fits, kept up row by row.
-
-A commitment touches one provider, so between two looks only a few rows are worked out anew.
-"""
+"""Request classes: all equal requests together, and on which rows one task of them fits."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ import numpy as np
 
 from lavalite.model.job import Request
 from lavalite.model.resources import GPU, WHOLE
-from lavalite.placement.columns import Bools, Columns, DeviceRow, GpuSelector, Ints
-from lavalite.placement.policies import Choice
+from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, GpuSelector, Ints, amounts_line
 
 NO_LIMIT = 2**40
 """Tasks that fit where nothing is asked for."""
@@ -21,7 +17,8 @@ NO_LIMIT = 2**40
 class RequestClass:
     """What is asked for, from which pool per kind, or on which logical host.
 
-    `pools` names the pool of each kind asked for; a kind that is absent may come from any node.
+    `pools` names the pool of each kind asked for; a kind that is absent may come from any node. `amounts` is what one
+    task takes, per kind in the kind's unit, and `gpu` what it asks of each GPU; None if it asks for none.
     """
 
     def __init__(self, request: Request, pools: Mapping[str, str], host: str = "") -> None:
@@ -30,27 +27,48 @@ class RequestClass:
         self.pools = dict(pools) if not host else {}
         self.host = host
         self.gpu = gpu_selector(request)
-        self._fits: Ints = np.zeros(0, dtype=np.int64)
-        self._seen = 0
-        self._generation = -1
+        self.whole_gpus = 0 if self.gpu is None or self.gpu.part else self.amounts[GPU] // WHOLE
+        self.line = amounts_line(self.amounts)
+        """A number for each kind."""
+        self.kinds: Ints = np.array([KIND_AT[kind] for kind in self.amounts], dtype=np.int64).reshape(-1, 1)
+        """The kinds asked for, as numbers, one below the other; and how much of each."""
+        self.need: Ints = np.array(list(self.amounts.values()), dtype=np.int64).reshape(-1, 1)
+        self._from_pools = sorted(set(self.pools.values()))
 
-    def choice(self, columns: Columns, after: int = -1) -> Choice:
-        """What a policy chooses from, as of now. `after` is the row chosen last, for policies that take turns."""
-        return Choice(self.fits(columns), self._fullness(columns), after)
+    def fitting(self, columns: Columns, rows: Ints) -> Bools:
+        """On which of the rows one task fits now."""
+        if self.host:
+            fits: Bools = self.eligible(columns)[rows] & columns.ready[rows]
+        else:
+            fits = columns.open_nodes(rows)
+            for pool in self._from_pools:
+                fits &= columns.pool(pool)[rows]
+        fits &= (columns.free_of(self.kinds, rows) >= self.need).all(axis=0)
+        if self.gpu is not None:
+            fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
+        return fits
+
+    def rows_that_fit(self, columns: Columns) -> list[int]:
+        """The rows on which a task fits now, in their order."""
+        return [int(row) for row in np.flatnonzero(self.fitting(columns, np.arange(len(columns))))]
 
     def fits(self, columns: Columns) -> Ints:
         """How many tasks each row can take now."""
-        if self._generation != columns.generation or len(self._fits) > len(columns):
-            self._fits = self._work_out(columns, np.arange(len(columns)))
-            self._generation, self._seen = columns.generation, len(columns.changes)
-        elif self._seen < len(columns.changes):
-            missing = len(columns) - len(self._fits)
-            if missing:
-                self._fits = np.concatenate([self._fits, np.zeros(missing, dtype=np.int64)])
-            rows = np.unique(np.asarray(columns.changes[self._seen :], dtype=np.int64))
-            self._fits[rows] = self._work_out(columns, rows)
-            self._seen = len(columns.changes)
-        return self._fits
+        fits = np.where(self.eligible(columns) & columns.ready, NO_LIMIT, 0)
+        for kind, amount in self.amounts.items():
+            fits = np.minimum(fits, columns.free(kind) // amount)
+        if self.gpu is not None:
+            fits = np.minimum(fits, columns.gpus(self.gpu) // (self.whole_gpus or 1))
+        return fits.astype(np.int64)
+
+    def tasks_on(self, columns: Columns, row: int) -> int:
+        """How many tasks the row has room for, if it takes any."""
+        free = columns.free_on(row)
+        most = min((int(free[KIND_AT[kind]]) // amount for kind, amount in self.amounts.items()), default=NO_LIMIT)
+        if self.gpu is not None:
+            units = sum(map(self.gpu.units, columns.devices(row)))
+            most = min(most, units // (self.whole_gpus or 1))
+        return most
 
     def eligible(self, columns: Columns) -> Bools:
         """Rows that the request means at all: the host it names, or the nodes of its pools."""
@@ -61,7 +79,7 @@ class RequestClass:
                 mask[row] = columns.is_host[row]
             return mask
         mask = ~columns.is_host
-        for pool in self.pools.values():
+        for pool in self._from_pools:
             mask &= columns.pool(pool)
         return mask
 
@@ -72,27 +90,7 @@ class RequestClass:
         usable = [d for d in devices if self.gpu.units(d)]
         if self.gpu.part:
             return [min(usable, key=lambda d: d.free).id]
-        return [d.id for d in usable[: self.amounts[GPU] // WHOLE]]
-
-    def _work_out(self, columns: Columns, rows: Ints) -> Ints:
-        fits = np.where((self.eligible(columns) & columns.ready)[rows], NO_LIMIT, 0)
-        for kind, amount in self.amounts.items():
-            fits = np.minimum(fits, columns.free(kind)[rows] // amount)
-        if self.gpu is not None:
-            each = 1 if self.gpu.part else self.amounts[GPU] // WHOLE
-            fits = np.minimum(fits, columns.gpus(self.gpu)[rows] // each)
-        return fits.astype(np.int64)
-
-    def _fullness(self, columns: Columns) -> Ints:
-        """0–100: with one task more, how much of what is asked for is used, averaged over the kinds."""
-        if not self.amounts:
-            return np.zeros(len(columns), dtype=np.int64)
-        total = np.zeros(len(columns), dtype=np.int64)
-        for kind, amount in self.amounts.items():
-            capacity = np.maximum(columns.capacity(kind), 1)
-            used = capacity - columns.free(kind) + min(amount, 2**56)
-            total += np.minimum(100, used * 100 // capacity)
-        return total // len(self.amounts)
+        return [d.id for d in usable[: self.whole_gpus]]
 
 
 def gpu_selector(request: Request) -> GpuSelector | None:

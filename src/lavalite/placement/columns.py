@@ -1,13 +1,14 @@
 """Providers as columns: one row for each node and each composed logical host, one number a kind.
 
 Rows are only added and rewritten, never moved, so that a row number stays good and the order of rows, which policies
-break ties by, is the order in which providers came. `changes` tells request classes which rows to look at again.
+break ties by, is the order in which providers came. Two logs of row numbers tell who keeps something up which rows
+to look at again: `changed_since` holds every change, `freed_since` only those that could let something more fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ Bools = NDArray[np.bool_]
 
 MOST = 2**56
 """Amounts are cut to this, so that sums and hundredfolds of them stay within 64 bits."""
+KIND_AT = {kind: at for at, kind in enumerate(KINDS)}
+"""Where a kind stands in what has a line for each."""
+LOG_ROWS = 2**16
+"""So many changes are remembered; then everybody looks at every row again."""
 
 READY = ""
 GONE = "gone"
@@ -63,18 +68,26 @@ class Columns:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.states: list[str] = []
-        self.changes: list[int] = []
         self.generation = 0
-        """Grows when `changes` was cut, or when what pools select changed: then look at every row again."""
+        """Grows when the logs were cut, or when what pools select changed: then look at every row again."""
+        self.workload: Workload = Workload()
+        """What is asked for here in general, for policies that look ahead."""
         self._index: dict[str, int] = {}
         self._size = 64
-        self._free: dict[str, Ints] = {kind: self._zeros() for kind in KINDS}
-        self._capacity: dict[str, Ints] = {kind: self._zeros() for kind in KINDS}
+        self._free = np.zeros((len(KINDS), self._size), dtype=np.int64)
+        self._capacity = np.zeros((len(KINDS), self._size), dtype=np.int64)
         self._ready = np.zeros(self._size, dtype=np.bool_)
         self._is_host = np.zeros(self._size, dtype=np.bool_)
+        self._open_node = np.zeros(self._size, dtype=np.bool_)
         self._devices: list[tuple[DeviceRow, ...]] = []
-        self._gpus: dict[GpuSelector, Ints] = {}
+        self._device_free = np.zeros((self._size, 0), dtype=np.int64)
+        self._device_sort = np.zeros((self._size, 0), dtype=np.int64)
+        self._sorts: dict[tuple[str, int], int] = {("", -1): 0}
+        """(model, memory) → number; 0 stands for no device."""
+        self._accepted: dict[GpuSelector, Bools] = {}
         self._pools: dict[str, Bools] = {}
+        self._changed = _Log()
+        self._freed = _Log()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,20 +109,30 @@ class Columns:
         row = self._index.get(provider)
         if row is None:
             row = self._add(provider)
-        for kind in KINDS:
-            self._capacity[kind][row] = min(capacity.get(kind, 0), MOST)
-            self._free[kind][row] = max(0, min(free.get(kind, 0), MOST))
+        freed = not self._ready[row] or bool(self._is_host[row]) != is_host
+        for at, kind in enumerate(KINDS):
+            left = max(0, min(free.get(kind, 0), MOST))
+            freed = freed or left > self._free[at, row]
+            self._free[at, row] = left
+            self._capacity[at, row] = min(capacity.get(kind, 0), MOST)
+        freed = self._set_devices(row, tuple(devices)) or freed
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
-        self._devices[row] = tuple(devices)
-        for selector, column in self._gpus.items():
-            column[row] = sum(map(selector.units, devices))
-        self._note(row)
+        self._open_node[row] = state == READY and not is_host
+        self._note(row, freed=freed and state == READY)
         return row
 
+    def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
+        """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
+        self._free[:, row] -= amounts
+        if devices:
+            taken = (replace(d, free=max(0, d.free - of_each)) if d.id in devices else d for d in self._devices[row])
+            self._set_devices(row, tuple(taken))
+        self._note(row, freed=False)
+
     def set_pools(self, pools: Mapping[str, Iterable[str]]) -> None:
-        """Which providers each pool selects, all told. Classes look at every row again."""
+        """Which providers each pool selects, all told. Everybody looks at every row again."""
         self._pools = {}
         for pool, members in pools.items():
             mask = np.zeros(self._size, dtype=np.bool_)
@@ -117,13 +140,43 @@ class Columns:
             self._pools[pool] = mask
         self._restart()
 
-    # --- columns, cut to the rows that there are -----------------------------------------------------------------
+    # --- what has changed ---------------------------------------------------------------------------------------
+
+    @property
+    def mark(self) -> int:
+        """How many changes there were in this generation."""
+        return self._changed.length
+
+    def changed_since(self, mark: int) -> Ints:
+        """Rows that changed since then, in this generation; one may be in it several times. Not to be kept."""
+        return self._changed.rows[mark : self._changed.length]
+
+    @property
+    def freed_mark(self) -> int:
+        return self._freed.length
+
+    def freed_since(self, mark: int) -> Ints:
+        """Rows of which anything was freed, or that came, since then."""
+        return self._freed.rows[mark : self._freed.length]
+
+    # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
     def free(self, kind: str) -> Ints:
-        return self._free[kind][: len(self)]
+        return self._free[KIND_AT[kind], : len(self)]
 
     def capacity(self, kind: str) -> Ints:
-        return self._capacity[kind][: len(self)]
+        return self._capacity[KIND_AT[kind], : len(self)]
+
+    def free_of(self, kinds: Ints, rows: Ints) -> Ints:
+        """A line for each of the kinds (as numbers, one below the other), a column for each of the rows."""
+        return self._free[kinds, rows]
+
+    def capacity_of(self, kinds: Ints, rows: Ints) -> Ints:
+        return self._capacity[kinds, rows]
+
+    def free_on(self, row: int) -> Ints:
+        """All kinds of one row."""
+        return self._free[:, row]
 
     @property
     def ready(self) -> Bools:
@@ -133,25 +186,66 @@ class Columns:
     def is_host(self) -> Bools:
         return self._is_host[: len(self)]
 
+    def open_nodes(self, rows: Ints) -> Bools:
+        """Which of the rows are nodes that take work."""
+        return self._open_node[rows]
+
     def pool(self, name: str) -> Bools:
         mask = self._pools.get(name)
         return mask[: len(self)] if mask is not None else np.zeros(len(self), dtype=np.bool_)
 
-    def gpus(self, selector: GpuSelector) -> Ints:
-        """How many devices (or, for parts, askers) of this sort each row has free."""
-        if selector not in self._gpus:
-            column = self._zeros()
-            column[: len(self)] = [sum(map(selector.units, devices)) for devices in self._devices]
-            self._gpus[selector] = column
-        return self._gpus[selector][: len(self)]
+    # --- devices --------------------------------------------------------------------------------------------------
 
     def devices(self, row: int) -> tuple[DeviceRow, ...]:
         return self._devices[row]
 
-    # --- growing --------------------------------------------------------------------------------------------------
+    def device_free(self, rows: Ints) -> Ints:
+        """What is free of each device: a line for each row, filled up with zeros."""
+        return self._device_free[rows]
 
-    def _zeros(self) -> Ints:
-        return np.zeros(self._size, dtype=np.int64)
+    def device_sorts(self, rows: Ints) -> Ints:
+        """Of which sort each device is, as a number; 0 where there is none."""
+        return self._device_sort[rows]
+
+    def accepted(self, selector: GpuSelector) -> Bools:
+        """For each sort of device, by its number, whether it is what is asked for."""
+        known = self._accepted.get(selector)
+        if known is None or len(known) < len(self._sorts):
+            asked = (selector.model, selector.memory_bytes)
+            known = np.array([memory >= 0 and _accepts(*asked, model, memory) for model, memory in self._sorts])
+            if len(self._accepted) >= 4096:
+                self._accepted.clear()
+            self._accepted[selector] = known
+        return known
+
+    def gpus(self, selector: GpuSelector, rows: Ints | None = None) -> Ints:
+        """How many devices (or, for parts, askers) of this sort each row has free."""
+        some = slice(len(self)) if rows is None else rows
+        return units_of(selector, self._device_free[some], self.accepted(selector)[self._device_sort[some]])
+
+    def _set_devices(self, row: int, devices: tuple[DeviceRow, ...]) -> bool:
+        """Whether that could let something fit that did not before."""
+        before = self._devices[row]
+        if devices == before:
+            return False
+        if len(devices) > self._device_free.shape[1]:
+            wider = ((0, 0), (0, len(devices) - self._device_free.shape[1]))
+            self._device_free = np.pad(self._device_free, wider)
+            self._device_sort = np.pad(self._device_sort, wider)
+        self._devices[row] = devices
+        self._device_free[row] = 0
+        self._device_sort[row] = 0
+        for at, device in enumerate(devices):
+            sort = (device.model, device.memory_bytes)
+            self._device_free[row, at] = max(0, device.free)
+            self._device_sort[row, at] = self._sorts.setdefault(sort, len(self._sorts))
+        same = len(before) == len(devices) and all(
+            (old.id, old.model, old.memory_bytes) == (new.id, new.model, new.memory_bytes) and new.free <= old.free
+            for old, new in zip(before, devices, strict=True)
+        )
+        return not same
+
+    # --- growing --------------------------------------------------------------------------------------------------
 
     def _add(self, provider: str) -> int:
         row = len(self.names)
@@ -164,29 +258,74 @@ class Columns:
         return row
 
     def _grow(self) -> None:
-        before, self._size = self._size, 2 * self._size
-        zeros = np.zeros(before, dtype=np.int64)
-        self._free = {kind: np.concatenate([old, zeros]) for kind, old in self._free.items()}
-        self._capacity = {kind: np.concatenate([old, zeros]) for kind, old in self._capacity.items()}
-        self._gpus = {selector: np.concatenate([old, zeros]) for selector, old in self._gpus.items()}
-        grown = np.zeros(before, dtype=np.bool_)
-        self._ready = np.concatenate([self._ready, grown])
-        self._is_host = np.concatenate([self._is_host, grown])
-        self._pools = {name: np.concatenate([mask, grown]) for name, mask in self._pools.items()}
+        more, self._size = self._size, 2 * self._size
+        self._free = np.pad(self._free, ((0, 0), (0, more)))
+        self._capacity = np.pad(self._capacity, ((0, 0), (0, more)))
+        self._ready = np.pad(self._ready, (0, more))
+        self._is_host = np.pad(self._is_host, (0, more))
+        self._open_node = np.pad(self._open_node, (0, more))
+        self._device_free = np.pad(self._device_free, ((0, more), (0, 0)))
+        self._device_sort = np.pad(self._device_sort, ((0, more), (0, 0)))
+        self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
-    def _note(self, row: int) -> None:
-        self.changes.append(row)
-        if len(self.changes) > 4 * self._size:
+    def _note(self, row: int, *, freed: bool) -> None:
+        whole = self._changed.add(row)
+        if freed:
+            whole = self._freed.add(row) and whole
+        if not whole:
             self._restart()
 
     def _restart(self) -> None:
-        self.changes = []
+        self._changed.length = self._freed.length = 0
         self.generation += 1
+
+
+class _Log:
+    """Row numbers in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.rows = np.zeros(LOG_ROWS, dtype=np.int64)
+        self.length = 0
+
+    def add(self, row: int) -> bool:
+        """Whether there is room for another."""
+        self.rows[self.length] = row
+        self.length += 1
+        return self.length < LOG_ROWS
+
+
+class WorkloadPart(NamedTuple):
+    """A sort of task: the amount of each kind, what it asks of GPUs, how many whole ones, and how often it comes."""
+
+    amounts: Ints
+    gpu: GpuSelector | None
+    whole_gpus: int
+    weight: int
+
+
+@dataclass(slots=True, frozen=True)
+class Workload:
+    """What is asked for in general. `version` grows with each change."""
+
+    parts: tuple[WorkloadPart, ...] = ()
+    version: int = 0
+
+
+def units_of(selector: GpuSelector, free: Ints, accepted: Bools) -> Ints:
+    """How many askers each row can serve: lines of what is free of each device, and which devices will do."""
+    units = free // selector.part if selector.part else free == WHOLE
+    counted: Ints = np.add.reduce(units * accepted, axis=1, dtype=np.int64)
+    return counted
 
 
 def whole_gpus(amount: int) -> bool:
     """Whether so many milli-GPUs can be given out: whole devices, or a part of a single one."""
     return amount < WHOLE or amount % WHOLE == 0
+
+
+def amounts_line(amounts: Mapping[str, int]) -> Ints:
+    """A number for each kind, 0 where nothing of it is asked for."""
+    return np.array([min(amounts.get(kind, 0), MOST) for kind in KINDS], dtype=np.int64)
 
 
 def state_reason(state: str) -> Reason | None:

@@ -1,101 +1,95 @@
-"""Which of the rows that fit is taken. Every policy is a function of columns, in integers, and deterministic.
+"""Which of the rows that fit is taken. A policy is one small class that gives each of them a score, in integers.
 
-A policy answers with runs: so many tasks of one class on one row, in the order in which they are placed. The law
-(held by a property test) is that runs are what placing the tasks one by one would give.
+Everything else is in one place for all policies (ranking): which rows fit, keeping scores up, finding the best,
+placing many tasks at once. How to write one of your own, with worked sums: docs/policies.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-
 import numpy as np
 
+from lavalite.model.resources import KINDS
+from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Ints
+from lavalite.placement.rows import Rows
+
+MOST_SCORE = 10**9
+"""Scores are from 0 to this; 0–100 is usual."""
 
 
-class Run(NamedTuple):
-    row: int
-    tasks: int
+class Policy:
+    """Base of all. The row with the highest score is taken; among equals the first.
 
-
-@dataclass(slots=True, frozen=True)
-class Choice:
-    """What a policy may look at. `fits`: how many tasks of the class each row can take; 0 where it takes none.
-
-    `fullness`: 0–100, how full each row would be with one more task. `after`: the row chosen last, -1 at first.
+    A row's score may depend on that row, on what is asked for and on `rows.workload`; never on other rows, on the
+    time, or on chance: then what is decided can be worked out again, and many tasks can be placed at once.
     """
 
-    fits: Ints
-    fullness: Ints
-    after: int = -1
+    name: str = ""
+    """What people write in a queue or a request."""
+    turns: bool = False
+    """Among equals not the first is taken, but the next after the one taken last."""
+    looks_ahead: bool = False
+    """Whether it goes by `rows.workload`: then all scores are worked out anew when that changes."""
+    trusted: bool = False
+    """Whether its answers need no check: only of those that are tested here."""
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        """An integer from 0 to MOST_SCORE for each row. One task more fits on each of them."""
+        raise NotImplementedError
 
 
-class Policy(Protocol):
-    """A way to choose. `name` is what people write in a queue or a request."""
-
-    name: str
-
-    def runs(self, choice: Choice, tasks: int) -> Iterator[Run]:
-        """Runs for up to so many tasks; fewer if there is no room for more."""
-        ...
-
-
-class FirstFit:
+class FirstFit(Policy):
     """The first row that fits, in the order in which the providers came."""
 
     name = "first-fit"
+    trusted = True
 
-    def runs(self, choice: Choice, tasks: int) -> Iterator[Run]:
-        yield from _fill(choice, np.flatnonzero(choice.fits), tasks)
-
-
-class BestFit:
-    """The row that the task leaves fullest; among equals the first.
-
-    A row only gets fuller by what is placed on it, so the best one stays the best until nothing more fits: that is
-    why it can be filled at once.
-    """
-
-    name = "best-fit"
-
-    def runs(self, choice: Choice, tasks: int) -> Iterator[Run]:
-        rows = np.flatnonzero(choice.fits)
-        if not rows.size:
-            return
-        best = int(rows[np.argmax(choice.fullness[rows])])
-        if choice.fits[best] >= tasks:
-            yield Run(best, tasks)
-            return
-        yield from _fill(choice, rows[np.argsort(-choice.fullness[rows], kind="stable")], tasks)
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        return np.zeros(len(rows), dtype=np.int64)
 
 
-class RoundRobin:
+class RoundRobin(FirstFit):
     """The next row that fits after the one chosen last, and from the last to the first again."""
 
     name = "round-robin"
-
-    def runs(self, choice: Choice, tasks: int) -> Iterator[Run]:
-        left = choice.fits.copy()
-        rows = np.flatnonzero(left)
-        rows = np.concatenate([rows[rows > choice.after], rows[rows <= choice.after]])
-        while tasks and rows.size:
-            for row in rows[:tasks]:
-                yield Run(int(row), 1)
-            tasks -= min(tasks, rows.size)
-            left[rows] -= 1
-            rows = rows[left[rows] > 0]
+    turns = True
 
 
-def _fill(choice: Choice, rows: Ints, tasks: int) -> Iterator[Run]:
-    for row in rows:
-        if not tasks:
-            return
-        placed = min(tasks, int(choice.fits[row]))
-        yield Run(int(row), placed)
-        tasks -= placed
+class BestFit(Policy):
+    """The row that the task leaves fullest, on average over the kinds it asks for."""
+
+    name = "best-fit"
+    trusted = True
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        return rows.mean_fullness(wanted)
 
 
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in (FirstFit(), BestFit(), RoundRobin())}
-"""By name. A plug-in adds itself here."""
+class BinPack(Policy):
+    """The row that is fullest with the task, on average over all kinds that it has: others stay empty."""
+
+    name = "binpack"
+    trusted = True
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        total = np.zeros(len(rows), dtype=np.int64)
+        offered = np.zeros(len(rows), dtype=np.int64)
+        for kind in KINDS:
+            capacity = rows.capacity(kind)
+            used = capacity - rows.free(kind) + wanted.amounts.get(kind, 0)
+            total += used * 100 // np.maximum(capacity, 1)
+            offered += capacity > 0
+        return total // np.maximum(offered, 1)
+
+
+class Spread(Policy):
+    """The row that is emptiest with the task, by the kind asked for that it then has least of."""
+
+    name = "spread"
+    trusted = True
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        if not wanted.amounts:
+            return np.zeros(len(rows), dtype=np.int64)
+        fullest: Ints = rows.fullness(wanted).max(axis=0)
+        return 100 - fullest

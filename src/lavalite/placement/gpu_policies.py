@@ -1,0 +1,108 @@
+"""Policies that keep GPUs usable: `gpu-packing`, and `fgd`, fragmentation gradient descent.
+
+Both are after "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent"
+(USENIX ATC'23), in integers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lavalite.model.resources import WHOLE
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import KIND_AT, Bools, Ints, WorkloadPart
+from lavalite.placement.policies import Policy
+from lavalite.placement.rows import Rows
+
+LEVEL = 1000
+"""Between two levels of gpu-packing; within a level, the fuller row is better."""
+EVEN = 500_000_000
+"""The score under fgd of a row on which the task changes nothing."""
+
+
+class GpuPacking(Policy):
+    """GPUs in use before idle ones, and those of nodes in use before those of idle nodes.
+
+    A part of a GPU goes where a begun one has room (level 3); whole ones, and parts that begin one, to nodes that
+    have GPUs in use (level 2); else to where none is (1). What needs no GPU goes to nodes without any (3), then to
+    nodes whose GPUs are all taken (2).
+    """
+
+    name = "gpu-packing"
+    trusted = True
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        return LEVEL * self._levels(wanted, rows) + rows.mean_fullness(wanted)
+
+    @staticmethod
+    def _levels(wanted: RequestClass, rows: Rows) -> Ints:
+        free, sorts = rows.device_free, rows.device_sorts
+        if wanted.gpu is None:
+            return 3 - _any(sorts > 0) - _any((sorts > 0) & (free > 0))
+        begun = (free < WHOLE) & (sorts > 0)
+        levels = 1 + _any(begun)
+        if wanted.gpu.part:
+            room = begun & rows.accepted(wanted.gpu)[sorts] & (free >= wanted.gpu.part)
+            levels = np.maximum(levels, 3 * _any(room))
+        return levels
+
+
+class Fgd(Policy):
+    """The row on which the task adds least to the GPU capacity that the usual tasks cannot use.
+
+    Of a row, the fragment for a sort of task is: all that is free of its GPUs where such a task does not fit there;
+    else what is free of those GPUs that, each by itself, would not do for it. The score is by how much the average
+    over the workload falls (EVEN and more) or grows (less), in milli-GPUs times the weights of the workload.
+    """
+
+    name = "fgd"
+    looks_ahead = True
+    trusted = True
+
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        parts = rows.workload.parts
+        if not parts:
+            return rows.mean_fullness(wanted)
+        free = np.stack([rows.free(kind) for kind in KIND_AT])
+        devices, sorts = rows.device_free, rows.device_sorts
+        then, devices_then = free - wanted.line.reshape(-1, 1), _taken(wanted, rows, devices, sorts)
+        change = np.zeros(len(rows), dtype=np.int64)
+        for part in parts:
+            accepted = rows.accepted(part.gpu)[sorts] if part.gpu is not None else sorts < 0
+            grown = _fragment(part, then, devices_then, accepted) - _fragment(part, free, devices, accepted)
+            change += part.weight * grown
+        return np.clip(EVEN - change, 0, 2 * EVEN)
+
+
+def _taken(wanted: RequestClass, rows: Rows, free: Ints, sorts: Ints) -> Ints:
+    """What is free of each device once the task has those that `RequestClass.pick_devices` would pick."""
+    if wanted.gpu is None:
+        return free
+    accepted = rows.accepted(wanted.gpu)[sorts]
+    if wanted.gpu.part:
+        left = np.where(accepted & (free >= wanted.gpu.part), free, 2 * WHOLE)
+        picked = np.zeros(free.shape, dtype=np.bool_)
+        picked[np.arange(len(free)), left.argmin(axis=1)] = True
+        return free - picked * wanted.gpu.part
+    usable = accepted & (free == WHOLE)
+    return np.where(usable & (usable.cumsum(axis=1) <= wanted.whole_gpus), 0, free)
+
+
+def _fragment(part: WorkloadPart, free: Ints, devices: Ints, accepted: Bools) -> Ints:
+    """How many milli-GPUs of each row are of no use to such a task."""
+    if part.gpu is None:
+        return _sum(devices)
+    usable = accepted & (devices >= (part.gpu.part or WHOLE))
+    fits = (_sum(usable) >= (part.whole_gpus or 1)) & (free >= part.amounts.reshape(-1, 1)).all(axis=0)
+    return _sum(devices) - fits * _sum(devices * usable)
+
+
+def _any(lines: Bools) -> Ints:
+    """1 for each line in which anything is true, else 0."""
+    some: Ints = np.logical_or.reduce(lines, axis=1).astype(np.int64)
+    return some
+
+
+def _sum(lines: Ints | Bools) -> Ints:
+    total: Ints = np.add.reduce(lines, axis=1, dtype=np.int64)
+    return total

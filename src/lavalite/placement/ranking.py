@@ -1,0 +1,176 @@
+"""One request class under one policy: a column of scores over the rows, kept up row by row, and what is chosen by it.
+
+    rows that changed ──► do they fit? (classes) ──► scores (policy) ──► column ──► the best row, or runs of tasks
+
+The law (held by a property test): runs are what placing the tasks one by one would give, looking at every row anew
+before each. It holds since a row's score depends on that row alone: while tasks go to one, all others keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import Columns, Ints
+from lavalite.placement.policies import MOST_SCORE, Policy
+from lavalite.placement.rows import Rows
+
+NONE = -1
+"""The score of a row on which nothing fits; and the number of no row."""
+NO_ROWS: Mapping[int, int] = {}
+
+Scores = NDArray[np.int32]
+
+
+class PolicyFault(Exception):
+    """A policy raised, or answered nonsense: the sentence says which. Who waits for it waits."""
+
+
+class Run(NamedTuple):
+    """So many tasks on one row, in the order in which they are placed."""
+
+    row: int
+    tasks: int
+
+
+@dataclass(slots=True, frozen=True)
+class Bounds:
+    """What is kept back: `most` tasks on some rows, and with `only` none on any other."""
+
+    most: Mapping[int, int]
+    only: bool = False
+
+
+class Ranking:
+    """See the module's docstring. Methods raise PolicyFault where the policy does not answer as it must."""
+
+    def __init__(self, wanted: RequestClass, policy: Policy) -> None:
+        self.wanted = wanted
+        self.policy = policy
+        self._scores: Scores = np.zeros(0, dtype=np.int32)
+        self._version: tuple[int, int] = (-1, -1)
+        self._mark = 0
+
+    def best(self, columns: Columns, after: int = NONE) -> int:
+        """The row for one task, NONE if there is none. `after` is the row chosen last, for who takes turns."""
+        return self._best(self._kept_up(columns), after)
+
+    def runs(self, columns: Columns, tasks: int, after: int = NONE, bounds: Bounds | None = None) -> list[Run]:
+        """Where up to so many tasks go; fewer if there is no room for more."""
+        if tasks == 1 and bounds is None:
+            row = self.best(columns, after)
+            return [Run(row, 1)] if row >= 0 else []
+        scores = self._kept_up(columns).copy()
+        most = bounds.most if bounds is not None else NO_ROWS
+        if bounds is not None:
+            _keep_back(scores, bounds)
+        return list(self._runs(columns, scores, tasks, after, most))
+
+    def _runs(
+        self, columns: Columns, scores: Scores, tasks: int, after: int, most: Mapping[int, int]
+    ) -> Iterator[Run]:
+        ahead: dict[int, tuple[Ints, int]] = {}
+        """Row → its scores with 0, 1, … tasks placed on it, and how many are."""
+        while tasks:
+            row = self._best(scores, after)
+            if row < 0:
+                return
+            if row not in ahead:
+                ahead[row] = self._ahead(columns, row, min(tasks, most.get(row, tasks))), 0
+            coming, placed = ahead[row]
+            scores[row] = NONE
+            length = self._length(coming[placed:], row, self._best(scores, row), scores)
+            placed += length
+            if placed < len(coming):
+                scores[row] = coming[placed]
+            ahead[row] = coming, placed
+            yield Run(row, length)
+            tasks -= length
+            after = row
+
+    def _length(self, coming: Ints, row: int, rival: int, scores: Scores) -> int:
+        """How many tasks go to the row before the best of the others is better."""
+        if rival < 0:
+            return len(coming)
+        wins_ties = row < rival and not self.policy.turns
+        stays = coming[1:] >= scores[rival] if wins_ties else coming[1:] > scores[rival]
+        return len(coming) if stays.all() else 1 + int(np.argmin(stays))
+
+    def _ahead(self, columns: Columns, row: int, tasks: int) -> Ints:
+        tasks = min(tasks, self.wanted.tasks_on(columns, row))
+        return self._ask(Rows.filled(columns, row, self.wanted, tasks))
+
+    def _best(self, scores: Scores, after: int) -> int:
+        if not len(scores):
+            return NONE
+        row = int(scores.argmax())
+        score = scores[row]
+        if score < 0:
+            return NONE
+        if self.policy.turns and 0 <= after < len(scores) - 1 and row <= after:
+            later = after + 1 + int(scores[after + 1 :].argmax())
+            return later if scores[later] == score else row
+        return row
+
+    # --- keeping up -------------------------------------------------------------------------------------------------
+
+    def _kept_up(self, columns: Columns) -> Scores:
+        version = (columns.generation, columns.workload.version if self.policy.looks_ahead else 0)
+        if version != self._version:
+            self._scores = np.full(len(columns), NONE, dtype=np.int32)
+            self._version = (-1, -1)
+            self._look_at(columns, np.arange(len(columns)))
+            self._version, self._mark = version, columns.mark
+        elif self._mark < columns.mark:
+            missing = len(columns) - len(self._scores)
+            if missing:
+                self._scores = np.pad(self._scores, (0, missing), constant_values=NONE)
+            self._look_at(columns, columns.changed_since(self._mark))
+            self._mark = columns.mark
+        return self._scores
+
+    def _look_at(self, columns: Columns, rows: Ints) -> None:
+        fits = self.wanted.fitting(columns, rows)
+        if not fits.all():
+            self._scores[rows] = NONE
+            rows = rows[fits]
+        if rows.size:
+            self._scores[rows] = self._ask(Rows(columns, rows))
+
+    def _ask(self, rows: Rows) -> Ints:
+        try:
+            scores = self.policy.scores(self.wanted, rows)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise PolicyFault(f"Policy {self.policy.name} failed: {what[:300]}.".replace("..", ".")) from error
+        if not self.policy.trusted and (wrong := _nonsense(scores, len(rows))):
+            raise PolicyFault(f"Policy {self.policy.name} answered {wrong}.")
+        return scores
+
+
+def _nonsense(scores: object, rows: int) -> str:
+    """What is wrong with a policy's answer; empty if nothing is."""
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "iu":
+        kind = f"an array of {scores.dtype}" if isinstance(scores, np.ndarray) else f"a {type(scores).__name__}"
+        return f"with {kind}, and not with an array of integers"
+    if scores.shape != (rows,):
+        return f"with scores of shape {scores.shape} for {rows} rows"
+    low, high = int(scores.min()), int(scores.max())
+    if low < 0 or high > MOST_SCORE:
+        return f"with a score of {low if low < 0 else high}, which is not from 0 to {MOST_SCORE}"
+    return ""
+
+
+def _keep_back(scores: Scores, bounds: Bounds) -> None:
+    if bounds.only:
+        inside = np.zeros(len(scores), dtype=np.bool_)
+        inside[list(bounds.most)] = True
+        scores[~inside] = NONE
+    for row, most in bounds.most.items():
+        if not most:
+            scores[row] = NONE
