@@ -59,6 +59,10 @@ class Demand(Supply):
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
         self.awake: dict[tuple[Any, ...], WaitingClass] = {}
         """Those of them to be looked at; the others found no room, and nothing was freed that could be enough."""
+        self.looked_at = 0
+        """For how many classes room was looked for in the last pass."""
+        self.workload_due = 0
+        """Up to which job id the workload is known well enough."""
         self._asleep = Sleepers()
         self._rankings = Rankings()
         self.user_tasks: dict[tuple[str, str], int] = {}

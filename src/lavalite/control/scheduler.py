@@ -5,8 +5,9 @@
                                     └──── next job of the class ◄── placed all ───┤
                                           the whole class is left out ◄── no room ┘
 
-A class that does not fit is left out of the pass as a whole, however many jobs are in it, so a pass costs what it
-places and one look at each class. What comes later in the order may start where what comes first does not fit.
+A class that does not fit is left out of the pass as a whole, however many jobs are in it, and of those that follow
+until something is freed that could be enough for it: a pass costs what it places and one look at each class that may
+fit. What comes later in the order may start where what comes first does not fit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import Batch, ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
+from lavalite.control.workload import look_ahead
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.model.resources import GPU
@@ -34,6 +36,8 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     left = state.settings.max_placements
     records: list[CommitmentRecord] = []
     state.wake_classes()
+    state.looked_at = 0
+    look_ahead(state)
     order = [place for waiting in state.awake.values() if (place := _head(state, waiting)) is not None]
     heapq.heapify(order)
     while order and left:
@@ -108,6 +112,7 @@ def _runs(state: ClusterState, waiting: WaitingClass, job: JobState, wanted: int
     if waiting.fault and waiting.fault_as_of == as_of:
         return []
     waiting.fault, waiting.fault_as_of = "", as_of
+    state.looked_at += 1
     try:
         bounds = reservations.bounds(state, waiting, job, now)
         return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds)

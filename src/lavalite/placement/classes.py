@@ -30,20 +30,20 @@ class RequestClass:
         self.whole_gpus = 0 if self.gpu is None or self.gpu.part else self.amounts[GPU] // WHOLE
         self.line = amounts_line(self.amounts)
         """A number for each kind."""
-        self.kinds: Ints = np.array([KIND_AT[kind] for kind in self.amounts], dtype=np.int64).reshape(-1, 1)
-        """The kinds asked for, as numbers, one below the other; and how much of each."""
-        self.need: Ints = np.array(list(self.amounts.values()), dtype=np.int64).reshape(-1, 1)
+        self.need: Ints = self.line.reshape(-1, 1)
+        """The same, one below the other; and 1 for each kind that is asked for."""
+        self.asked: Ints = (self.line > 0).astype(np.int64)
         self._from_pools = sorted(set(self.pools.values()))
 
-    def fitting(self, columns: Columns, rows: Ints) -> Bools:
-        """On which of the rows one task fits now."""
+    def fitting(self, columns: Columns, rows: Ints, free: Ints | None = None) -> Bools:
+        """On which of the rows one task fits now. `free` is what is free on them, where that is known already."""
         if self.host:
             fits: Bools = self.eligible(columns)[rows] & columns.ready[rows]
         else:
             fits = columns.open_nodes(rows)
             for pool in self._from_pools:
                 fits &= columns.pool(pool)[rows]
-        fits &= (columns.free_of(self.kinds, rows) >= self.need).all(axis=0)
+        fits &= np.logical_and.reduce((columns.free_at(rows) if free is None else free) >= self.need, axis=0)
         if self.gpu is not None:
             fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
         return fits

@@ -76,6 +76,7 @@ class Columns:
         self._size = 64
         self._free = np.zeros((len(KINDS), self._size), dtype=np.int64)
         self._capacity = np.zeros((len(KINDS), self._size), dtype=np.int64)
+        self._divisor = np.ones((len(KINDS), self._size), dtype=np.int64)
         self._ready = np.zeros(self._size, dtype=np.bool_)
         self._is_host = np.zeros(self._size, dtype=np.bool_)
         self._open_node = np.zeros(self._size, dtype=np.bool_)
@@ -114,7 +115,8 @@ class Columns:
             left = max(0, min(free.get(kind, 0), MOST))
             freed = freed or left > self._free[at, row]
             self._free[at, row] = left
-            self._capacity[at, row] = min(capacity.get(kind, 0), MOST)
+            self._capacity[at, row] = has = min(capacity.get(kind, 0), MOST)
+            self._divisor[at, row] = max(1, has)
         freed = self._set_devices(row, tuple(devices)) or freed
         self.states[row] = state
         self._ready[row] = state == READY
@@ -167,12 +169,13 @@ class Columns:
     def capacity(self, kind: str) -> Ints:
         return self._capacity[KIND_AT[kind], : len(self)]
 
-    def free_of(self, kinds: Ints, rows: Ints) -> Ints:
-        """A line for each of the kinds (as numbers, one below the other), a column for each of the rows."""
-        return self._free[kinds, rows]
+    def free_at(self, rows: Ints) -> Ints:
+        """A line for each kind, a column for each of the rows."""
+        return self._free.take(rows, axis=1)
 
-    def capacity_of(self, kinds: Ints, rows: Ints) -> Ints:
-        return self._capacity[kinds, rows]
+    def capacity_at(self, rows: Ints) -> Ints:
+        """The same of capacity; 1 where there is nothing of a kind, to be divided by."""
+        return self._divisor.take(rows, axis=1)
 
     def free_on(self, row: int) -> Ints:
         """All kinds of one row."""
@@ -261,6 +264,7 @@ class Columns:
         more, self._size = self._size, 2 * self._size
         self._free = np.pad(self._free, ((0, 0), (0, more)))
         self._capacity = np.pad(self._capacity, ((0, 0), (0, more)))
+        self._divisor = np.pad(self._divisor, ((0, 0), (0, more)), constant_values=1)
         self._ready = np.pad(self._ready, (0, more))
         self._is_host = np.pad(self._is_host, (0, more))
         self._open_node = np.pad(self._open_node, (0, more))
@@ -297,7 +301,7 @@ class _Log:
 class WorkloadPart(NamedTuple):
     """A sort of task: the amount of each kind, what it asks of GPUs, how many whole ones, and how often it comes."""
 
-    amounts: Ints
+    amounts: tuple[int, ...]
     gpu: GpuSelector | None
     whole_gpus: int
     weight: int

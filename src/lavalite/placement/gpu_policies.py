@@ -10,7 +10,7 @@ import numpy as np
 
 from lavalite.model.resources import WHOLE
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import KIND_AT, Bools, Ints, WorkloadPart
+from lavalite.placement.columns import Bools, Ints, WorkloadPart
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
@@ -29,6 +29,7 @@ class GpuPacking(Policy):
     """
 
     name = "gpu-packing"
+    highest = 3 * LEVEL + 100
     trusted = True
 
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
@@ -56,6 +57,7 @@ class Fgd(Policy):
     """
 
     name = "fgd"
+    highest = 2 * EVEN
     looks_ahead = True
     trusted = True
 
@@ -63,7 +65,7 @@ class Fgd(Policy):
         parts = rows.workload.parts
         if not parts:
             return rows.mean_fullness(wanted)
-        free = np.stack([rows.free(kind) for kind in KIND_AT])
+        free = rows.free_of_all()
         devices, sorts = rows.device_free, rows.device_sorts
         then, devices_then = free - wanted.line.reshape(-1, 1), _taken(wanted, rows, devices, sorts)
         change = np.zeros(len(rows), dtype=np.int64)
@@ -93,7 +95,8 @@ def _fragment(part: WorkloadPart, free: Ints, devices: Ints, accepted: Bools) ->
     if part.gpu is None:
         return _sum(devices)
     usable = accepted & (devices >= (part.gpu.part or WHOLE))
-    fits = (_sum(usable) >= (part.whole_gpus or 1)) & (free >= part.amounts.reshape(-1, 1)).all(axis=0)
+    room: Bools = np.logical_and.reduce(free >= np.array(part.amounts).reshape(-1, 1), axis=0)
+    fits: Bools = (_sum(usable) >= (part.whole_gpus or 1)) & room
     return _sum(devices) - fits * _sum(devices * usable)
 
 

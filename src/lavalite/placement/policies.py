@@ -14,7 +14,7 @@ from lavalite.placement.columns import Ints
 from lavalite.placement.rows import Rows
 
 MOST_SCORE = 10**9
-"""Scores are from 0 to this; 0–100 is usual."""
+"""The most that `highest` may be."""
 
 
 class Policy:
@@ -32,9 +32,11 @@ class Policy:
     """Whether it goes by `rows.workload`: then all scores are worked out anew when that changes."""
     trusted: bool = False
     """Whether its answers need no check: only of those that are tested here."""
+    highest: int = 100
+    """Scores are from 0 to this, at most MOST_SCORE; up to 32,767 the best is found the sooner."""
 
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
-        """An integer from 0 to MOST_SCORE for each row. One task more fits on each of them."""
+        """An integer from 0 to `highest` for each row. One task more fits on each of them."""
         raise NotImplementedError
 
 
@@ -91,5 +93,5 @@ class Spread(Policy):
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
         if not wanted.amounts:
             return np.zeros(len(rows), dtype=np.int64)
-        fullest: Ints = rows.fullness(wanted).max(axis=0)
+        fullest: Ints = (rows.fullness(wanted) * wanted.asked.reshape(-1, 1)).max(axis=0)
         return 100 - fullest

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Columns, Ints
-from lavalite.placement.policies import MOST_SCORE, Policy
+from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
 NONE = -1
 """The score of a row on which nothing fits; and the number of no row."""
 NO_ROWS: Mapping[int, int] = {}
 
-Scores = NDArray[np.int32]
+Scores = NDArray[np.signedinteger[Any]]
+"""Narrow where the policy's scores are: the best of them is found the sooner."""
 
 
 class PolicyFault(Exception):
@@ -52,7 +53,8 @@ class Ranking:
     def __init__(self, wanted: RequestClass, policy: Policy) -> None:
         self.wanted = wanted
         self.policy = policy
-        self._scores: Scores = np.zeros(0, dtype=np.int32)
+        self._width: type[np.signedinteger[Any]] = np.int16 if policy.highest <= np.iinfo(np.int16).max else np.int32
+        self._scores: Scores = np.zeros(0, dtype=self._width)
         self._version: tuple[int, int] = (-1, -1)
         self._mark = 0
 
@@ -122,7 +124,7 @@ class Ranking:
     def _kept_up(self, columns: Columns) -> Scores:
         version = (columns.generation, columns.workload.version if self.policy.looks_ahead else 0)
         if version != self._version:
-            self._scores = np.full(len(columns), NONE, dtype=np.int32)
+            self._scores = np.full(len(columns), NONE, dtype=self._width)
             self._version = (-1, -1)
             self._look_at(columns, np.arange(len(columns)))
             self._version, self._mark = version, columns.mark
@@ -135,12 +137,14 @@ class Ranking:
         return self._scores
 
     def _look_at(self, columns: Columns, rows: Ints) -> None:
-        fits = self.wanted.fitting(columns, rows)
-        if not fits.all():
+        free = columns.free_at(rows)
+        fits = self.wanted.fitting(columns, rows, free)
+        fitting = rows[fits]
+        if len(fitting) < len(rows):
             self._scores[rows] = NONE
-            rows = rows[fits]
-        if rows.size:
-            self._scores[rows] = self._ask(Rows(columns, rows))
+            free = free[:, fits]
+        if len(fitting):
+            self._scores[fitting] = self._ask(Rows(columns, fitting, free))
 
     def _ask(self, rows: Rows) -> Ints:
         try:
@@ -148,12 +152,12 @@ class Ranking:
         except Exception as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             raise PolicyFault(f"Policy {self.policy.name} failed: {what[:300]}.".replace("..", ".")) from error
-        if not self.policy.trusted and (wrong := _nonsense(scores, len(rows))):
+        if not self.policy.trusted and (wrong := _nonsense(scores, len(rows), self.policy.highest)):
             raise PolicyFault(f"Policy {self.policy.name} answered {wrong}.")
         return scores
 
 
-def _nonsense(scores: object, rows: int) -> str:
+def _nonsense(scores: object, rows: int, highest: int) -> str:
     """What is wrong with a policy's answer; empty if nothing is."""
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "iu":
         kind = f"an array of {scores.dtype}" if isinstance(scores, np.ndarray) else f"a {type(scores).__name__}"
@@ -161,8 +165,8 @@ def _nonsense(scores: object, rows: int) -> str:
     if scores.shape != (rows,):
         return f"with scores of shape {scores.shape} for {rows} rows"
     low, high = int(scores.min()), int(scores.max())
-    if low < 0 or high > MOST_SCORE:
-        return f"with a score of {low if low < 0 else high}, which is not from 0 to {MOST_SCORE}"
+    if low < 0 or high > highest:
+        return f"with a score of {low if low < 0 else high}, which is not from 0 to {highest}"
     return ""
 
 

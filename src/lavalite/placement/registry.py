@@ -8,7 +8,7 @@ from typing import Any
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Ints
 from lavalite.placement.gpu_policies import Fgd, GpuPacking
-from lavalite.placement.policies import BestFit, BinPack, FirstFit, Policy, RoundRobin, Spread
+from lavalite.placement.policies import MOST_SCORE, BestFit, BinPack, FirstFit, Policy, RoundRobin, Spread
 from lavalite.placement.ranking import Ranking
 from lavalite.placement.rows import Rows
 
@@ -72,5 +72,7 @@ def _loaded(name: str, load: Callable[[], Any]) -> Policy:
         return Unusable(name, "what is registered is no subclass of lavalite.placement.policies.Policy")
     if made.name != name:
         return Unusable(name, f"it is registered as {name}, but calls itself {made.name}")
+    if not 0 <= made.highest <= MOST_SCORE:
+        return Unusable(name, f"its highest score is {made.highest}, and may be from 0 to {MOST_SCORE}")
     made.trusted = False
     return made

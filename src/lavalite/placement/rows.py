@@ -18,20 +18,20 @@ from lavalite.placement.columns import KIND_AT, Bools, Columns, GpuSelector, Int
 class Rows:
     """All that is asked of it has one number for each row, in the order of `numbers`, the row numbers."""
 
-    __slots__ = ("_columns", "_device_free", "_taken", "numbers")
+    __slots__ = ("_columns", "_device_free", "_free", "numbers")
 
-    def __init__(self, columns: Columns, numbers: Ints) -> None:
+    def __init__(self, columns: Columns, numbers: Ints, free: Ints | None = None) -> None:
         self.numbers = numbers
         self._columns = columns
-        self._taken: Ints | None = None
-        """What hypothetical tasks take of each kind: a line for each kind."""
+        self._free = columns.free_at(numbers) if free is None else free
+        """A line for each kind."""
         self._device_free: Ints | None = None
 
     @classmethod
     def filled(cls, columns: Columns, row: int, wanted: RequestClass, tasks: int) -> Rows:
         """The row with 0, 1, … tasks - 1 more of the class on it."""
-        rows = cls(columns, np.full(tasks, row, dtype=np.int64))
-        rows._taken = wanted.line.reshape(-1, 1) * np.arange(tasks)
+        free: Ints = columns.free_on(row).reshape(-1, 1) - wanted.need * np.arange(tasks)
+        rows = cls(columns, np.full(tasks, row, dtype=np.int64), free)
         if wanted.gpu is not None:
             rows._device_free = _devices_filled(columns, row, wanted, tasks)
         return rows
@@ -41,15 +41,20 @@ class Rows:
 
     def free(self, kind: str) -> Ints:
         """What is free of the kind, before the task is placed."""
-        return self._free_of(np.int64(KIND_AT[kind]))
+        line: Ints = self._free[KIND_AT[kind]]
+        return line
 
     def capacity(self, kind: str) -> Ints:
         return self._columns.capacity(kind)[self.numbers]
 
+    def free_of_all(self) -> Ints:
+        """What is free of every kind: a line for each."""
+        return self._free
+
     def fullness(self, wanted: RequestClass) -> Ints:
-        """0–100: how much of each kind asked for is in use with one task more. A line for each kind."""
-        capacity = self._columns.capacity_of(wanted.kinds, self.numbers)
-        used = capacity - self._free_of(wanted.kinds)
+        """0–100: how much of each kind is in use with one task more. A line for each kind, of use for those asked."""
+        capacity = self._columns.capacity_at(self.numbers)
+        used = capacity - self._free
         used += wanted.need
         used *= 100
         used //= capacity
@@ -57,10 +62,8 @@ class Rows:
 
     def mean_fullness(self, wanted: RequestClass) -> Ints:
         """0–100: the average of `fullness` over the kinds asked for."""
-        if not wanted.amounts:
-            return np.zeros(len(self), dtype=np.int64)
-        total: Ints = np.add.reduce(self.fullness(wanted), axis=0)
-        return total // len(wanted.amounts)
+        total: Ints = wanted.asked @ self.fullness(wanted)
+        return total // max(1, len(wanted.amounts))
 
     @property
     def device_free(self) -> Ints:
@@ -80,10 +83,6 @@ class Rows:
     def workload(self) -> Workload:
         """What is asked for here in general."""
         return self._columns.workload
-
-    def _free_of(self, kinds: Ints | np.int64) -> Ints:
-        free = self._columns.free_of(kinds, self.numbers)  # type: ignore[arg-type]
-        return free if self._taken is None else free - self._taken[kinds].reshape(free.shape)
 
 
 def _devices_filled(columns: Columns, row: int, wanted: RequestClass, tasks: int) -> Ints:
