@@ -1,4 +1,4 @@
-"""What finds no room sleeps until something is freed that could be enough; a policy that fails makes its jobs wait."""
+"""What finds no room sleeps until something is freed that could be enough; jobs of a policy that fails wait."""
 
 from __future__ import annotations
 

@@ -25,9 +25,8 @@ def look_ahead(state: Demand) -> None:
     if state.last_job_id < state.workload_due or not any(_looks_ahead(w.policy) for w in state.awake.values()):
         return
     state.workload_due = state.last_job_id + max(FEWEST_NEW, min(LAST_JOBS, len(state.jobs)) // 4)
-    parts = workload_of(
-        [(job.spec.request, len(job.indices)) for job in islice(reversed(state.jobs.values()), LAST_JOBS)]
-    )
+    last = islice(reversed(state.jobs.values()), LAST_JOBS)
+    parts = workload_of([(job.spec.request, len(job.indices)) for job in last])
     if parts != state.columns.workload.parts:
         state.columns.workload = Workload(parts, state.columns.workload.version + 1)
 

@@ -18,6 +18,7 @@ from lavalite import __version__
 from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.daemon import daemon_main
 from lavalite.base.errors import FencedError, InputError, LavaLiteError
+from lavalite.base.plugins import POLICIES_GROUP, registered
 from lavalite.base.steady import SteadyTime
 from lavalite.control.events import Loaded
 from lavalite.control.records import load
@@ -42,6 +43,7 @@ from lavalite.mbatchd.servers import ApiServers
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
 from lavalite.mbatchd.tags import Tags
+from lavalite.placement.registry import add_policies
 from lavalite.store.base import Store, range_all
 from lavalite.store.keys import Keys
 from lavalite.store.open import open_store
@@ -92,6 +94,8 @@ class _Core:
 async def _serve_led(
     config: MbatchdConfig, stop: asyncio.Event, clock: Clock, leadership: Leadership, lead: Lead, store: Store
 ) -> None:
+    for sentence in add_policies(registered(POLICIES_GROUP)):
+        log.warning("a policy cannot be used", reason=sentence)
     core = await _load(config, clock, leadership, lead, store)
     bundle = TrustBundle.load(config.bundle_path)
     sessions = AgentSessions(
