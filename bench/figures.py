@@ -22,6 +22,10 @@ def at_most(metric: str, value: float, unit: str, limit: float, peer: str = "") 
     return Figure(metric, round(value, 3), unit, f"<= {limit:g}", value <= limit, peer)
 
 
+def at_least(metric: str, value: float, unit: str, limit: float, peer: str = "") -> Figure:
+    return Figure(metric, round(value, 3), unit, f">= {limit:g}", value >= limit, peer)
+
+
 def noted(metric: str, value: float, unit: str, peer: str = "") -> Figure:
     return Figure(metric, round(value, 3), unit, peer=peer)
 

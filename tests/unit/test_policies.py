@@ -44,7 +44,7 @@ def gpu_columns(*rows: tuple[int, list[int]]) -> Columns:
 def scores(made: Columns, policy: str, request: Request) -> list[int]:
     wanted = RequestClass(request, {})
     rows = np.array(wanted.rows_that_fit(made), dtype=np.int64)
-    return [int(score) for score in POLICIES[policy].scores(wanted, Rows(made, rows))]
+    return [int(score) for score in POLICIES[policy].scores(wanted, Rows(made, wanted, rows))]
 
 
 def placed(made: Columns, policy: str, request: Request, tasks: int, after: int = -1) -> list[int]:
@@ -66,12 +66,12 @@ def test_best_fit_takes_the_row_it_leaves_fullest() -> None:
     assert placed(made, "best-fit", Request(cpu_milli=1000), 7) == [1, 1, 1, 0, 0, 0, 2]
 
 
-def test_best_fit_averages_over_what_is_asked_for() -> None:
+def test_best_fit_adds_up_what_is_asked_for() -> None:
     # cpu: (2 + 1) / 4 = 75, (1 + 1) / 4 = 50.  memory: (0 + 8) / 16 = 50, (8 + 8) / 16 = 100.
-    # averages: (75 + 50) // 2 = 62, (50 + 100) // 2 = 75.
+    # sums: 75 + 50 = 125, 50 + 100 = 150.
     made = columns((4, 2, 16), (4, 3, 8))
     request = Request(cpu_milli=1000, memory_bytes=8 * GIB)
-    assert scores(made, "best-fit", request) == [62, 75]
+    assert scores(made, "best-fit", request) == [125, 150]
     assert placed(made, "best-fit", request, 2) == [1, 0]
 
 
@@ -246,7 +246,7 @@ def naive(made: Columns, policy: str, request: Request, tasks: int, after: int, 
         found: list[tuple[int, bool, int]] = []
         for row in range(len(made)):
             if wanted.tasks_on(made, row) and chosen.count(row) < most.get(row, tasks):
-                score = int(POLICIES[policy].scores(wanted, Rows(made, np.array([row])))[0])
+                score = int(POLICIES[policy].scores(wanted, Rows(made, wanted, np.array([row])))[0])
                 found.append((-score, POLICIES[policy].turns and row <= after, row))
         if not found:
             break

@@ -8,8 +8,12 @@ import numpy as np
 
 from lavalite.model.job import Request
 from lavalite.model.resources import GPU, WHOLE
-from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, GpuSelector, Ints, amounts_line
+from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, Floats, GpuSelector, Ints, amounts_line
 
+MANY = 512
+"""From so many rows on it is quicker to look at one kind after the other than at all kinds at once."""
+NONE = -1
+"""Stands for no row, and for the score or the room of a row on which nothing fits."""
 NO_LIMIT = 2**40
 """Tasks that fit where nothing is asked for."""
 
@@ -31,26 +35,40 @@ class RequestClass:
         self.line = amounts_line(self.amounts)
         """A number for each kind."""
         self.need: Ints = self.line.reshape(-1, 1)
-        """The same, one below the other; and 1 for each kind that is asked for."""
-        self.asked: Ints = (self.line > 0).astype(np.int64)
+        """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much."""
+        self.asked: Floats = (self.line > 0).astype(np.float64)
+        self.at = [(KIND_AT[kind], amount) for kind, amount in self.amounts.items()]
         self._from_pools = sorted(set(self.pools.values()))
 
-    def fitting(self, columns: Columns, rows: Ints, free: Ints | None = None) -> Bools:
-        """On which of the rows one task fits now. `free` is what is free on them, where that is known already."""
-        if self.host:
-            fits: Bools = self.eligible(columns)[rows] & columns.ready[rows]
+    def spare(self, columns: Columns, rows: Ints | None) -> Ints:
+        """What one task would leave of each kind on each of the rows (None: of all): a line for each kind.
+
+        Below 0 for any kind where it does not fit, or is not meant to go.
+        """
+        if not self.host:
+            return columns.room_at(rows) - self.need
+        open_to_it = self.eligible(columns) & columns.ready
+        free = columns.free_at(None) - self.need
+        here: Ints = np.where(open_to_it, free, NONE)
+        return here if rows is None else here[:, rows]
+
+    def fitting(self, columns: Columns, rows: Ints | None, spare: Ints) -> Bools:
+        """On which of the rows one task fits now; `spare` is what it would leave there."""
+        if len(spare[0]) < MANY:
+            fits: Bools = np.minimum.reduce(spare, axis=0) >= 0
         else:
-            fits = columns.open_nodes(rows)
-            for pool in self._from_pools:
-                fits &= columns.pool(pool)[rows]
-        fits &= np.logical_and.reduce((columns.free_at(rows) if free is None else free) >= self.need, axis=0)
+            fits = spare[0] >= 0
+            for at, _ in self.at:
+                fits &= spare[at] >= 0
+        for pool in self._from_pools:
+            fits &= columns.pool(pool) if rows is None else columns.pool(pool)[rows]
         if self.gpu is not None:
             fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
         return fits
 
     def rows_that_fit(self, columns: Columns) -> list[int]:
         """The rows on which a task fits now, in their order."""
-        return [int(row) for row in np.flatnonzero(self.fitting(columns, np.arange(len(columns))))]
+        return [int(row) for row in np.flatnonzero(self.fitting(columns, None, self.spare(columns, None)))]
 
     def fits(self, columns: Columns) -> Ints:
         """How many tasks each row can take now."""

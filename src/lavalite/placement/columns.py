@@ -21,9 +21,15 @@ from lavalite.placement.reasons import Reason
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 MOST = 2**56
 """Amounts are cut to this, so that sums and hundredfolds of them stay within 64 bits."""
+CLOSED = 2**60
+EXACT = 2**46
+"""A hundredfold of this is exact as a double, and no quotient of two such is rounded up or down to an integer: that
+would take a divisor times a quotient of more than 2**53. Processors divide doubles ten times as fast as integers.
+"""
 KIND_AT = {kind: at for at, kind in enumerate(KINDS)}
 """Where a kind stands in what has a line for each."""
 LOG_ROWS = 2**16
@@ -74,12 +80,15 @@ class Columns:
         """What is asked for here in general, for policies that look ahead."""
         self._index: dict[str, int] = {}
         self._size = 64
-        self._free = np.zeros((len(KINDS), self._size), dtype=np.int64)
+        self._room = np.full((len(KINDS), self._size), -CLOSED, dtype=np.int64)
+        """What is free; where nothing may be placed as on a node, less CLOSED: so that one look says both."""
+        self._closed = np.full(self._size, CLOSED, dtype=np.int64)
         self._capacity = np.zeros((len(KINDS), self._size), dtype=np.int64)
-        self._divisor = np.ones((len(KINDS), self._size), dtype=np.int64)
+        self._divisor = np.ones((len(KINDS), self._size), dtype=np.float64)
+        self.exact = True
+        """Whether no amount is above EXACT."""
         self._ready = np.zeros(self._size, dtype=np.bool_)
         self._is_host = np.zeros(self._size, dtype=np.bool_)
-        self._open_node = np.zeros(self._size, dtype=np.bool_)
         self._devices: list[tuple[DeviceRow, ...]] = []
         self._device_free = np.zeros((self._size, 0), dtype=np.int64)
         self._device_sort = np.zeros((self._size, 0), dtype=np.int64)
@@ -111,23 +120,26 @@ class Columns:
         if row is None:
             row = self._add(provider)
         freed = not self._ready[row] or bool(self._is_host[row]) != is_host
+        before = self.free_on(row).tolist()
         for at, kind in enumerate(KINDS):
             left = max(0, min(free.get(kind, 0), MOST))
-            freed = freed or left > self._free[at, row]
-            self._free[at, row] = left
+            freed = freed or left > before[at]
+            self._room[at, row] = left
             self._capacity[at, row] = has = min(capacity.get(kind, 0), MOST)
             self._divisor[at, row] = max(1, has)
+            self.exact = self.exact and has <= EXACT
         freed = self._set_devices(row, tuple(devices)) or freed
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
-        self._open_node[row] = state == READY and not is_host
+        self._closed[row] = 0 if state == READY and not is_host else CLOSED
+        self._room[:, row] -= self._closed[row]
         self._note(row, freed=freed and state == READY)
         return row
 
     def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
-        self._free[:, row] -= amounts
+        self._room[:, row] -= amounts
         if devices:
             taken = (replace(d, free=max(0, d.free - of_each)) if d.id in devices else d for d in self._devices[row])
             self._set_devices(row, tuple(taken))
@@ -164,22 +176,37 @@ class Columns:
     # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
     def free(self, kind: str) -> Ints:
-        return self._free[KIND_AT[kind], : len(self)]
+        free: Ints = self._room[KIND_AT[kind], : len(self)] + self._closed[: len(self)]
+        return free
 
     def capacity(self, kind: str) -> Ints:
         return self._capacity[KIND_AT[kind], : len(self)]
 
-    def free_at(self, rows: Ints) -> Ints:
-        """A line for each kind, a column for each of the rows."""
-        return self._free.take(rows, axis=1)
+    def room_at(self, rows: Ints | None) -> Ints:
+        """A line for each kind, a column for each of the rows: what is free, and below 0 where no node takes work.
 
-    def capacity_at(self, rows: Ints) -> Ints:
-        """The same of capacity; 1 where there is nothing of a kind, to be divided by."""
-        return self._divisor.take(rows, axis=1)
+        None is all rows. Not to be changed.
+        """
+        return self._room[:, : len(self)] if rows is None else self._room.take(rows, axis=1)
+
+    def free_at(self, rows: Ints | None) -> Ints:
+        """The same of what is free, whether the row takes work or not."""
+        closed = self._closed[: len(self)] if rows is None else self._closed[rows]
+        free: Ints = self.room_at(rows) + closed
+        return free
+
+    def divisor_at(self, rows: Ints | None) -> Floats:
+        """The same of capacity; 1 where there is nothing of a kind. Only to divide by, and only while `exact`."""
+        return self._divisor[:, : len(self)] if rows is None else self._divisor.take(rows, axis=1)
+
+    def capacity_at(self, rows: Ints | None) -> Ints:
+        """The same of capacity."""
+        return self._capacity[:, : len(self)] if rows is None else self._capacity.take(rows, axis=1)
 
     def free_on(self, row: int) -> Ints:
         """All kinds of one row."""
-        return self._free[:, row]
+        free: Ints = self._room[:, row] + self._closed[row]
+        return free
 
     @property
     def ready(self) -> Bools:
@@ -188,10 +215,6 @@ class Columns:
     @property
     def is_host(self) -> Bools:
         return self._is_host[: len(self)]
-
-    def open_nodes(self, rows: Ints) -> Bools:
-        """Which of the rows are nodes that take work."""
-        return self._open_node[rows]
 
     def pool(self, name: str) -> Bools:
         mask = self._pools.get(name)
@@ -202,13 +225,13 @@ class Columns:
     def devices(self, row: int) -> tuple[DeviceRow, ...]:
         return self._devices[row]
 
-    def device_free(self, rows: Ints) -> Ints:
+    def device_free(self, rows: Ints | None) -> Ints:
         """What is free of each device: a line for each row, filled up with zeros."""
-        return self._device_free[rows]
+        return self._device_free[: len(self)] if rows is None else self._device_free[rows]
 
-    def device_sorts(self, rows: Ints) -> Ints:
+    def device_sorts(self, rows: Ints | None) -> Ints:
         """Of which sort each device is, as a number; 0 where there is none."""
-        return self._device_sort[rows]
+        return self._device_sort[: len(self)] if rows is None else self._device_sort[rows]
 
     def accepted(self, selector: GpuSelector) -> Bools:
         """For each sort of device, by its number, whether it is what is asked for."""
@@ -262,12 +285,12 @@ class Columns:
 
     def _grow(self) -> None:
         more, self._size = self._size, 2 * self._size
-        self._free = np.pad(self._free, ((0, 0), (0, more)))
+        self._room = np.pad(self._room, ((0, 0), (0, more)), constant_values=-CLOSED)
+        self._closed = np.pad(self._closed, (0, more), constant_values=CLOSED)
         self._capacity = np.pad(self._capacity, ((0, 0), (0, more)))
         self._divisor = np.pad(self._divisor, ((0, 0), (0, more)), constant_values=1)
         self._ready = np.pad(self._ready, (0, more))
         self._is_host = np.pad(self._is_host, (0, more))
-        self._open_node = np.pad(self._open_node, (0, more))
         self._device_free = np.pad(self._device_free, ((0, more), (0, 0)))
         self._device_sort = np.pad(self._device_sort, ((0, more), (0, 0)))
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lavalite.model.resources import WHOLE
+from lavalite.model.resources import KINDS, WHOLE
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Bools, Ints, WorkloadPart
+from lavalite.placement.columns import Bools, Floats, Ints, WorkloadPart
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
@@ -29,11 +29,11 @@ class GpuPacking(Policy):
     """
 
     name = "gpu-packing"
-    highest = 3 * LEVEL + 100
+    highest = 3 * LEVEL + 100 * len(KINDS)
     trusted = True
 
-    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
-        return LEVEL * self._levels(wanted, rows) + rows.mean_fullness(wanted)
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
+        return LEVEL * self._levels(wanted, rows) + rows.sum_of_fullness()
 
     @staticmethod
     def _levels(wanted: RequestClass, rows: Rows) -> Ints:
@@ -61,13 +61,13 @@ class Fgd(Policy):
     looks_ahead = True
     trusted = True
 
-    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
         parts = rows.workload.parts
         if not parts:
-            return rows.mean_fullness(wanted)
-        free = rows.free_of_all()
+            return rows.sum_of_fullness()
+        free = rows.spare + wanted.need
         devices, sorts = rows.device_free, rows.device_sorts
-        then, devices_then = free - wanted.line.reshape(-1, 1), _taken(wanted, rows, devices, sorts)
+        then, devices_then = rows.spare, _taken(wanted, rows, devices, sorts)
         change = np.zeros(len(rows), dtype=np.int64)
         for part in parts:
             accepted = rows.accepted(part.gpu)[sorts] if part.gpu is not None else sorts < 0
@@ -78,7 +78,7 @@ class Fgd(Policy):
 
 def _taken(wanted: RequestClass, rows: Rows, free: Ints, sorts: Ints) -> Ints:
     """What is free of each device once the task has those that `RequestClass.pick_devices` would pick."""
-    if wanted.gpu is None:
+    if wanted.gpu is None or not free.shape[1]:
         return free
     accepted = rows.accepted(wanted.gpu)[sorts]
     if wanted.gpu.part:

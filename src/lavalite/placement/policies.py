@@ -10,7 +10,7 @@ import numpy as np
 
 from lavalite.model.resources import KINDS
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Ints
+from lavalite.placement.columns import Floats, Ints
 from lavalite.placement.rows import Rows
 
 MOST_SCORE = 10**9
@@ -31,11 +31,11 @@ class Policy:
     looks_ahead: bool = False
     """Whether it goes by `rows.workload`: then all scores are worked out anew when that changes."""
     trusted: bool = False
-    """Whether its answers need no check: only of those that are tested here."""
+    """Of those that are tested here: asked about rows where nothing fits too, and not checked."""
     highest: int = 100
     """Scores are from 0 to this, at most MOST_SCORE; up to 32,767 the best is found the sooner."""
 
-    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
         """An integer from 0 to `highest` for each row. One task more fits on each of them."""
         raise NotImplementedError
 
@@ -58,13 +58,14 @@ class RoundRobin(FirstFit):
 
 
 class BestFit(Policy):
-    """The row that the task leaves fullest, on average over the kinds it asks for."""
+    """The row that the task leaves fullest, by the sum over the kinds it asks for."""
 
     name = "best-fit"
     trusted = True
+    highest = 100 * len(KINDS)
 
-    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
-        return rows.mean_fullness(wanted)
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
+        return rows.sum_of_fullness()
 
 
 class BinPack(Policy):
@@ -93,5 +94,5 @@ class Spread(Policy):
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
         if not wanted.amounts:
             return np.zeros(len(rows), dtype=np.int64)
-        fullest: Ints = (rows.fullness(wanted) * wanted.asked.reshape(-1, 1)).max(axis=0)
+        fullest: Ints = rows.fullness().max(axis=0)
         return 100 - fullest

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Columns, Ints
+from lavalite.placement.classes import NONE, RequestClass
+from lavalite.placement.columns import Columns, Floats, Ints
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
-NONE = -1
-"""The score of a row on which nothing fits; and the number of no row."""
 NO_ROWS: Mapping[int, int] = {}
 
 Scores = NDArray[np.signedinteger[Any]]
@@ -76,7 +74,7 @@ class Ranking:
     def _runs(
         self, columns: Columns, scores: Scores, tasks: int, after: int, most: Mapping[int, int]
     ) -> Iterator[Run]:
-        ahead: dict[int, tuple[Ints, int]] = {}
+        ahead: dict[int, tuple[Ints | Floats, int]] = {}
         """Row → its scores with 0, 1, … tasks placed on it, and how many are."""
         while tasks:
             row = self._best(scores, after)
@@ -95,7 +93,7 @@ class Ranking:
             tasks -= length
             after = row
 
-    def _length(self, coming: Ints, row: int, rival: int, scores: Scores) -> int:
+    def _length(self, coming: Ints | Floats, row: int, rival: int, scores: Scores) -> int:
         """How many tasks go to the row before the best of the others is better."""
         if rival < 0:
             return len(coming)
@@ -103,7 +101,7 @@ class Ranking:
         stays = coming[1:] >= scores[rival] if wins_ties else coming[1:] > scores[rival]
         return len(coming) if stays.all() else 1 + int(np.argmin(stays))
 
-    def _ahead(self, columns: Columns, row: int, tasks: int) -> Ints:
+    def _ahead(self, columns: Columns, row: int, tasks: int) -> Ints | Floats:
         tasks = min(tasks, self.wanted.tasks_on(columns, row))
         return self._ask(Rows.filled(columns, row, self.wanted, tasks))
 
@@ -126,7 +124,7 @@ class Ranking:
         if version != self._version:
             self._scores = np.full(len(columns), NONE, dtype=self._width)
             self._version = (-1, -1)
-            self._look_at(columns, np.arange(len(columns)))
+            self._look_at(columns, None)
             self._version, self._mark = version, columns.mark
         elif self._mark < columns.mark:
             missing = len(columns) - len(self._scores)
@@ -136,17 +134,21 @@ class Ranking:
             self._mark = columns.mark
         return self._scores
 
-    def _look_at(self, columns: Columns, rows: Ints) -> None:
-        free = columns.free_at(rows)
-        fits = self.wanted.fitting(columns, rows, free)
-        fitting = rows[fits]
-        if len(fitting) < len(rows):
-            self._scores[rows] = NONE
-            free = free[:, fits]
-        if len(fitting):
-            self._scores[fitting] = self._ask(Rows(columns, fitting, free))
+    def _look_at(self, columns: Columns, rows: Ints | None) -> None:
+        """Work the scores of these rows out anew; None: of all."""
+        wanted = self.wanted
+        spare = wanted.spare(columns, rows)
+        fits = wanted.fitting(columns, rows, spare)
+        if self.policy.trusted:  # whatever it says of rows where nothing fits
+            scores = np.where(fits, self._ask(Rows(columns, wanted, rows, spare)), NONE)
+        else:
+            scores = np.full(len(fits), NONE)
+            fitting = np.flatnonzero(fits) if rows is None else rows[fits]
+            if len(fitting):
+                scores[fits] = self._ask(Rows(columns, wanted, fitting))
+        self._scores[slice(None) if rows is None else rows] = scores
 
-    def _ask(self, rows: Rows) -> Ints:
+    def _ask(self, rows: Rows) -> Ints | Floats:
         try:
             scores = self.policy.scores(self.wanted, rows)
         except Exception as error:

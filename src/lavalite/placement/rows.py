@@ -11,69 +11,85 @@ from dataclasses import replace
 import numpy as np
 
 from lavalite.model.resources import WHOLE
-from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import KIND_AT, Bools, Columns, GpuSelector, Ints, Workload
+from lavalite.placement.classes import MANY, RequestClass
+from lavalite.placement.columns import KIND_AT, Bools, Columns, Floats, GpuSelector, Ints, Workload
 
 
 class Rows:
     """All that is asked of it has one number for each row, in the order of `numbers`, the row numbers."""
 
-    __slots__ = ("_columns", "_device_free", "_free", "numbers")
+    __slots__ = ("_columns", "_device_free", "_rows", "_spare", "_wanted")
 
-    def __init__(self, columns: Columns, numbers: Ints, free: Ints | None = None) -> None:
-        self.numbers = numbers
+    def __init__(self, columns: Columns, wanted: RequestClass, rows: Ints | None, spare: Ints | None = None) -> None:
+        """None is all rows. `spare` is what a task leaves on them, where that is known already."""
         self._columns = columns
-        self._free = columns.free_at(numbers) if free is None else free
-        """A line for each kind."""
+        self._wanted = wanted
+        self._rows = rows
+        self._spare = wanted.spare(columns, rows) if spare is None else spare
         self._device_free: Ints | None = None
 
     @classmethod
     def filled(cls, columns: Columns, row: int, wanted: RequestClass, tasks: int) -> Rows:
         """The row with 0, 1, … tasks - 1 more of the class on it."""
-        free: Ints = columns.free_on(row).reshape(-1, 1) - wanted.need * np.arange(tasks)
-        rows = cls(columns, np.full(tasks, row, dtype=np.int64), free)
+        spare: Ints = columns.free_on(row).reshape(-1, 1) - wanted.need * np.arange(1, tasks + 1)
+        rows = cls(columns, wanted, np.full(tasks, row, dtype=np.int64), spare)
         if wanted.gpu is not None:
             rows._device_free = _devices_filled(columns, row, wanted, tasks)
         return rows
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self._spare[0])
+
+    @property
+    def numbers(self) -> Ints:
+        return np.arange(len(self)) if self._rows is None else self._rows
+
+    @property
+    def spare(self) -> Ints:
+        """What is free of every kind with the task placed: a line for each kind, in the order of model.resources."""
+        return self._spare
 
     def free(self, kind: str) -> Ints:
-        """What is free of the kind, before the task is placed."""
-        line: Ints = self._free[KIND_AT[kind]]
+        """What is free of the kind before the task is placed."""
+        line: Ints = self._spare[KIND_AT[kind]] + self._wanted.amounts.get(kind, 0)
         return line
 
     def capacity(self, kind: str) -> Ints:
-        return self._columns.capacity(kind)[self.numbers]
+        line: Ints = self._columns.capacity_at(self._rows)[KIND_AT[kind]]
+        return line
 
-    def free_of_all(self) -> Ints:
-        """What is free of every kind: a line for each."""
-        return self._free
+    def fullness(self) -> Ints:
+        """0–100: how much of each kind is in use with the task placed. A line for each kind that is asked for."""
+        lines = [at for at, _ in self._wanted.at]
+        capacity = self._columns.capacity_at(self._rows)[lines]
+        used: Ints = capacity - self._spare[lines]
+        return used * 100 // np.maximum(capacity, 1)
 
-    def fullness(self, wanted: RequestClass) -> Ints:
-        """0–100: how much of each kind is in use with one task more. A line for each kind, of use for those asked."""
-        capacity = self._columns.capacity_at(self.numbers)
-        used = capacity - self._free
-        used += wanted.need
-        used *= 100
-        used //= capacity
-        return used
-
-    def mean_fullness(self, wanted: RequestClass) -> Ints:
-        """0–100: the average of `fullness` over the kinds asked for."""
-        total: Ints = wanted.asked @ self.fullness(wanted)
-        return total // max(1, len(wanted.amounts))
+    def sum_of_fullness(self) -> Ints | Floats:
+        """The sum of `fullness` over the kinds that are asked for: integers, perhaps as doubles."""
+        wanted = self._wanted
+        if not self._columns.exact:
+            total: Ints = np.add.reduce(self.fullness(), axis=0, dtype=np.int64)
+            return total
+        # What is left, rounded up, stands for what is used, rounded down: 100 - ⌈left⌉ = ⌊100 - left⌋.
+        divisor = self._columns.divisor_at(self._rows)
+        if len(self) < MANY:
+            left: Floats = wanted.asked @ np.ceil(self._spare * 100 / divisor)
+        else:
+            left = np.zeros(len(self))
+            for at, _ in wanted.at:
+                left += np.ceil(self._spare[at] * 100 / divisor[at])
+        return 100 * len(wanted.at) - left
 
     @property
     def device_free(self) -> Ints:
         """What is free of each GPU, out of 1000: a line for each row, filled up with zeros."""
-        return self._columns.device_free(self.numbers) if self._device_free is None else self._device_free
+        return self._columns.device_free(self._rows) if self._device_free is None else self._device_free
 
     @property
     def device_sorts(self) -> Ints:
         """Of which sort each GPU is, for `accepted`; 0 where there is none."""
-        return self._columns.device_sorts(self.numbers)
+        return self._columns.device_sorts(self._rows)
 
     def accepted(self, selector: GpuSelector) -> Bools:
         """For each sort of GPU, by its number, whether it is what the selector asks for."""
