@@ -32,6 +32,8 @@ would take a divisor times a quotient of more than 2**53. Processors divide doub
 """
 KIND_AT = {kind: at for at, kind in enumerate(KINDS)}
 """Where a kind stands in what has a line for each."""
+FEW = 64
+"""Of fewer changes it is quicker to look at a row twice than to find out which are the same."""
 LOG_ROWS = 2**16
 """So many changes are remembered; then everybody looks at every row again."""
 
@@ -96,6 +98,8 @@ class Columns:
         """(model, memory) → number; 0 stands for no device."""
         self._accepted: dict[GpuSelector, Bools] = {}
         self._pools: dict[str, Bools] = {}
+        self._last_change = np.zeros(self._size, dtype=np.int64)
+        """Where a row is in the log of changes for the last time."""
         self._changed = _Log()
         self._freed = _Log()
 
@@ -162,8 +166,12 @@ class Columns:
         return self._changed.length
 
     def changed_since(self, mark: int) -> Ints:
-        """Rows that changed since then, in this generation; one may be in it several times. Not to be kept."""
-        return self._changed.rows[mark : self._changed.length]
+        """Rows that changed since then, in this generation; one may be in it more than once. Not to be kept."""
+        rows = self._changed.rows[mark : self._changed.length]
+        if len(rows) < FEW:
+            return rows
+        last: Ints = rows[self._last_change[rows] == np.arange(mark, self._changed.length)]
+        return last
 
     @property
     def freed_mark(self) -> int:
@@ -290,12 +298,14 @@ class Columns:
         self._capacity = np.pad(self._capacity, ((0, 0), (0, more)))
         self._divisor = np.pad(self._divisor, ((0, 0), (0, more)), constant_values=1)
         self._ready = np.pad(self._ready, (0, more))
+        self._last_change = np.pad(self._last_change, (0, more))
         self._is_host = np.pad(self._is_host, (0, more))
         self._device_free = np.pad(self._device_free, ((0, more), (0, 0)))
         self._device_sort = np.pad(self._device_sort, ((0, more), (0, 0)))
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
     def _note(self, row: int, *, freed: bool) -> None:
+        self._last_change[row] = self._changed.length
         whole = self._changed.add(row)
         if freed:
             whole = self._freed.add(row) and whole
