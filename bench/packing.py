@@ -2,9 +2,9 @@
 
 python bench/packing.py --trace DIR [--seeds 1,2,3] [--policy NAME …] [--json]
 
-DIR holds openb, Alibaba's public trace "GPU 2023" (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023): the files
+DIR holds openb, Alibaba's public trace "GPU 2023" (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023): files
 openb_node_list_all_node.csv and openb_pod_list_default.csv. Its tasks are drawn with a seed, again and again, until
-what has arrived asks for 100 % of the GPUs; each is placed when it arrives or never, and none ends. Which models a task
+what has arrived asks for 100 % of the GPUs; each is placed when it arrives or never, and none ends. Which models one
 allows is left out. That is how the policies of "Beware of Fragmentation" (USENIX ATC'23) are compared.
 
 Beside it stands a bound that no placement can beat: the tasks of each draw as fractions, on all nodes with GPUs put

@@ -98,6 +98,11 @@ def test_spread_takes_the_row_it_leaves_emptiest() -> None:
     assert placed(made, "spread", Request(cpu_milli=1000), 5) == [1, 0, 1, 0, 1]
 
 
+def test_no_more_are_placed_than_asked_for_however_often_a_row_comes_again() -> None:
+    made = columns((4, 4, 16), (4, 4, 16))
+    assert placed(made, "spread", Request(cpu_milli=1000), 3) == [0, 1, 0]
+
+
 def test_spread_goes_by_the_kind_that_is_scarcest() -> None:
     # n0: cpu (0 + 1) / 4 = 25, memory (12 + 2) / 16 = 87: 100 - 87 = 13.  n1: cpu 50, memory 2 / 16 = 12: 50.
     made = columns((4, 4, 4), (4, 3, 16))
@@ -105,23 +110,24 @@ def test_spread_goes_by_the_kind_that_is_scarcest() -> None:
 
 
 def test_gpu_packing_puts_parts_where_a_gpu_is_begun() -> None:
-    # Half a GPU and no cpu; gpu in use with it, of 2000 (1000 on n3): level × 1000 + fullness.
-    # n0: no GPU in use: 1, (0 + 500) / 2000 = 25.  n1: one in use, too little left of it: 2, (600 + 500) / 2000 = 55.
-    # n2: one begun with room: 3, (500 + 500) / 2000 = 50.  n3: the same on a single GPU: 3, 1000 / 1000 = 100.
-    made = gpu_columns((8, [1000, 1000]), (8, [400, 1000]), (8, [500, 1000]), (8, [500]))
+    # Half a GPU and no cpu: level × 100000 - what is left of that GPU.
+    # n0: no GPU in use: 1, 1000 - 500 left.  n1: one in use, too little left of it: 2, an idle one: 500 left.
+    # n2: one begun with room: 3, 700 - 500 = 200 left.  n3: the same, none left.
+    made = gpu_columns((8, [1000, 1000]), (8, [400, 1000]), (8, [700, 1000]), (8, [500]))
     half = Request(cpu_milli=0, gpu_milli=500)
-    assert scores(made, "gpu-packing", half) == [1025, 2055, 3050, 3100]
-    # n3 is full then; n2's begun one; n2's idle one, (1000 + 500) / 2000: 2075, and the rest of it; then n1, then n0.
-    assert placed(made, "gpu-packing", half, 9) == [3, 2, 2, 2, 1, 1, 0, 0, 0]
+    assert scores(made, "gpu-packing", half) == [99_500, 199_500, 299_800, 300_000]
+    # n3 is full then; n2's begun one; then n1 and n2 are both at 199500: n1's idle one is begun and, at 300000,
+    # filled; n2's likewise; then n0.
+    assert placed(made, "gpu-packing", half, 8) == [3, 2, 1, 1, 2, 2, 0, 0]
 
 
 def test_gpu_packing_keeps_idle_nodes_for_those_that_need_many() -> None:
-    # Whole GPUs.  n0: none in use: 1, 1000 / 2000 = 50.  n1: one in use: 2, (500 + 1000) / 2000 = 75.
+    # Whole GPUs.  n0: none in use: 1, 1000 of 2000 left.  n1: one in use: 2, 500 + 1000 - 1000 = 500 left.
     made = gpu_columns((8, [1000, 1000]), (8, [500, 1000]))
-    assert scores(made, "gpu-packing", Request(cpu_milli=0, gpu_milli=1000)) == [1050, 2075]
-    # No GPU: 1 core of 8: 12.  Nodes without GPUs 3, nodes that have none left 2, others 1.
-    made = gpu_columns((8, [1000]), (8, [0]), (8, []))
-    assert scores(made, "gpu-packing", Request(cpu_milli=1000)) == [1012, 2012, 3012]
+    assert scores(made, "gpu-packing", Request(cpu_milli=0, gpu_milli=1000)) == [99_000, 199_500]
+    # No GPU: nodes without GPUs 3, nodes that have none left 2, others 1, less what is free there.
+    made = gpu_columns((8, [1000]), (8, [0]), (8, []), (8, [300]))
+    assert scores(made, "gpu-packing", Request(cpu_milli=1000)) == [99_000, 200_000, 300_000, 99_700]
 
 
 def workload(*parts: tuple[int, int, int]) -> Workload:

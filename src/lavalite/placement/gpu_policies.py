@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from lavalite.model.resources import KINDS, WHOLE
+from lavalite.model.resources import WHOLE
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Bools, Floats, Ints, WorkloadPart
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
-LEVEL = 1000
-"""Between two levels of gpu-packing; within a level, the fuller row is better."""
+LEVEL = 100_000
+"""Between two levels of gpu-packing: more milli-GPUs than a node has."""
 EVEN = 500_000_000
 """The score under fgd of a row on which the task changes nothing."""
 
@@ -25,27 +25,31 @@ class GpuPacking(Policy):
 
     A part of a GPU goes where a begun one has room (level 3); whole ones, and parts that begin one, to nodes that
     have GPUs in use (level 2); else to where none is (1). What needs no GPU goes to nodes without any (3), then to
-    nodes whose GPUs are all taken (2).
+    nodes whose GPUs are all taken (2). Within a level less left is better: of that GPU for a part, else of all of the
+    node's GPUs.
     """
 
     name = "gpu-packing"
-    highest = 3 * LEVEL + 100 * len(KINDS)
+    highest = 3 * LEVEL
     trusted = True
 
-    def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
-        return LEVEL * self._levels(wanted, rows) + rows.sum_of_fullness()
+    def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
+        levels, left = self._levels(wanted, rows)
+        return LEVEL * levels - np.minimum(left, LEVEL - 1)
 
     @staticmethod
-    def _levels(wanted: RequestClass, rows: Rows) -> Ints:
+    def _levels(wanted: RequestClass, rows: Rows) -> tuple[Ints, Ints]:
+        """For each row its level, and how many milli-GPUs would be left."""
         free, sorts = rows.device_free, rows.device_sorts
         if wanted.gpu is None:
-            return 3 - _any(sorts > 0) - _any((sorts > 0) & (free > 0))
+            return 3 - _any(sorts > 0) - _any((sorts > 0) & (free > 0)), _sum(free)
         begun = (free < WHOLE) & (sorts > 0)
         levels = 1 + _any(begun)
-        if wanted.gpu.part:
-            room = begun & rows.accepted(wanted.gpu)[sorts] & (free >= wanted.gpu.part)
-            levels = np.maximum(levels, 3 * _any(room))
-        return levels
+        if not wanted.gpu.part:
+            return levels, _sum(free) - WHOLE * wanted.whole_gpus
+        room = rows.accepted(wanted.gpu)[sorts] & (free >= wanted.gpu.part)
+        least: Ints = np.minimum.reduce(np.where(room, free, WHOLE), axis=1, initial=WHOLE)
+        return np.maximum(levels, 3 * _any(room & begun)), least - wanted.gpu.part
 
 
 class Fgd(Policy):

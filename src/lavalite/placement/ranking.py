@@ -84,7 +84,7 @@ class Ranking:
                 ahead[row] = self._ahead(columns, row, min(tasks, most.get(row, tasks))), 0
             coming, placed = ahead[row]
             scores[row] = NONE
-            length = self._length(coming[placed:], row, self._best(scores, row), scores)
+            length = min(tasks, self._length(coming[placed:], row, self._best(scores, row), scores))
             placed += length
             if placed < len(coming):
                 scores[row] = coming[placed]
