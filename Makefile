@@ -12,6 +12,7 @@ COLLECTION := .ansible/collections/ansible_collections/lavalite/cluster
 INVENTORY ?= inventories/local
 TEST_WORKERS ?= 2
 STATE := $(CURDIR)/.lavalite/local
+TRACE ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -99,6 +100,11 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev $(COLLECTION)
 	$(BIN)/python bench/inventory.py
 	$(BIN)/python bench/site.py
+	$(BIN)/python bench/placement.py
+	$(BIN)/python bench/placement.py --classes 500
+	$(BIN)/python bench/placement.py --distinct
+	$(BIN)/python bench/placement.py --nodes 1000,10000,100000
+	$(if $(TRACE),$(BIN)/python bench/packing.py --trace $(TRACE),@echo "bench/packing.py: not run. make bench TRACE=DIR, with openb in it (bench/packing.py --help).")
 
 # What the gates need is apart from what is tested, and galaxy-importer apart from that: it holds versions of its own.
 .lint/%/.stamp: requirements/%.txt

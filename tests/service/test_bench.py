@@ -23,3 +23,54 @@ def test_the_inventory_bench_measures_what_it_says() -> None:
     assert {"parse", "--graph", "--list / no variables", "--list / Ansible's YAML"} <= measured.keys()
     assert all(set(figure) == {"metric", "value", "unit", "target", "ok", "peer"} for figure in figures)
     assert measured["hosts"]["value"] == 30 and measured["parse"]["value"] > 0
+
+
+KEYS = {"metric", "value", "unit", "target", "ok", "peer"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "metrics"),
+    [
+        (["--nodes", "200", "--jobs", "500"], {"placements_per_second"}),
+        (["--nodes", "200", "--jobs", "300", "--distinct"], {"placements_per_second"}),
+        (["--nodes", "1000,2000", "--jobs", "100,200"], {"growth_exponent_nodes", "growth_exponent_jobs"}),
+    ],
+    ids=["classes", "distinct", "growth"],
+)
+def test_the_placement_bench_measures_what_it_says(words: list[str], metrics: set[str]) -> None:
+    """Its choices are those of the naive reference, or it ends with an error."""
+    figures = _figures("bench/placement.py", *words)
+    assert metrics <= figures.keys()
+
+
+@pytest.mark.slow
+def test_the_packing_bench_measures_what_it_says(tmp_path: Path) -> None:
+    nodes = ["sn,cpu_milli,memory_mib,gpu,model", *(f"n{at},8000,65536,2,A100" for at in range(4))]
+    (tmp_path / "openb_node_list_all_node.csv").write_text("\n".join(nodes))
+    tasks = ["name,cpu_milli,memory_mib,num_gpu,gpu_milli", "a,1000,1024,1,500", "b,2000,1024,1,1000", "c,1000,1,0,0"]
+    (tmp_path / "openb_pod_list_default.csv").write_text("\n".join(tasks))
+    figures = _figures("bench/packing.py", "--trace", str(tmp_path), "--seeds", "1,2")
+    shares = {name: share["value"] for name, share in figures.items() if name.startswith("unallocated_percent_")}
+    assert len(shares) == 7 + 2
+    assert all(shares["unallocated_percent_bound"] <= share <= 100 for share in shares.values())
+    assert shares["unallocated_percent_best"] == min(
+        share for name, share in shares.items() if not name.endswith(("_bound", "_best"))
+    )
+
+
+def test_the_packing_bench_says_which_trace_it_wants(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/packing.py", "--trace", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "no openb_node_list_all_node.csv and no openb_pod_list_default.csv" in done.stderr
+    assert "cluster-trace-gpu-v2023" in done.stderr
+
+
+def _figures(*words: str) -> dict[str, dict[str, float]]:
+    command = [sys.executable, *words, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert all(set(figure) == KEYS for figure in figures)
+    return {figure["metric"]: figure for figure in figures}

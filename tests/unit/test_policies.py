@@ -99,8 +99,9 @@ def test_spread_takes_the_row_it_leaves_emptiest() -> None:
 
 
 def test_no_more_are_placed_than_asked_for_however_often_a_row_comes_again() -> None:
-    made = columns((4, 4, 16), (4, 4, 16))
-    assert placed(made, "spread", Request(cpu_milli=1000), 3) == [0, 1, 0]
+    # n1 takes one and is full; n0 has room for three more then, and one is left.
+    made = columns((4, 4, 16), (4, 1, 16))
+    assert placed(made, "round-robin", Request(cpu_milli=1000), 3) == [0, 1, 0]
 
 
 def test_spread_goes_by_the_kind_that_is_scarcest() -> None:
