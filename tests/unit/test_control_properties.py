@@ -1,8 +1,8 @@
 """Whatever happens, in whatever order: the laws of control hold after every event, and everything ends.
 
-capacity is conserved · no transition outside the table · nothing is dispatched before its commitment is durable ·
-no attempt starts twice, nor while another of its task runs · no job starts before what it depends on · a new leader
-loads the same state · what is stored passes the audit at any moment
+capacity is conserved · nothing that fits is left out of the next pass · no transition outside the table · nothing is
+dispatched before its commitment is durable · no attempt starts twice, nor while another of its task runs · no job
+starts before what it depends on · a new leader loads the same state · what is stored passes the audit at any moment
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ class Cluster(RuleBasedStateMachine):
     def laws(self) -> None:
         if hasattr(self, "world"):
             self.world.check()
+            _nothing_sleeps_that_fits(self.world)
             assert audit(KEYS, self.world.store, self.world.specs).faults == []
 
     def teardown(self) -> None:
@@ -215,6 +216,16 @@ class Cluster(RuleBasedStateMachine):
             for name in NODES
             for kind in ("cpu", "gpu")
         )
+
+
+def _nothing_sleeps_that_fits(world: World) -> None:
+    """A class that no pass looks at has no room, unless a pass is due."""
+    state = world.state
+    assert state.awake.keys() <= state.classes.keys()
+    state.refresh_columns(world.now)
+    for key, waiting in state.classes.items():
+        if key not in state.awake and not state.schedule_wanted:
+            assert not waiting.wanted.rows_that_fit(state.columns), f"{key} sleeps"
 
 
 def _known(world: World) -> dict[str, object]:
