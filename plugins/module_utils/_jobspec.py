@@ -28,6 +28,7 @@ _PLAIN = (
     "queue",
     "host",
     "reservation",
+    "group",
     "policy",
     "priority",
     "retries",

@@ -39,6 +39,9 @@ options:
   queue:
     description: The queue. Without it, the default queue.
     type: str
+  group:
+    description: The group that the job counts for. Without it, the primary group of whoever submits it.
+    type: str
   reservation:
     description: The reservation in which all of the job runs. Its tasks end with it.
     type: str
@@ -293,6 +296,7 @@ def arguments():
         "queue",
         "host",
         "reservation",
+        "group",
         "cpu",
         "memory",
         "gpu",

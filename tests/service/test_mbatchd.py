@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import grp
 import http.client
 import json
 import os
@@ -511,6 +512,10 @@ def test_another_user_has_their_own_jobs_alone(one: One) -> None:
     assert status == 201, submitted
     theirs = submitted["ids"][0]
     assert one.client.job(theirs).user == "nobody"
+    assert one.client.job(theirs).group == grp.getgrgid(NOBODY).gr_name
+    foreign = {"jobs": [{"spec": {"command": ["true"], "group": grp.getgrgid(0).gr_name}}]}
+    status, answer = one.as_nobody("POST", "/v1/jobs", foreign)
+    assert (status, answer["errors"][0]["field"]) == (400, "group"), answer
     one.reach(theirs, "running")
     wait_for(lambda: b"".join(one.client.output(theirs)) == b"65534\n", 20, "it runs as nobody")
     assert one.as_nobody("GET", f"/v1/jobs/{theirs}/output") == (200, 65534)

@@ -354,6 +354,7 @@ class World:
         state.book.check()
         assert state.refused_by_book == 0
         assert {key.owner for key in state.runs} == {o for o in state.book.owners() if o.startswith("job/")}
+        assert list(state.sums_faults()) == []
         for job in state.jobs.values():
             _check_job(state, job)
         assert state.unfinished_tasks == sum(job.unfinished for job in state.jobs.values())

@@ -221,11 +221,12 @@ class Cluster(RuleBasedStateMachine):
 def _nothing_sleeps_that_fits(world: World) -> None:
     """A class that no pass looks at has no room, unless a pass is due."""
     state = world.state
-    assert state.awake.keys() <= state.classes.keys()
+    shapes = {waiting.shape for waiting in state.classes.values()}
+    assert len(state.asleep) == sum(shape in state.asleep for shape in shapes), "one sleeps of which nobody waits"
     state.refresh_columns(world.now)
-    for key, waiting in state.classes.items():
-        if key not in state.awake and not state.schedule_wanted:
-            assert not waiting.wanted.rows_that_fit(state.columns), f"{key} sleeps"
+    for waiting in state.classes.values():
+        if waiting.shape in state.asleep and not state.schedule_wanted:
+            assert not waiting.wanted.rows_that_fit(state.columns), f"{waiting.key} sleeps"
 
 
 def _known(world: World) -> dict[str, object]:

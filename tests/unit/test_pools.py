@@ -13,7 +13,7 @@ from lavalite.base.errors import InputError
 from lavalite.model.pools import check_document, check_pools_file, load_pools, pools_from
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.resources import Device, NodeOffer, Resource
-from lavalite.model.specs import LinkSpec, NodeCapacity, PoolSpec, QueueSpec, Quota
+from lavalite.model.specs import Fairshare, Limits, LinkSpec, NodeCapacity, PoolSpec, QueueSpec, Quota
 
 GIB, TIB = 2**30, 2**40
 
@@ -308,6 +308,42 @@ GENERAL = "general: {nodes: '*', kinds: [cpu, memory, gpu], default: true}"
             "pools.a.quota.x.nominal: of which kind is not said. Write {cpu: …, memory: …}.",
         ),
         (
+            "pools: {a: {nodes: '*', kinds: [cpu], limits: {per_user: {gpu: 3}}}}",
+            "wrong_pool",
+            "pools.a.limits.per_user.gpu: pool a is not for gpu. It is for cpu.",
+        ),
+        (
+            "pools: {a: {floating: {matlab: 2}, limits: {users: {ada: {floating: {mathlab: 1}}}}}}",
+            "wrong_pool",
+            "pools.a.limits.users.ada.floating.mathlab: pool a is not for mathlab. It is for matlab.",
+        ),
+        (
+            "queues: {q: {limits: {per_grup: {cpu: 3}}}}",
+            "unknown_key",
+            "queues.q.limits.per_grup: unknown key. Did you mean per_group?",
+        ),
+        (
+            "queues: {q: {limits: {per_group: {memory: 3}}}}",
+            "unknown_unit",
+            "queues.q.limits.per_group.memory: 3 has no unit. Write 3GiB.",
+        ),
+        (
+            "queues: {q: {limits: {tasks_per_user: 3, per_user: {tasks: 4}}}}",
+            "duplicate",
+            "queues.q.limits.tasks_per_user: tasks of each user are limited twice. "
+            "Keep tasks_per_user, or tasks in per_user.",
+        ),
+        (
+            "queues: {q: {fairshare: {half_life: 30s}}}",
+            "out_of_range",
+            "queues.q.fairshare.half_life: 30s is too short to tell anybody's use by. Write 1m or more; 7d is usual.",
+        ),
+        (
+            "queues: {q: {fairshare: {groups: {a: 0}}}}",
+            "out_of_range",
+            "queues.q.fairshare.groups.a: 0 is too low. Write 1 or more.",
+        ),
+        (
             "pools: {a: {nodes: '*', kinds: [memory], quota: {x: {nominal: 3}}}}",
             "unknown_unit",
             "pools.a.quota.x.nominal: 3 has no unit. Write 3GiB.",
@@ -399,6 +435,29 @@ def test_what_is_no_document_at_all(text: str) -> None:
         load_pools(text, "pools.yml")
 
 
+def test_fairshare_and_limits() -> None:
+    text = """\
+cluster: t
+pools:
+  gpus: {nodes: '*', kinds: [gpu], limits: {gpu: 6, tasks_per_user: 4, groups: {teaching: {gpu: 0.5}}}}
+queues:
+  plain: {default: true}
+  fair:
+    fairshare: {half_life: 1d, groups: {research: 3}, users: {ada: 2}}
+    limits: {walltime: 1h, cpu: 64, per_group: {memory: 1TiB}, users: {ada: {floating: {matlab: 2}}}}
+  usual: {fairshare: {}}
+"""
+    document = load_pools(text)
+    [gpus] = document.pool_specs()
+    assert gpus.limits == Limits({"gpu": 6000}, {"tasks": 4}, groups={"teaching": {"gpu": 500}})
+    plain, fair, usual = document.queue_specs()
+    assert (plain.fairshare, bool(plain.limits)) == (None, False)
+    assert fair.fairshare == Fairshare(86400, {"research": 3}, {"ada": 2}) and fair.walltime_seconds == 3600
+    assert fair.limits == Limits({"cpu": 64_000}, per_group={"memory": TIB}, users={"ada": {"matlab": 2}})
+    assert fair.limits.of_user("ada") == {"matlab": 2} and fair.limits.of_user("bob") == {}
+    assert usual.fairshare == Fairshare(7 * 86400)
+
+
 # --- bad ones, against nodes ---------------------------------------------------------------------------------------
 
 
@@ -408,6 +467,8 @@ def test_larger_than_its_pool_in_the_words_of_the_handbook() -> None:
         node("n02", gpus=2, rack=["r1"], group=["lavalite_nodes", "lavalite_gpu"]),
     ]
     assert sentences(GOOD, nodes) == [
+        "pools.yml:13: pools.gpus.quota.r.nominal: with this the nominal quotas come to 8 gpu, and pool gpus of "
+        "cohort x has 6. Write 6 or less, lower another tenant's, or add nodes to pool gpus.",
         "pools.yml:27: logical_hosts.trainer.gpu.count: 2 × 4 A100 asked, pool gpus has 6. "
         "Lower count, or add nodes to pool gpus.",
     ]
@@ -463,6 +524,20 @@ def test_a_good_document_fits_good_nodes() -> None:
             "logical_hosts: {webservers: {cpu: 1}}",
             "name_taken",
             "logical_hosts.webservers: webservers is a group already. Choose another name for the logical host.",
+        ),
+        (
+            # two nodes of 32: 40 + 24 fit, and one more does not
+            "pools: {a: {nodes: '*', kinds: [cpu], quota: {x: {nominal: 40}, y: {nominal: 24}, z: {nominal: 1}}}}",
+            "quota_sum",
+            "pools.a.quota.z.nominal: with this the nominal quotas come to 65 cpu, and pool a has 64. "
+            "Write 0 or less, lower another tenant's, or add nodes to pool a.",
+        ),
+        (
+            "pools: {a: {nodes: '*', kinds: [cpu, memory], cohort: site, "
+            "quota: {x: {nominal: {cpu: 64, memory: 256GiB}}, y: {nominal: {memory: 257GiB}}}}}",
+            "quota_sum",
+            "pools.a.quota.y.nominal.memory: with this the nominal quotas come to 513GiB memory, and pool a of "
+            "cohort site has 512GiB. Write 256GiB or less, lower another tenant's, or add nodes to pool a.",
         ),
         (
             "logical_hosts: {a: {cpu: 65}}",

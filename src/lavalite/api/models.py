@@ -161,12 +161,48 @@ class LabelsPut(Ask):
     purge: bool = False
 
 
+class QuotaUse(Shape):
+    """How a group stands in a pool, in the kind's unit; `borrow` and `lend` are None where they have no limit.
+
+    `left` is what it may take beyond what it holds now.
+    """
+
+    pool: str
+    group: str
+    kind: str
+    nominal: int
+    borrow: int | None = None
+    lend: int | None = None
+    used: int = 0
+    borrowed: int = 0
+    left: int = 0
+
+
+class ShareUse(Shape):
+    """How a group stands in a queue, or a `user` in its group; the one with the least `standing` goes first.
+
+    `used_core_seconds` is decayed use, `held_milli` what is held now, in milli-cores. The permilles are of all the
+    groups of the queue, or of all the users of the group.
+    """
+
+    queue: str
+    group: str
+    user: str = ""
+    share: int
+    entitled_permille: int
+    used_permille: int
+    used_core_seconds: int
+    held_milli: int
+    standing: int
+
+
 class Pool(Shape):
     name: str
     kinds: list[str]
     default: bool = False
     nodes: list[str] = []
     resources: dict[str, Amounts] = {}
+    quota: list[QuotaUse] = []
     spec: dict[str, Any] = {}
     version: int = 0
 
@@ -178,6 +214,8 @@ class Queue(Shape):
     default: bool = False
     pending: int = 0
     running: int = 0
+    shares: list[ShareUse] = []
+    """Of its groups; where one queue is asked for, of its users too."""
     spec: dict[str, Any] = {}
     version: int = 0
 
@@ -262,6 +300,7 @@ class Job(Shape):
     id: int
     name: str
     user: str
+    group: str = ""
     queue: str
     host: str = ""
     reservation: str = ""
@@ -327,6 +366,8 @@ class Explanation(Shape):
     lacks: dict[str, int] = {}
     held_by: list[str] = []
     waits_for: list[str] = []
+    fairshare: dict[str, Any] = {}
+    """Where its group and user stand, in a queue with fairshare."""
     sentence: str = ""
 
 

@@ -9,7 +9,8 @@ import typer
 from pydantic import BaseModel
 
 from lavalite import __version__
-from lavalite.api.models import Amounts, Drain, Host, HostPart, Node, Pool, Queue, Status
+from lavalite.api.client import Client
+from lavalite.api.models import Amounts, Drain, Host, HostPart, Node, Pool, Queue, QuotaUse, ShareUse, Status
 from lavalite.base.errors import InputError
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import (
@@ -107,6 +108,7 @@ POOL_COLUMNS: list[Column[Pool]] = [
     Column("GPU", lambda p: free_text(p.resources, GPU)),
     Column("STORAGE", lambda p: free_text(p.resources, STORAGE)),
     Column("FLOATING", lambda p: floating_text(p.resources)),
+    Column("QUOTA", lambda p: ", ".join(map(quota_text, p.quota)), wide=True),
     Column("MEMBERS", lambda p: " ".join(p.nodes), wide=True),
 ]
 
@@ -118,7 +120,49 @@ QUEUE_COLUMNS: list[Column[Queue]] = [
     Column("PENDING", lambda q: q.pending),
     Column("RUNNING", lambda q: q.running),
     Column("LIMITS", lambda q: _mapping_text(q.spec.get("limits")), wide=True),
+    Column("SHARES", lambda q: ", ".join(map(share_text, (s for s in q.shares if not s.user))), wide=True),
 ]
+
+SHARE_COLUMNS: list[Column[ShareUse]] = [
+    Column("QUEUE", lambda s: s.queue),
+    Column("GROUP", lambda s: s.group),
+    Column("USER", lambda s: s.user),
+    Column("SHARE", lambda s: s.share),
+    Column("ENTITLED", lambda s: percent_text(s.entitled_permille)),
+    Column("USED", lambda s: percent_text(s.used_permille)),
+    Column("CORE-HOURS", lambda s: f"{s.used_core_seconds / 3600:.1f}"),
+    Column("CORES", lambda s: format_amount(CPU, s.held_milli)),
+    Column("STANDING", lambda s: s.standing, wide=True),
+]
+
+QUOTA_COLUMNS: list[Column[QuotaUse]] = [
+    Column("POOL", lambda q: q.pool),
+    Column("GROUP", lambda q: q.group),
+    Column("KIND", lambda q: q.kind),
+    Column("NOMINAL", lambda q: amount_text(q.kind, q.nominal)),
+    Column("BORROW", lambda q: "any" if q.borrow is None else amount_text(q.kind, q.borrow)),
+    Column("LEND", lambda q: "any" if q.lend is None else amount_text(q.kind, q.lend)),
+    Column("USED", lambda q: amount_text(q.kind, q.used)),
+    Column("BORROWED", lambda q: amount_text(q.kind, q.borrowed)),
+    Column("LEFT", lambda q: amount_text(q.kind, q.left)),
+]
+
+
+def percent_text(permille: int) -> str:
+    return f"{permille / 10:.1f}%"
+
+
+def share_text(found: ShareUse) -> str:
+    """`research 3: 61.2% of 75.0%`: what it has used of what it is entitled to."""
+    used, entitled = percent_text(found.used_permille), percent_text(found.entitled_permille)
+    return f"{found.group} {found.share}: {used} of {entitled}"
+
+
+def quota_text(found: QuotaUse) -> str:
+    """`research 6/8 gpu`: used of its own."""
+    used, nominal = amount_text(found.kind, found.used), amount_text(found.kind, found.nominal)
+    return f"{found.group} {used}/{nominal} {found.kind}"
+
 
 HOST_COLUMNS: list[Column[Host]] = [
     Column("HOST", lambda h: h.name),
@@ -209,6 +253,30 @@ def queues(place: Place, names: Names = None, output: Output = Format.TABLE, wat
     """List queues."""
     with place.client() as client:
         show_lists(lambda: chosen(names, client.queue, client.queues), QUEUE_COLUMNS, output, watch)
+
+
+@at_place
+def shares(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List shares of queues: what groups and users are entitled to, and have used."""
+
+    def read(client: Client) -> Iterable[ShareUse]:
+        queues = names or [queue.name for queue in client.queues()]
+        return [share for name in queues for share in client.queue(name).shares]
+
+    with place.client() as client:
+        show_lists(lambda: read(client), SHARE_COLUMNS, output, watch)
+
+
+@at_place
+def quotas(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
+    """List quotas of pools: what groups are sure of, borrow and lend, and what they hold."""
+    with place.client() as client:
+        show_lists(
+            lambda: [quota for pool in chosen(names, client.pool, client.pools) for quota in pool.quota],
+            QUOTA_COLUMNS,
+            output,
+            watch,
+        )
 
 
 @at_place

@@ -206,9 +206,23 @@ def explanation_text(found: Explanation) -> str:
         lines.append(f"  nearest  {plain(found.nearest)}{' lacks ' + lacks if lacks else ''}{held}")
     if found.waits_for:
         lines.append(f"  waits for  {', '.join(map(plain, found.waits_for))}")
+    if share := found.fairshare:
+        lines.append("  " + plain(_share_text(share)))
     if found.sentence and not turned:
         lines.append(f"  {plain(found.sentence)}")
     return "\n".join(lines)
+
+
+def _share_text(share: dict[str, Any]) -> str:
+    """Where the job's group and user stand in the queue."""
+    hours = [float(share.get(name, 0)) / 3600 for name in ("used_core_seconds", "user_used_core_seconds")]
+    ahead = share.get("groups_ahead", 0)
+    before = f"{ahead} group{'s' if ahead != 1 else ''} before it" if ahead else "no group before it"
+    group = (
+        f"group {share.get('group') or 'of nobody'} (share {share.get('share')}) has used {hours[0]:.1f} core-hours"
+    )
+    user = f"{share.get('user')} (share {share.get('user_share')}) {hours[1]:.1f} of them"
+    return f"fairshare  {group}, {user}; {before}"
 
 
 def _words(reason: str, count: int) -> str:

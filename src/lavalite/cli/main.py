@@ -34,7 +34,15 @@ def make_app() -> typer.Typer:
     )
     for verb in (up_down.up, up_down.down, cluster.resign):
         app.command(rich_help_panel=LOCAL)(verb)
-    for verb in (cluster.status, cluster.nodes, cluster.pools, cluster.queues, cluster.hosts):
+    for verb in (
+        cluster.status,
+        cluster.nodes,
+        cluster.pools,
+        cluster.queues,
+        cluster.hosts,
+        cluster.shares,
+        cluster.quotas,
+    ):
         app.command(rich_help_panel=CLUSTER)(verb)
     for verb in (reservations.reservations, reservations.reserve, reservations.unreserve):
         app.command(rich_help_panel=CLUSTER)(verb)

@@ -152,6 +152,7 @@ def submit(
     queue: Annotated[str, typer.Option(help="Queue; else the default one.", rich_help_panel=_PLACE)] = "",
     host: Annotated[str, typer.Option(help="Run on this logical host.", rich_help_panel=_PLACE)] = "",
     reservation: Annotated[str, typer.Option(help="Run in this reservation.", rich_help_panel=_PLACE)] = "",
+    group: Annotated[str, typer.Option(help="For whom it counts; else your own group.", rich_help_panel=_PLACE)] = "",
     policy: Annotated[str, typer.Option(help="Placement policy; else the queue's.", rich_help_panel=_PLACE)] = "",
     priority: Annotated[int, typer.Option(help="Among jobs of the queue.", rich_help_panel=_PLACE)] = 0,
     after: Annotated[
@@ -182,6 +183,7 @@ def submit(
             "host": host,
             "reservation": reservation,
             "request": make_request(amounts, gpu_model, floating or [], pool or []),
+            "group": group,
             "policy": policy,
             "priority": priority,
             "walltime_seconds": _duration(walltime),

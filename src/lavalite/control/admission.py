@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lavalite.base.errors import Fault, InputError, UnknownNameError
+from lavalite.control import limits, quotas
 from lavalite.control.explain import asked
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState
@@ -18,7 +19,7 @@ from lavalite.placement.registry import POLICIES
 
 def admit(state: ClusterState, spec: JobSpec, now: float) -> None:
     """Raise InputError with every fault of a job that could not run here, or UnknownNameError for a bad name."""
-    faults = [*_names(state, spec), *_amounts(spec), *_limits(state, spec)]
+    faults = [*_names(state, spec), *_amounts(spec), *_limits(state, spec), *_quotas(state, spec)]
     if not faults:
         refuse_if_never(state, spec, now)
         return
@@ -126,11 +127,32 @@ def _amounts(spec: JobSpec) -> list[Fault]:
 
 
 def _limits(state: ClusterState, spec: JobSpec) -> list[Fault]:
-    limit = state.queue(spec.queue or state.default_queue).walltime_seconds
-    if limit is None or spec.walltime_seconds is None or spec.walltime_seconds <= limit:
-        return []
-    message = f"{spec.walltime_seconds} s asked, queue {spec.queue or state.default_queue} allows {limit} s"
-    return [Fault("over_limit", message, "walltime_seconds", "Ask for less, or take another queue.")]
+    queue, faults = spec.queue or state.default_queue, []
+    limit = state.queue(queue).walltime_seconds
+    if limit is not None and spec.walltime_seconds is not None and spec.walltime_seconds > limit:
+        message = f"{spec.walltime_seconds} s asked, queue {queue} allows {limit} s"
+        faults.append(Fault("over_limit", message, "walltime_seconds", "Ask for less, or take another queue."))
+    for found in limits.applying(state, spec, queue):
+        if found.each > found.most:
+            message = f"{found.whose()}, and one task asks for {limits.text(found.kind, found.each)}"
+            faults.append(Fault("over_limit", message, "request", "Ask for less, or take another queue or pool."))
+    return faults
+
+
+def _quotas(state: ClusterState, spec: JobSpec) -> list[Fault]:
+    """What the job's group could not have even if nobody held anything."""
+    faults = []
+    for kind, pools in quotas.unnamed(state, spec).items():
+        message = f"no pool is named for {kind}, and pools count who takes it"
+        hint = f"Name one: {' or '.join(f'--pool {kind}={pool}' for pool in pools)}."
+        faults.append(Fault("no_pool", message, f"request.pools.{kind}", hint))
+    for pool, kind in quotas.outside(state, spec):
+        known = sorted(group for group, quota in state.specs.pools[pool].quota.items() if kind in quota)
+        most = quotas.most_ever(state, pool, kind, spec.group)
+        what = f"group {spec.group or 'of nobody'} may have {limits.text(kind, most)} of pool {pool}"
+        hint = f"Ask for less, or submit it for a group that has a quota: {', '.join(known)}."
+        faults.append(Fault("no_quota", f"{what}, and one task asks for more", "group", hint))
+    return faults
 
 
 def _unknown(what: str, name: str, field: str, known: list[str]) -> Fault:

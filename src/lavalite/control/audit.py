@@ -3,6 +3,7 @@
     accounts      committed + free = capacity of each resource, and nobody holds a device twice
     tasks         each that holds something has a commitment, and none is without a task
     hosts         each that is composed holds exactly its parts
+    sums          what queues, pools, users and groups count is what their tasks hold
     numbers       no job has a higher id than the counter knows, nothing was written by a later generation
 
 A crash may leave what the next leader tidies up: commitments of tasks that have ended, chunks of jobs that are gone.
@@ -74,6 +75,7 @@ def audit(keys: Keys, records: Mapping[str, bytes], specs: Specs) -> Audit:
     found.blame(_of_numbers(state, records, found.generation, commitments))
     found.blame(_of_tasks(state, commitments))
     found.blame(_of_hosts(state))
+    found.blame(state.sums_faults())
     return found
 
 

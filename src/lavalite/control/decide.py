@@ -45,6 +45,7 @@ from lavalite.control.state import ClusterState
 def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
     """Take in one event. IllegalTransition and LedgerBroken are bugs of ours: then the process must end."""
     out = Outbox()
+    state.advance(now)
     _react(state, event, now, out)
     state.wake(now)  # what the event made due as well: else it would wait for the next one
     if state.compose_wanted:
@@ -65,6 +66,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             reservations.let_go(state, now)
             composer.look_again(state)
             forget_finished(state, now)
+            state.schedule_wanted |= bool(state.claims)  # who claims may want nothing any more
         case NodeBeat():
             health.beat(state, event, now)
         case NodeReported():

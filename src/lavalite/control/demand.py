@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lavalite.control.events import Specs
+from lavalite.control.fairshare import FairQueue
+from lavalite.control.order import Order
 from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
 from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
@@ -28,12 +31,12 @@ class WaitingClass:
     key: tuple[Any, ...]
     queue: str
     policy: str
+    group: str
     user: str
-    """Of whom, where the queue limits what each user may have; else empty."""
+    """Of whom, where queue or pools count users or groups apart; else both are empty."""
     wanted: RequestClass
-    fault: str = ""
-    """What is wrong with its policy, as a sentence; and the columns' generation and mark as of which it is."""
-    fault_as_of: tuple[int, int] = (-1, -1)
+    shape: tuple[Any, ...]
+    """What it has in common with the classes of other users that ask for the same; they share `wanted`."""
     jobs: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -57,16 +60,17 @@ class Demand(Supply):
         self.finished: dict[int, float] = {}
         """Job id → when it ended, in that order."""
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
-        self.awake: dict[tuple[Any, ...], WaitingClass] = {}
-        """Those of them to be looked at; the others found no room, and nothing was freed that could be enough."""
+        self.order = Order()
+        """Whose turn it is, of all classes."""
+        self.fair: dict[str, FairQueue] = {}
+        """By queue, those that have fairshare."""
+        self.asleep = Sleepers()
+        """Shapes that found no room, while nothing was freed that could be enough: they are not looked at."""
         self.looked_at = 0
         """For how many classes room was looked for in the last pass."""
         self.workload_due = 0
         """Up to which job id the workload is known well enough."""
-        self._asleep = Sleepers()
         self._rankings = Rankings()
-        self.user_tasks: dict[tuple[str, str], int] = {}
-        """(queue, user) → tasks that hold something."""
         self.unfinished_tasks = 0
         """Of all jobs."""
         self.cancels: dict[int, Cancel] = {}
@@ -85,13 +89,14 @@ class Demand(Supply):
     def _set_specs(self, specs: Specs) -> None:
         """What waits is sorted anew: queues, policies and pools may have changed."""
         super()._set_specs(specs)
+        self._set_fair()
         self._sort_anew()
 
     def _sort_anew(self) -> None:
         """Sort all that waits into classes again."""
         self.classes.clear()
-        self.awake.clear()
-        self._asleep.wake_all()
+        self.order.clear()
+        self.asleep.wake_all()
         for job in self.jobs.values():
             job.class_key = ()
             self.settle_waiting(job)
@@ -196,46 +201,85 @@ class Demand(Supply):
             found = self._class_of(job)
             job.class_key = found.key
             insort(found.jobs, place)
+            if found.jobs[0] == place:
+                self.order.lower(found, self.fair.get(found.queue))
             self.schedule_wanted = True
         elif not waits and job.class_key:
             waiting = self.classes[job.class_key]
             del waiting.jobs[bisect_left(waiting.jobs, place)]
             if not waiting.jobs:
                 del self.classes[job.class_key]
-                self.awake.pop(job.class_key, None)
-                self._asleep.forget(job.class_key)
+                if self.order.discard(waiting):
+                    self.asleep.forget(waiting.shape)
             job.class_key = ()
 
     def _class_of(self, job: JobState) -> WaitingClass:
         queue = self.queue(job.queue)
         policy = job.spec.policy or queue.policy
-        user = job.spec.user if queue.tasks_per_user is not None else ""
-        key: tuple[Any, ...] = (job.queue, policy, user, job.spec.host, job.spec.request.model_dump_json())
+        shape: tuple[Any, ...] = (job.queue, policy, job.spec.host, job.spec.request.model_dump_json())
         if self.reservations:
             # What is kept for later may be used until then by what ends before: that differs by reservation and end.
-            key = (*key, job.spec.reservation, self.walltime_seconds(job))
+            shape = (*shape, job.spec.reservation, self.walltime_seconds(job))
+        group, user = (job.spec.group, job.spec.user) if self._counted_apart(job) else ("", "")
+        key = (*shape, group, user)
         if key not in self.classes:
-            self.classes[key] = WaitingClass(key, job.queue, policy, user, self.request_class(job.spec))
-            self.awake[key] = self.classes[key]
+            alike = self.order.shapes(job.queue).get(shape)
+            wanted = alike.wanted if alike is not None else self.request_class(job.spec)
+            self.classes[key] = WaitingClass(key, job.queue, policy, group, user, wanted, shape)
         return self.classes[key]
 
     def ranking(self, waiting: WaitingClass) -> Ranking:
         """How the rows rank for the class."""
         return self._rankings.of(waiting.wanted, waiting.policy)
 
+    def waiting_policies(self) -> Iterator[str]:
+        """By what those are placed who may have a turn now."""
+        for queue in self.order.queues():
+            yield from (shape.policy for key, shape in self.order.shapes(queue).items() if key not in self.asleep)
+
     def let_sleep(self, waiting: WaitingClass) -> None:
-        """It found no room. It is looked at again when something was freed that could be enough for it.
+        """Its shape found no room. It is looked at again when something was freed that could be enough for it.
 
         What is kept for reservations changes with time alone: while there are any, nothing sleeps.
         """
-        if waiting.key in self.awake and not self.reservations:
-            del self.awake[waiting.key]
-            self._asleep.sleep(waiting.key, waiting.wanted.line)
+        if not self.reservations:
+            self.asleep.sleep(waiting.shape, waiting.wanted.line)
 
-    def wake_classes(self) -> None:
-        """Call it before looking for room, with columns that are up to date."""
-        for key in self._asleep.woken(self.columns):
-            self.awake[key] = self.classes[key]  # type: ignore[index]
+    def _counted_apart(self, job: JobState) -> bool:
+        """Whether it matters to anything but the job's own rights whose it is."""
+        queue = self.queue(job.queue)
+        if queue.fairshare is not None or queue.tasks_per_user is not None or queue.limits:
+            return True
+        pools = (self.specs.pools.get(name) for name in self.charged_pools(job.spec))
+        return any(pool is not None and (pool.limits or pool.quota) for pool in pools)
+
+    # --- fairshare --------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """Let time pass for what counts by it."""
+        self.now_ms = max(self.now_ms, int(now * 1000))
+        for name, fair in self.fair.items():
+            if fair.advance(self.now_ms):
+                self.dirty.fairshare[name] = None
+                self.schedule_wanted |= bool(self.order.shapes(name))
+
+    def _set_fair(self) -> None:
+        """Queues have other shares, or have them now, or no more."""
+        for name in [name for name in self.fair if self.queue(name).fairshare is None]:
+            del self.fair[name]
+            self.dirty.fairshare[name] = None
+        for name, queue in self.specs.queues.items():
+            if queue.fairshare is None:
+                continue
+            if name in self.fair:
+                self.fair[name].redefine(queue.fairshare)
+            else:
+                self.fair[name] = FairQueue(queue.fairshare, self.now_ms, self.now_ms)
+                self._count_anew(name)
+            self.dirty.fairshare[name] = None
+
+    def _count_anew(self, queue: str) -> None:
+        """What is held by tasks of a queue that has fairshare from now on."""
 
     def _unmet(self, job: JobState) -> set[int]:
         return {d.job for d in job.spec.depends if not self.is_met(d.job, d.kind)}

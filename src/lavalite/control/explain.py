@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from lavalite.control import reservations
+from lavalite.control import limits, quotas, reservations, shares
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -30,6 +31,8 @@ class Explanation:
     lacks: dict[str, int] = field(default_factory=dict)
     held_by: list[str] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
+    fairshare: dict[str, Any] = field(default_factory=dict)
+    """Where its group and user stand in a queue with fairshare; empty in others."""
     sentence: str = ""
 
 
@@ -40,6 +43,7 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
         return told
     told.waits_for = _waits_for(state, job, now)
+    told.fairshare = shares.standing_of(state, job)
     if not told.waits_for and job.ready:
         _explain_room(state, job, now, told)
     told.sentence = (
@@ -106,10 +110,8 @@ def _dependency(state: ClusterState, dependency: Dependency) -> str:
 
 
 def _limits(state: ClusterState, job: JobState) -> list[str]:
-    reasons = []
-    limit = state.queue(job.queue).tasks_per_user
-    if limit is not None and state.user_tasks.get((job.queue, job.spec.user), 0) >= limit:
-        reasons.append(f"Queue {job.queue} lets {job.spec.user} run {limit} tasks at a time.")
+    reasons = [limits.sentence(state, limit) for limit in limits.reached(state, job)]
+    reasons += quotas.sentences(state, job.spec)
     for kind, amount in job.spec.request.floating.items():
         free, capacity = state.book.free(FLOATING, kind), state.book.capacity(FLOATING, kind)
         if amount > free:
@@ -124,8 +126,9 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     if why is None and job.spec.reservation:
         told.sentence = f"Reservation {job.spec.reservation} has too little left for it, or nothing free of it yet."
         return
-    if why is None and job.class_key and state.classes[job.class_key].fault:
-        told.sentence = f"{state.classes[job.class_key].fault} It is asked again when anything on a node has changed."
+    fault = state.order.shape_of(state.classes[job.class_key]).fault if job.class_key else ""
+    if why is None and fault:
+        told.sentence = f"{fault} It is asked again when anything on a node has changed."
         return
     back = reservations.held_back(state, state.classes[job.class_key], job, now) if job.class_key else []
     if why is None and back:

@@ -50,6 +50,8 @@ def take_writes(state: ClusterState) -> Iterator[tuple[str, bytes | None]]:
     for name in dirty.reservations:
         reservation = state.reservations.get(name)
         yield keys.reservation(name), None if reservation is None else reservation.model_dump_json().encode()
+    for name in dirty.fairshare:
+        yield keys.fairshare(name), state.fair[name].encode() if name in state.fair else None
     if dirty.jobs:
         yield keys.job_counter, str(state.last_job_id).encode()
     for job_id in dirty.jobs:
@@ -154,6 +156,7 @@ def load(
         _read(CommitmentRecord, f"commitments/{rest}", value) for rest, value in found.get("commitments", ())
     ]
     state.dirty = Dirty()
+    state.restore_fairshare(dict(found.get("fairshare", ())))
     state.restore_jobs(sorted(jobs, key=lambda job: job.id), _by_position(chunks))
     _find_orphans(state, found)
     for commitment in commitments:

@@ -69,5 +69,5 @@ def _shares(state: ClusterState, job: JobState, node: NodeState) -> list[Share] 
         return None
     provider = job.spec.host or node.name
     shares = [Share(provider=provider, kind=kind, amount=n, pool=pools.get(kind, "")) for kind, n in asked.items()]
-    floating = job.spec.request.floating
-    return shares + [Share(provider=FLOATING, kind=kind, amount=n) for kind, n in floating.items() if n]
+    floating = [(kind, amount) for kind, amount in job.spec.request.floating.items() if amount]
+    return shares + [Share(provider=FLOATING, kind=k, amount=n, pool=state.floating_pool(k)) for k, n in floating]

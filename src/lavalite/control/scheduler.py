@@ -1,32 +1,34 @@
 """What is placed next, and where. Runs whenever something changed that could let a task start.
 
-    waiting classes ──► heap by (queue priority, job priority, submission) ──► head job ──► policy ──► runs of tasks
-                                    ▲                                             │
-                                    └──── next job of the class ◄── placed all ───┤
-                                          the whole class is left out ◄── no room ┘
+    control.order ──► the lane whose turn it is ──► limits, quotas ──► policy ──► runs of tasks
+          ▲                                             │                │
+          ├──── none allowed: the lane is set aside ◄───┘                │
+          └──── no room: the shape is left out, with all its lanes ◄─────┴──► control.reclaim, for who owns it
 
-A class that does not fit is left out of the pass as a whole, however many jobs are in it, and of those that follow
-until something is freed that could be enough for it: a pass costs what it places and one look at each class that may
-fit. What comes later in the order may start where what comes first does not fit.
+A shape that does not fit is left out of the pass as a whole, however many jobs and users ask for it, and of those
+that follow until something is freed that could be enough for it: a pass costs what it places and one look at each
+shape that may fit. What comes later in the order may start where what comes first does not fit.
 """
 
 from __future__ import annotations
 
-import heapq
-
-from lavalite.control import reservations
+from lavalite.control import limits, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
 from lavalite.control.demand import WaitingClass
+from lavalite.control.order import Round, Shape
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import Batch, ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
+from lavalite.control.usage import Scope
 from lavalite.control.workload import look_ahead
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.model.resources import GPU
+from lavalite.model.specs import TASKS
 from lavalite.placement.ranking import PolicyFault, Run
 
-_Place = tuple[int, int, int, WaitingClass]
+TURN_PART = 32
+"""Of what a user holds, so much may be placed more before it is looked anew whose turn it is."""
 
 
 def schedule(state: ClusterState, now: float, out: Outbox) -> None:
@@ -35,21 +37,30 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     state.refresh_columns(now)
     left = state.settings.max_placements
     records: list[CommitmentRecord] = []
-    state.wake_classes()
+    state.asleep.woken(state.columns)
     state.looked_at = 0
     look_ahead(state)
-    order = [place for waiting in state.awake.values() if (place := _head(state, waiting)) is not None]
-    heapq.heapify(order)
-    while order and left:
-        *_, waiting = heapq.heappop(order)
+    for queue, fair in state.fair.items():
+        state.order.catch_up(queue, fair)
+    pass_ = Round.begin(state.order, state.queue, state.asleep)
+    claims = reclaim.Claims()
+    while left and (turn := pass_.next()) is not None:
+        shape, waiting = turn
         job = state.jobs[waiting.jobs[0][1]]
-        wanted = min(job.ready, left, _allowed(state, waiting, job))
+        most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
+        wanted = min(job.ready, left, most, _allowed(state, job))
         placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
         left -= placed
-        again = _head(state, waiting)
-        if placed == wanted and wanted and again is not None:
-            heapq.heappush(order, again)
-    if not left:
+        if not wanted or placed < wanted:
+            reclaim.claim(state, waiting, job, now, out, claims)
+        if not wanted:
+            pass_.set_aside(shape, waiting)
+        elif placed < wanted:
+            pass_.close(shape)
+        else:
+            pass_.changed(shape)
+    pass_.end()
+    if claims.settle(state, whole=bool(left)) or not left:
         state.schedule_wanted = True
         out.at_once.append(Wake(now))
     limit = state.settings.max_txn_operations
@@ -58,24 +69,19 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
         out.commit(state, Batch(tasks=tuple(TaskKey(r.job, r.task) for r in part)), part)
 
 
-def _head(state: ClusterState, waiting: WaitingClass) -> _Place | None:
-    """Where the first job of the class stands in the order of all; None if none waits."""
-    if not waiting.jobs:
-        return None
-    priority, job_id = waiting.jobs[0]
-    return (-state.queue(waiting.queue).priority, priority, job_id, waiting)
+def _turn(state: ClusterState, waiting: WaitingClass) -> int:
+    """After so many tasks it may be another one's turn, where others wait in a fair queue: a few per cent at most."""
+    held = state.usage.of(Scope("queue", waiting.queue, "user", waiting.user)).get(TASKS, 0)
+    return max(1, held // TURN_PART)
 
 
-def _allowed(state: ClusterState, waiting: WaitingClass, job: JobState) -> int:
-    """How many more tasks limits and floating resources allow."""
-    allowed = job.ready
-    per_user = state.queue(waiting.queue).tasks_per_user
-    if per_user is not None:
-        allowed = min(allowed, per_user - state.user_tasks.get((waiting.queue, job.spec.user), 0))
+def _allowed(state: ClusterState, job: JobState) -> int:
+    """How many more tasks limits, quotas and floating resources allow."""
+    allowed = min(job.ready, limits.allowed(state, job))
     for kind, amount in job.spec.request.floating.items():
         if amount:
             allowed = min(allowed, state.book.free(FLOATING, kind) // amount)
-    return max(0, allowed)
+    return max(0, quotas.allowed(state, job.spec, allowed) if allowed > 0 else 0)
 
 
 def _place(
@@ -87,8 +93,8 @@ def _place(
     records: list[CommitmentRecord],
 ) -> int:
     """Place up to so many tasks of the job; how many were."""
-    placed = 0
-    runs = _runs(state, waiting, job, wanted, now)
+    placed, shape = 0, state.order.shape_of(waiting)
+    runs = _runs(state, shape, waiting, job, wanted, now)
     for row in (run.row for run in runs for _ in range(run.tasks)):
         record = _place_one(state, waiting, job, state.columns.names[row], row, now)
         if record is None:
@@ -99,25 +105,28 @@ def _place(
         if waiting.wanted.gpu is not None:
             state.refresh_columns(now)  # the next one must not be given the same devices
     state.refresh_columns(now)
-    if sum(run.tasks for run in runs) < wanted and not waiting.fault:
+    # Whose own is lent to others claims it anew in every pass.
+    if sum(run.tasks for run in runs) < wanted and not shape.fault and not any(quotas.charges(state, job.spec)):
         state.let_sleep(waiting)
     return placed
 
 
-def _runs(state: ClusterState, waiting: WaitingClass, job: JobState, wanted: int, now: float) -> list[Run]:
-    """Where the policy wants up to so many tasks to go. Nowhere if it does not answer as it must: then the class says
+def _runs(
+    state: ClusterState, shape: Shape, waiting: WaitingClass, job: JobState, wanted: int, now: float
+) -> list[Run]:
+    """Where the policy wants up to so many tasks to go. Nowhere if it does not answer as it must: then the shape says
     why, and it is asked again once any row has changed.
     """
     as_of = (state.columns.generation, state.columns.mark)
-    if waiting.fault and waiting.fault_as_of == as_of:
+    if shape.fault and shape.fault_as_of == as_of:
         return []
-    waiting.fault, waiting.fault_as_of = "", as_of
+    shape.fault, shape.fault_as_of = "", as_of
     state.looked_at += 1
     try:
         bounds = reservations.bounds(state, waiting, job, now)
         return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds)
     except PolicyFault as fault:
-        waiting.fault = str(fault)
+        shape.fault = str(fault)
         return []
 
 
@@ -156,5 +165,7 @@ def _shares(state: ClusterState, waiting: WaitingClass, job: JobState, provider:
         for kind, amount in wanted.amounts.items()
     ]
     floating = job.spec.request.floating
-    shares += [Share(provider=FLOATING, kind=kind, amount=amount) for kind, amount in floating.items() if amount]
+    for kind, amount in floating.items():
+        if amount:
+            shares.append(Share(provider=FLOATING, kind=kind, amount=amount, pool=state.floating_pool(kind)))
     return shares

@@ -15,11 +15,13 @@ order: whoever is given it is written later (ledger.committer).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lavalite.control.demand import Cancel, Demand
 from lavalite.control.events import AttemptReported, Specs
+from lavalite.control.fairshare import FairQueue, rate_of
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import (
     ASSUMED,
@@ -85,6 +87,15 @@ class ClusterState(Demand):
     def restore_reservations(self, reservations: Iterable[Reservation]) -> None:
         for reservation in reservations:
             self.reservations[reservation.name] = reservation
+
+    def restore_fairshare(self, stored: Mapping[str, bytes]) -> None:
+        """What was used of each queue, before what is held now is restored. What cannot be read is forgotten."""
+        for name, value in stored.items():
+            if name not in self.fair:
+                self.dirty.fairshare[name] = None
+                continue
+            with suppress(ValueError, LookupError, TypeError, AttributeError):
+                self.fair[name] = FairQueue.decode(self.fair[name].spec, value)
 
     def restore_jobs(self, jobs: Iterable[JobRecord], chunks: dict[int, list[tuple[int, TaskChunk]]]) -> None:
         """Jobs in the order of their ids, each with its chunks by number."""
@@ -155,8 +166,8 @@ class ClusterState(Demand):
     def unwind(self, run: TaskRun) -> None:
         """The commitment did not become durable: the task is as ready as before."""
         job = self.jobs[run.key.job]
-        self.book.unwind(run.key.owner)
         self._let_go(job, run)
+        self.book.unwind(run.key.owner)
         job.set_code(run.position, READY)
         self.settle_waiting(job)
         self.schedule_wanted = True
@@ -206,8 +217,8 @@ class ClusterState(Demand):
 
     def _end_attempt(self, run: TaskRun) -> JobState:
         job = self.jobs[run.key.job]
-        self.book.release(run.key.owner)
         self._let_go(job, run)
+        self.book.release(run.key.owner)
         self.dirty.tasks[run.key] = None
         self.dirty.chunks[job.id, run.position // CHUNK_TASKS] = None
         self.schedule_wanted = True
@@ -231,24 +242,50 @@ class ClusterState(Demand):
         heapq.heappush(self._wakes, (wake_at, job.id, position))
 
     def _hold(self, job: JobState, run: TaskRun) -> None:
+        """The task holds what the book has for it, and counts for that."""
         self.runs[run.key] = run
-        user = (job.queue, job.spec.user)
-        self.user_tasks[user] = self.user_tasks.get(user, 0) + 1
+        shares = self.book.shares(run.key.owner)
+        self.usage.add(job, run.key, shares)
+        if job.queue in self.fair:
+            since = int(run.committed_at * 1000)
+            self.fair[job.queue].hold(job.spec.group, job.spec.user, _rate(shares), since)
         self._note_reserved_use(job, run, +1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs[run.key] = run
 
     def _let_go(self, job: JobState, run: TaskRun) -> None:
+        """Call it before the book gives back what the task holds."""
         del self.runs[run.key]
-        user = (job.queue, job.spec.user)
-        self.user_tasks[user] -= 1
-        if not self.user_tasks[user]:
-            del self.user_tasks[user]
+        shares = self.book.shares(run.key.owner)
+        self.usage.remove(job, run.key, shares)
+        if job.queue in self.fair:
+            self.fair[job.queue].let_go(job.spec.group, job.spec.user, _rate(shares))
         self._note_reserved_use(job, run, -1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs.pop(run.key, None)
+
+    def sums_faults(self) -> Iterator[str]:
+        """Where what queues, pools, users and groups count is not what their tasks hold: a bug. Adds up anew."""
+        held = [(self.jobs[key.job], key, self.book.shares(key.owner)) for key in self.runs]
+        yield from self.usage.faults(held)
+        rates: dict[tuple[str, str, str], int] = {}
+        for job, _, shares in held:
+            for user in ("", job.spec.user):
+                holder = (job.queue, job.spec.group, user)
+                rates[holder] = rates.get(holder, 0) + _rate(shares)
+        for queue, fair in self.fair.items():
+            counted = {(queue, *holder): meter.rate for holder, meter in fair.meters.items() if meter.rate}
+            if counted != {holder: rate for holder, rate in rates.items() if holder[0] == queue}:
+                yield f"the shares of queue {queue} count {counted}, and its tasks hold {rates}"
+
+    def _count_anew(self, queue: str) -> None:
+        for key, run in self.runs.items():
+            job = self.jobs[key.job]
+            if job.queue == queue:
+                rate = _rate(self.book.shares(key.owner))
+                self.fair[queue].hold(job.spec.group, job.spec.user, rate, int(run.committed_at * 1000))
 
     def _note_reserved_use(self, job: JobState, run: TaskRun, sign: int) -> None:
         """What the task takes of its reservation, or gives back."""
@@ -260,3 +297,10 @@ class ClusterState(Demand):
             used[kind] = used.get(kind, 0) + sign * amount
         if not any(used.values()):
             del self.reserved_use[place]
+
+
+def _rate(shares: Iterable[Share]) -> int:
+    amounts: dict[str, int] = {}
+    for share in shares:
+        amounts[share.kind] = amounts.get(share.kind, 0) + share.amount
+    return rate_of(amounts)

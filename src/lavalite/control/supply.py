@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lavalite.control.events import Specs
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.control.usage import Usage
 from lavalite.ledger.book import FLOATING, Book
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import JobSpec
@@ -67,6 +68,8 @@ class Dirty:
     orphans: dict[str, None] = field(default_factory=dict)
     """Keys of what is left of jobs that are gone."""
     reservations: dict[str, None] = field(default_factory=dict)
+    fairshare: dict[str, None] = field(default_factory=dict)
+    """Queues whose use was settled."""
     definition: bool = False
 
 
@@ -92,6 +95,12 @@ class Supply:
         """Reservation → since when none of its tasks holds anything, so far as we know."""
         self.specs = Specs()
         self.document = b""
+        self.usage = Usage()
+        """Who holds how much: by queue, pool, user and group."""
+        self.claims: dict[tuple[str, str, str], int] = {}
+        """(pool, kind, group) → up to where the group claims its own quota back, which others have borrowed."""
+        self.now_ms = 0
+        """The time of `decide`, in milliseconds."""
         self.removals: set[str] = set()
         """Logical hosts that go as soon as nobody uses them."""
         self.schedule_wanted = False
@@ -100,6 +109,10 @@ class Supply:
         """Node → names of the logical hosts anchored there."""
         self._stale_rows: set[str] = set()
         self._pools_stale = True
+        self._floating_pools: dict[str, str] = {}
+        self._pool_sums: dict[tuple[str, str], int] = {}
+        self._pool_sums_of: tuple[int, int, int] = (-1, -1, -1)
+        self._specs_version = 0
         self.dirty = Dirty()
 
     # --- lookups ----------------------------------------------------------------------------------------------
@@ -121,6 +134,43 @@ class Supply:
             if named:
                 pools[kind] = named
         return pools
+
+    def charged_pools(self, spec: JobSpec) -> dict[str, dict[str, int]]:
+        """What a task takes of each pool by itself: not of a logical host's part, nor inside a reservation."""
+        charged: dict[str, dict[str, int]] = {}
+        if not spec.host and not spec.reservation:
+            amounts = spec.request.amounts()
+            for kind, pool in self.pools_of(spec).items():
+                charged.setdefault(pool, {})[kind] = amounts[kind]
+        if not spec.host:
+            for kind, amount in spec.request.floating.items():
+                if amount and (floating := self.floating_pool(kind)):
+                    charged.setdefault(floating, {})[kind] = amount
+        return charged
+
+    def floating_pool(self, kind: str) -> str:
+        """The pool that a floating kind stands in; empty if in none."""
+        return self._floating_pools.get(kind, "")
+
+    def pool_capacity(self, pool: str, kind: str) -> int:
+        """What the pool's nodes have of a kind, without what logical hosts have taken of it."""
+        version = (self.nodes_version, self.hosts_version, self._specs_version)
+        if self._pool_sums_of != version:
+            self._pool_sums.clear()
+            self._pool_sums_of = version
+        if (pool, kind) not in self._pool_sums:
+            spec = self.specs.pools[pool]
+            members = [n.name for n in self.nodes.values() if spec.has(n.name, n.labels)]
+            taken = sum(
+                part.amount
+                for host in self.hosts.values()
+                if host.state is not HostState.PLANNED
+                for part in host.parts
+                if part.pool == pool and part.kind == kind
+            )
+            offered = (node.offer.amount(kind) for node in map(self.nodes.__getitem__, members))
+            self._pool_sums[pool, kind] = sum(offered) - taken
+        return self._pool_sums[pool, kind]
 
     def default_pool(self, kind: str) -> str:
         """The pool that a kind comes from where none is named; empty if from anywhere."""
@@ -231,6 +281,8 @@ class Supply:
 
     def _set_specs(self, specs: Specs) -> None:
         self.specs = specs
+        self._specs_version += 1
+        self._floating_pools = {kind: pool.name for pool in specs.pools.values() for kind in pool.floating}
         floating = {k: amount for pool in specs.pools.values() for k, amount in pool.floating.items()}
         for kind in (*self.book.kinds(FLOATING), *floating):
             self.book.set_capacity(FLOATING, kind, floating.get(kind, 0))

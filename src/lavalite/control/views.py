@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+from lavalite.control import shares
 from lavalite.control.explain import explain
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
@@ -109,10 +110,18 @@ def pool(state: ClusterState, spec: PoolSpec, members: list[str] | None = None) 
         one["committed"] += state.book.committed(provider, kind)
         one["free"] += state.book.free(provider, kind)
     kinds = [*spec.kinds, *spec.floating]
-    return {"name": spec.name, "kinds": kinds, "default": spec.default, "nodes": names, "resources": sums}
+    return {
+        "name": spec.name,
+        "kinds": kinds,
+        "default": spec.default,
+        "nodes": names,
+        "resources": sums,
+        "quota": shares.of_pool(state, spec.name) if spec.name in state.specs.pools else [],
+    }
 
 
-def queues(state: ClusterState) -> Iterator[View]:
+def queues(state: ClusterState, *, users: bool = False) -> Iterator[View]:
+    """With `users`, how they stand in their groups: there may be thousands of them."""
     named = state.specs.queues or {state.default_queue: state.queue(state.default_queue)}
     counts: dict[str, dict[TaskState, int]] = {}
     for found in state.jobs.values():
@@ -120,10 +129,10 @@ def queues(state: ClusterState) -> Iterator[View]:
             sums = counts.setdefault(found.queue, {})
             for task_state, count in found.by_state().items():
                 sums[task_state] = sums.get(task_state, 0) + count
-    return (queue(state, named[name], counts.get(name, {})) for name in sorted(named))
+    return (queue(state, named[name], counts.get(name, {}), users=users) for name in sorted(named))
 
 
-def queue(state: ClusterState, spec: QueueSpec, counts: dict[TaskState, int]) -> View:
+def queue(state: ClusterState, spec: QueueSpec, counts: dict[TaskState, int], *, users: bool = False) -> View:
     return {
         "name": spec.name,
         "priority": spec.priority,
@@ -131,6 +140,7 @@ def queue(state: ClusterState, spec: QueueSpec, counts: dict[TaskState, int]) ->
         "default": spec.name == state.default_queue,
         "pending": counts.get(TaskState.PENDING, 0),
         "running": counts.get(TaskState.RUNNING, 0),
+        "shares": shares.of_queue(state, spec.name, users=users),
     }
 
 
@@ -200,6 +210,7 @@ def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
         "id": found.id,
         "name": spec.name,
         "user": spec.user,
+        "group": spec.group,
         "queue": found.queue,
         "host": spec.host,
         "reservation": spec.reservation,

@@ -22,7 +22,7 @@ FEWEST_NEW = 16
 
 def look_ahead(state: Demand) -> None:
     """Work the workload out anew if a policy of what waits goes by it, and enough jobs came since the last time."""
-    if state.last_job_id < state.workload_due or not any(_looks_ahead(w.policy) for w in state.awake.values()):
+    if state.last_job_id < state.workload_due or not any(map(_looks_ahead, state.waiting_policies())):
         return
     state.workload_due = state.last_job_id + max(FEWEST_NEW, min(LAST_JOBS, len(state.jobs)) // 4)
     last = islice(reversed(state.jobs.values()), LAST_JOBS)

@@ -15,6 +15,7 @@ from lavalite.base.errors import ConflictError, Fault, InputError, LavaLiteError
 from lavalite.control import events, views
 from lavalite.control.admission import admit, find_job
 from lavalite.control.tasks import JobState
+from lavalite.mbatchd.groups import Groups, chosen
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.output import OutputStreams
 from lavalite.mbatchd.service import Service
@@ -39,6 +40,7 @@ class JobDesk:
     def __init__(self, service: Service, output: OutputStreams, max_unfinished_tasks: int) -> None:
         self._service, self._output = service, output
         self._max_unfinished_tasks = max_unfinished_tasks
+        self._groups = Groups(service.time.now)
 
     async def submit(self, batch: models.SubmitBatch, who: Identity, *, dry_run: bool) -> models.Submitted:
         """All jobs of the batch are let in, or none. A key that this person has used answers with its job.
@@ -48,12 +50,19 @@ class JobDesk:
         """
         faults = []
         specs: list[tuple[str, JobSpec]] = []
+        mine = await self._groups.of(who)
         for place, ask in enumerate(batch.jobs):
             key = f"{who.uid}:{ask.key}" if ask.key else ""
-            spec = ask.spec.model_copy(update={"user": who.user, "uid": who.uid, "gid": who.gid})
+            group = chosen(ask.spec.group, mine, who)
+            known_group = group if isinstance(group, str) else ""
+            whose = {"user": who.user, "uid": who.uid, "gid": who.gid, "group": known_group}
+            spec = ask.spec.model_copy(update=whose)
             specs.append((key, spec))
             if key in self._service.state.submit_keys:
                 continue  # let in before; whether it could be now is not the question
+            if isinstance(group, Fault):
+                faults.append(_placed(group, place, len(batch.jobs)))
+                continue
             try:
                 _demand_storable(spec)
                 admit(self._service.state, spec, self._service.time.now())

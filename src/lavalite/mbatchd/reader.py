@@ -118,11 +118,12 @@ class Reader:
     def pool(self, name: str) -> models.Pool:
         return _named(self.pools(), "pool", name)
 
-    def queues(self) -> Iterator[models.Queue]:
-        return (models.Queue.model_validate(self._with_spec("queues", v)) for v in views.queues(self._state))
+    def queues(self, *, users: bool = False) -> Iterator[models.Queue]:
+        found = views.queues(self._state, users=users)
+        return (models.Queue.model_validate(self._with_spec("queues", v)) for v in found)
 
     def queue(self, name: str) -> models.Queue:
-        return _named(self.queues(), "queue", name)
+        return _named(self.queues(users=True), "queue", name)
 
     def hosts(self, after: str = "") -> Iterator[models.Host]:
         return map(models.Host.model_validate, self.host_views(after))

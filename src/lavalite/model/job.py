@@ -97,6 +97,8 @@ class JobSpec(Stored):
     environment: dict[str, str] = {}
     stdout_path: str = ""
     stderr_path: str = ""
+    group: str = Field(default="", max_length=128)
+    """For whom it counts in fairshare, limits and quotas; where none is named, the user's own, set by the server."""
     user: str = ""
     uid: int = -1
     gid: int = -1

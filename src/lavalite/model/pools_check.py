@@ -12,11 +12,12 @@ from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
 from lavalite.model.resources import KINDS, MEMORY
-from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS
+from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, TASKS
 
 MAX_HOSTS = 20_000
 FENCE_MARGIN_SECONDS, FENCE_MARGIN_PART = 10, 20
 """What is lost only so long after its fence, and a twentieth of that, is surely over: clocks and timers are late."""
+SHORTEST_HALF_LIFE_SECONDS = 60
 MAX_NAME_CHARACTERS = 63
 GROUP_PREFIX = "lavalite_"
 _ANSIBLE_NAMES = frozenset({"all", "ungrouped", "localhost"})
@@ -32,6 +33,7 @@ def check_entries(document: PoolsDocument, faults: FaultList) -> None:
         _default_pools,
         _floating,
         _quotas,
+        _pool_limits,
         _queues,
         _links,
         _capacity_keys,
@@ -148,6 +150,17 @@ def _quotas(document: PoolsDocument, faults: FaultList) -> None:
                 faults.add("missing", (*path, "borrow"), "the pool is in no cohort to borrow from", hint)
 
 
+def _pool_limits(document: PoolsDocument, faults: FaultList) -> None:
+    """A pool limits what it is for, and nothing else."""
+    for name, pool in document.pools.items():
+        known = [*pool.kinds, *pool.floating]
+        for path, limited in pool.limits.spelled():
+            for kind in sorted(set(limited.amounts()) - {TASKS, *known}):
+                below = ("floating", kind) if kind in limited.floating else (kind,)
+                message, hint = f"pool {name} is not for {kind}", f"It is for {', '.join(known)}."
+                faults.add("wrong_pool", ("pools", name, "limits", *path, *below), message, hint)
+
+
 def _queues(document: PoolsDocument, faults: FaultList) -> None:
     defaults = [name for name, queue in document.queues.items() if queue.default]
     for name in defaults[1:]:
@@ -174,6 +187,12 @@ def _queues(document: PoolsDocument, faults: FaultList) -> None:
                 f"seconds late: write {format_duration(fence + margin)} or more for lost_after."
             )
             faults.add("out_of_range", (*path, field), message, hint)
+        if queue.limits.tasks_per_user is not None and queue.limits.per_user.tasks is not None:
+            message, hint = "tasks of each user are limited twice", "Keep tasks_per_user, or tasks in per_user."
+            faults.add("duplicate", (*path, "limits", "tasks_per_user"), message, hint)
+        if queue.fairshare is not None and queue.fairshare.half_life < SHORTEST_HALF_LIFE_SECONDS:
+            message = f"{format_duration(queue.fairshare.half_life)} is too short to tell anybody's use by"
+            faults.add("out_of_range", (*path, "fairshare", "half_life"), message, "Write 1m or more; 7d is usual.")
         if queue.limits.walltime == 0:
             faults.add("out_of_range", (*path, "limits", "walltime"), "no time at all", "Write 15m, or leave it out.")
 

@@ -114,6 +114,7 @@ class PoolsDocument:
                 floating=dict(pool.floating),
                 quota={tenant: read_quota(pool, quota) for tenant, quota in pool.quota.items()},
                 cohort=pool.cohort,
+                limits=_pool_limits(pool),
             )
             for name, pool in self.pools.items()
         ]
@@ -132,6 +133,8 @@ class PoolsDocument:
                 tasks_per_user=queue.limits.tasks_per_user,
                 fence_after_seconds=_or(queue.fence_after, specs.FENCE_AFTER_SECONDS),
                 lost_after_seconds=_or(queue.lost_after, specs.LOST_AFTER_SECONDS),
+                limits=queue.limits.limits(),
+                fairshare=queue.fairshare.spec() if queue.fairshare else None,
             )
             for name, queue in self.queues.items()
         ]
@@ -282,6 +285,11 @@ def with_link(node: specs.NodeCapacity, links: list[specs.LinkSpec]) -> specs.No
     if node.amounts.get(NETWORK) or not widths:
         return node
     return replace(node, amounts={**node.amounts, NETWORK: max(widths)})
+
+
+def _pool_limits(pool: PoolEntry) -> specs.Limits:
+    limits, short = pool.limits.limits(), pool.limits.tasks_per_user
+    return limits if short is None else replace(limits, per_user={specs.TASKS: short} | limits.per_user)
 
 
 def _or(value: int | None, otherwise: int) -> int:

@@ -17,6 +17,7 @@ from lavalite.model import amounts
 from lavalite.model.job import Name
 from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE
 from lavalite.model.selector import Selector
+from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits
 
 MAX_COUNT = 10_000
 
@@ -113,7 +114,7 @@ class FarAsk(Entry):
     memory: FarAmount | None = None
 
 
-class Limits(Entry):
+class HostLimits(Entry):
     cpu: Cpu | None = None
     memory: Bytes | None = None
     gpu: Gpu | None = None
@@ -135,7 +136,7 @@ class HostEntry(Entry):
     pools: dict[Kind, str] = {}
     far: FarAsk = FarAsk()
     near: Literal["node", "rack", "any"] = "any"
-    limits: Limits = Limits()
+    limits: HostLimits = HostLimits()
     count: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
 
     def amounts(self) -> dict[str, int]:
@@ -164,6 +165,49 @@ class HostEntry(Entry):
         return [entry] if self.count is None else [f"{entry}-{n}" for n in range(1, self.count + 1)]
 
 
+class LimitAmounts(Entry):
+    """The most that may be held at a time, by kind; `floating` by name."""
+
+    tasks: Annotated[int, Field(ge=0)] | None = None
+    cpu: Cpu | None = None
+    memory: Bytes | None = None
+    gpu: Gpu | None = None
+    storage: Bytes | None = None
+    network: Bandwidth | None = None
+    floating: dict[Name, Count] = {}
+
+    def amounts(self) -> dict[str, int]:
+        """By kind, those that are limited."""
+        typed = {kind: getattr(self, kind) for kind in (TASKS, *KINDS)}
+        return {kind: amount for kind, amount in typed.items() if amount is not None} | self.floating
+
+
+class HolderLimits(LimitAmounts):
+    """All told, by each user and group, and by some in particular; `tasks_per_user` is per_user: {tasks: …}."""
+
+    tasks_per_user: Annotated[int, Field(ge=1)] | None = None
+    per_user: LimitAmounts = LimitAmounts()
+    per_group: LimitAmounts = LimitAmounts()
+    users: dict[Name, LimitAmounts] = {}
+    groups: dict[Name, LimitAmounts] = {}
+
+    def spelled(self) -> list[tuple[tuple[str, ...], LimitAmounts]]:
+        """Each set of amounts with the path below `limits` where it is written."""
+        named = [(("users", name), found) for name, found in self.users.items()]
+        named += [(("groups", name), found) for name, found in self.groups.items()]
+        return [((), self), (("per_user",), self.per_user), (("per_group",), self.per_group), *named]
+
+    def limits(self) -> Limits:
+        """But for `tasks_per_user`."""
+        return Limits(
+            whole=self.amounts(),
+            per_user=self.per_user.amounts(),
+            per_group=self.per_group.amounts(),
+            users={name: found.amounts() for name, found in self.users.items()},
+            groups={name: found.amounts() for name, found in self.groups.items()},
+        )
+
+
 class QuotaEntry(Entry):
     """Amounts as typed: one, where the pool has one kind, or a mapping by kind. Read once the kinds are known."""
 
@@ -179,6 +223,7 @@ class PoolEntry(Entry):
     floating: dict[Name, Count] = {}
     quota: dict[Name, QuotaEntry] = {}
     cohort: str = ""
+    limits: HolderLimits = HolderLimits()
 
     @model_validator(mode="after")
     def _whole(self) -> PoolEntry:
@@ -193,9 +238,22 @@ class PoolEntry(Entry):
         return self
 
 
-class QueueLimits(Entry):
+class QueueLimits(HolderLimits):
     walltime: Seconds | None = None
-    tasks_per_user: Annotated[int, Field(ge=1)] | None = None
+
+
+ShareCount = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class FairshareEntry(Entry):
+    """Shares of groups, and of users within their group; 1 for those that are not named."""
+
+    half_life: Seconds = HALF_LIFE_SECONDS
+    groups: dict[Name, ShareCount] = {}
+    users: dict[Name, ShareCount] = {}
+
+    def spec(self) -> Fairshare:
+        return Fairshare(self.half_life, dict(self.groups), dict(self.users))
 
 
 class QueueEntry(Entry):
@@ -208,6 +266,7 @@ class QueueEntry(Entry):
     policy: str = ""
     default: bool = False
     limits: QueueLimits = QueueLimits()
+    fairshare: FairshareEntry | None = None
     fence_after: Seconds | None = None
     lost_after: Seconds | None = None
 

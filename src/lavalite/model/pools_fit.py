@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from lavalite.base.errors import InputError
 from lavalite.base.yamlfile import Path
 from lavalite.model.amounts import format_amount
 from lavalite.model.pools_check import GROUP_PREFIX
-from lavalite.model.pools_document import PoolsDocument
+from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, WHOLE
@@ -37,6 +38,8 @@ def check_nodes(document: PoolsDocument, nodes: Sequence[NodeCapacity], faults: 
         if isinstance(source, Selector) and not any(source.may_match(n.name, n.labels) for n in nodes):
             _selects_nothing(source, nodes, ("links", at, "from"), faults)
     _overlaps(document, members, faults)
+    for name in document.pools:
+        _quota_sums(document, name, members[name], faults)
     for name, entry in document.logical_hosts.items():
         for kind in entry.amounts():
             pool_name = document.pool_of(entry, kind)
@@ -88,6 +91,31 @@ def _overlaps(document: PoolsDocument, members: dict[str, list[NodeCapacity]], f
             message = f"{named}: the {' and '.join(kinds)} of {'it' if len(both) == 1 else 'them'} "
             message += f"is in pool {first} already" if len(kinds) == 1 else f"are in pool {first} already"
             faults.add("pools_overlap", ("pools", second, "nodes"), message, "Narrow one of the two pools.")
+
+
+def _quota_sums(document: PoolsDocument, name: str, inside: list[NodeCapacity], faults: FaultList) -> None:
+    """What a pool's tenants are sure of, all together, is there: else somebody's would be lent, and never be back."""
+    if not inside or not all(node.amounts for node in inside):
+        return
+    sums: dict[str, int] = {}
+    for tenant, entry in document.pools[name].quota.items():
+        try:
+            by_kind = read_quota(document.pools[name], entry)
+        except InputError:
+            return  # told by pools_check
+        for kind, quota in by_kind.items():
+            sums[kind] = sums.get(kind, 0) + quota.nominal
+            there = sum(node.amounts.get(kind, 0) for node in inside)
+            if sums[kind] <= there:
+                continue
+            cohort = document.pools[name].cohort
+            of_cohort = f" of cohort {cohort}" if cohort else ""
+            message = f"with this the nominal quotas come to {format_amount(kind, sums[kind], named=True)}, and "
+            message += f"pool {name}{of_cohort} has {format_amount(kind, there)}"
+            left = max(0, there - sums[kind] + quota.nominal)
+            hint = f"Write {format_amount(kind, left)} or less, lower another tenant's, or add nodes to pool {name}."
+            path: Path = ("pools", name, "quota", tenant, "nominal")
+            faults.add("quota_sum", (*path, kind) if isinstance(entry.nominal, dict) else path, message, hint)
 
 
 class _Room:

@@ -57,6 +57,45 @@ class Quota:
     lend: int | None = None
 
 
+TASKS = "tasks"
+"""Beside the kinds of resources, what may be limited."""
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """The most that may be held at a time, by kind or TASKS: all told, by each user or group, or by one of them.
+
+    What is said of one user or group stands instead of what is said of each.
+    """
+
+    whole: dict[str, int] = field(default_factory=dict)
+    per_user: dict[str, int] = field(default_factory=dict)
+    per_group: dict[str, int] = field(default_factory=dict)
+    users: dict[str, dict[str, int]] = field(default_factory=dict)
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.whole or self.per_user or self.per_group or self.users or self.groups)
+
+    def of_user(self, user: str) -> dict[str, int]:
+        return {**self.per_user, **self.users[user]} if user in self.users else self.per_user
+
+    def of_group(self, group: str) -> dict[str, int]:
+        return {**self.per_group, **self.groups[group]} if group in self.groups else self.per_group
+
+
+HALF_LIFE_SECONDS = 7 * 86400
+
+
+@dataclass(slots=True, frozen=True)
+class Fairshare:
+    """How a queue is shared: each group has its share, and in it each user; 1 where none is named."""
+
+    half_life_seconds: int = HALF_LIFE_SECONDS
+    groups: dict[str, int] = field(default_factory=dict)
+    users: dict[str, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True, frozen=True)
 class PoolSpec:
     """A selection of nodes for some kinds, or `floating` amounts that belong to no node.
@@ -71,6 +110,7 @@ class PoolSpec:
     floating: dict[str, int] = field(default_factory=dict)
     quota: dict[str, dict[str, Quota]] = field(default_factory=dict)
     cohort: str = ""
+    limits: Limits = Limits()
 
     def has(self, node: str, labels: Mapping[str, list[str]]) -> bool:
         """Whether the node is in the pool."""
@@ -93,6 +133,9 @@ class QueueSpec:
     tasks_per_user: int | None = None
     fence_after_seconds: int = FENCE_AFTER_SECONDS
     lost_after_seconds: int = LOST_AFTER_SECONDS
+    limits: Limits = Limits()
+    """`tasks_per_user` stands beside it."""
+    fairshare: Fairshare | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -10,6 +10,7 @@ jobs/NNNNNNNNNNNN              the immutable spec of a job, ids padded so that k
 tasks/NNNNNNNNNNNN/CCCC        states of 8,192 tasks                                        (mbatchd)
 commitments/OWNER              one live commitment; OWNER is `job/ID/TASK` or `host/NAME`   (mbatchd)
 reservations/NAME              what is kept for whom, when (model.reservation)              (mbatchd)
+fairshare/QUEUE                what was used of a queue, by group and user, decayed         (mbatchd)
 counters/jobs                  the highest job id given out                                 (mbatchd)
 """
 
@@ -56,6 +57,9 @@ class Keys:
 
     def reservation(self, name: str = "") -> str:
         return f"{self.root}reservations/{name}"
+
+    def fairshare(self, queue: str = "") -> str:
+        return f"{self.root}fairshare/{queue}"
 
     def job(self, job_id: int | None = None) -> str:
         return f"{self.root}jobs/" + ("" if job_id is None else f"{job_id:012d}")

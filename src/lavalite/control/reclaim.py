@@ -1,0 +1,219 @@
+"""How a group gets its own back that others have borrowed.
+
+    a task of an owner fits its group's nominal quota, and cannot be placed
+        ──► claim: up to there, the quota is kept for it, so that nobody borrows it again
+        ──► as many of the borrowers' tasks as it takes are stopped, with grace, and wait again: the newest first,
+            only what is rerunnable, only of groups that hold more than their own, and where the task then fits
+
+Nobody loses what is within the nominal quota of its group. Tasks that are not rerunnable are waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from lavalite.control import limits, quotas
+from lavalite.control.demand import WaitingClass
+from lavalite.control.outbox import Outbox
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.control.wishes import end_run
+from lavalite.model.job import Share
+from lavalite.model.resources import GPU, WHOLE
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import Columns
+
+REASON_RECLAIMED = "requeued: it ran on borrowed quota, which its owner needs"
+MAX_CLAIMED_TASKS = 64
+"""In one pass for one class; the next pass goes on."""
+MAX_LOOKED_AT = 4096
+"""Tasks of borrowers that one pass looks at for one class."""
+
+
+@dataclass(slots=True)
+class Claims:
+    """What one pass found to be claimed: (pool, kind, group) → up to where."""
+
+    found: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+    def settle(self, state: ClusterState, *, whole: bool) -> bool:
+        """They stand until the next pass; whether some ended, so that others may borrow again.
+
+        A pass that did not get to everybody ends none.
+        """
+        before, state.claims = state.claims, (self.found if whole else state.claims | self.found)
+        return any(state.claims.get(place, 0) < level for place, level in before.items())
+
+
+def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float, out: Outbox, claims: Claims) -> None:
+    """Claim what the job's group is sure of, for tasks that could not be placed; see to it that it becomes free."""
+    charges = list(quotas.charges(state, job.spec))
+    if not charges or not limits.allowed(state, job):
+        return
+    wanted = min(job.ready, MAX_CLAIMED_TASKS)
+    for pool, kind, each in charges:
+        found = quotas.standing(state, pool, kind, job.spec.group)
+        wanted = min(wanted, max(0, found.nominal - found.used) // each)
+    if not wanted:
+        return
+    excess = {(pool, kind, group): n for pool, kind, _ in charges for group, n in _excess(state, pool, kind, job)}
+    if not excess:
+        return
+    search = _Search(state, waiting.wanted, job.spec.group, charges, wanted, excess)
+    victims = search.victims()
+    if not search.enough:
+        return  # nothing that could be taken back would make room for it
+    for pool, kind, each in charges:
+        key = (pool, kind, job.spec.group)
+        level = quotas.used_by(state, pool, kind, job.spec.group) + each * search.enough
+        claims.found[key] = max(claims.found.get(key, 0), level)
+    for run in victims:
+        end_run(state, run, REASON_RECLAIMED, now, out, requeue=True)
+
+
+def _excess(state: ClusterState, pool: str, kind: str, job: JobState) -> Iterator[tuple[str, int]]:
+    """What other groups hold beyond their own."""
+    spec = state.specs.pools[pool]
+    for group in state.usage.groups_in(pool):
+        more = quotas.used_by(state, pool, kind, group) - quotas.quota_of(spec, kind, group).nominal
+        if group != job.spec.group and more > 0:
+            yield group, more
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node as it would be without some tasks."""
+
+    row: int
+    free: dict[str, int]
+    gpus: dict[str, int]
+    fits_now: int
+
+    def room(self, columns: Columns, wanted: RequestClass) -> int:
+        """How many tasks fit."""
+        most = min((self.free.get(kind, 0) // amount for kind, amount in wanted.amounts.items()), default=0)
+        if wanted.gpu is not None:
+            devices = [replace(d, free=self.gpus.get(d.id, 0)) for d in columns.devices(self.row)]
+            each = 1 if wanted.gpu.part else wanted.amounts[GPU] // WHOLE
+            most = min(most, sum(map(wanted.gpu.units, devices)) // each)
+        return most
+
+
+@dataclass(slots=True)
+class _Search:
+    """Which tasks of borrowers are to stop so that `wanted` of the owner's fit. `enough`: how many then do."""
+
+    state: ClusterState
+    wanted_class: RequestClass
+    owner: str
+    charges: list[tuple[str, str, int]]
+    wanted: int
+    excess: dict[tuple[str, str, str], int]
+    """(pool, kind, group) → what the group still holds beyond its own."""
+    freed: dict[tuple[str, str], int] = field(default_factory=dict)
+    nodes: dict[str, _Node] = field(default_factory=dict)
+    enough: int = 0
+    _free_now: int = 0
+
+    def victims(self) -> list[TaskRun]:
+        """Those to stop. What stops already counts as gone."""
+        state = self.state
+        fits = self.wanted_class.fits(state.columns)
+        self._free_now = int(fits.clip(0, MAX_CLAIMED_TASKS).sum())
+        stopping, others = self._candidates()
+        for run in stopping:
+            self._take(run)
+        self.enough = self._fit()
+        chosen: list[TaskRun] = []
+        # Room there is, and only the quota is lent: any of them will do.
+        self._try([run for run in others if self._by_room() > self.enough], chosen)
+        # Else by node, so that nobody is stopped in vain where a task needs more than one of them holds.
+        by_node: dict[str, list[TaskRun]] = {}
+        told = {run.key for run in chosen}
+        for run in others:
+            if run.key not in told:
+                by_node.setdefault(run.node, []).append(run)
+        for runs in by_node.values():
+            self._try(runs, chosen)
+        return chosen
+
+    def _try(self, runs: list[TaskRun], chosen: list[TaskRun]) -> None:
+        """Take them one by one as long as that helps; those at the end that did not are given back."""
+        taken: list[TaskRun] = []
+        before = self._snapshot()
+        for run in runs:
+            if self.enough >= self.wanted:
+                break
+            if self._borrows(run):
+                self._take(run)
+                taken.append(run)
+                if (now_fit := self._fit()) > self.enough:
+                    self.enough = now_fit
+                    chosen += taken
+                    taken, before = [], self._snapshot()
+        if taken:
+            self.excess, self.freed, self.nodes = before
+
+    def _candidates(self) -> tuple[list[TaskRun], list[TaskRun]]:
+        """(what stops already, what could be stopped), the newest first."""
+        found: dict[TaskKey, TaskRun] = {}
+        for pool, _, group in self.excess:
+            for key in islice(self.state.usage.in_pool(pool, group), MAX_LOOKED_AT):
+                found[key] = self.state.runs[key]
+        newest = sorted(found.values(), key=lambda run: (-run.committed_at, run.key))
+        stopping = [run for run in newest if run.requeue_requested or run.cancel_requested]
+        told = {run.key for run in stopping}
+        jobs = self.state.jobs
+        others = [r for r in newest if r.key not in told and not r.assumed and jobs[r.key.job].spec.rerunnable]
+        return stopping, others
+
+    def _borrows(self, run: TaskRun) -> bool:
+        """Whether the task's group holds more than its own of what the task holds, without what was taken of it."""
+        group = self.state.jobs[run.key.job].spec.group
+        return any(self.excess.get((s.pool, s.kind, group), 0) > 0 for s in self._shares(run))
+
+    def _take(self, run: TaskRun) -> None:
+        """Look at it all as if the task had ended."""
+        state, group = self.state, self.state.jobs[run.key.job].spec.group
+        shares = self._shares(run)
+        for share in shares:
+            place = (share.pool, share.kind)
+            self.freed[place] = self.freed.get(place, 0) + share.amount
+            if (*place, group) in self.excess:
+                self.excess[*place, group] -= share.amount
+        row = state.columns.row(run.node)
+        if row is None or not (state.columns.ready & self.wanted_class.eligible(state.columns))[row]:
+            return
+        node = self.nodes.get(run.node)
+        if node is None:
+            free = {kind: state.book.free(run.node, kind) for kind in state.book.kinds(run.node)}
+            fits_now = int(self.wanted_class.fits(state.columns)[row])
+            node = self.nodes[run.node] = _Node(row, free, state.book.device_free(run.node, GPU), fits_now)
+        for share in shares:
+            node.free[share.kind] = node.free.get(share.kind, 0) + share.amount
+            for device in share.devices if share.kind == GPU else ():
+                if device in node.gpus:
+                    node.gpus[device] += share.amount // len(share.devices)
+
+    def _shares(self, run: TaskRun) -> list[Share]:
+        return [share for share in self.state.book.shares(run.key.owner) if share.provider == run.node]
+
+    def _fit(self) -> int:
+        """How many of the owner's tasks would fit, by quota and by room."""
+        most = min(self.wanted, self._by_room())
+        for pool, kind, each in self.charges:
+            room = quotas.standing(self.state, pool, kind, self.owner).room + self.freed.get((pool, kind), 0)
+            most = min(most, max(0, room) // each)
+        return most
+
+    def _by_room(self) -> int:
+        more = (max(0, n.room(self.state.columns, self.wanted_class) - n.fits_now) for n in self.nodes.values())
+        return self._free_now + sum(more)
+
+    def _snapshot(
+        self,
+    ) -> tuple[dict[tuple[str, str, str], int], dict[tuple[str, str], int], dict[str, _Node]]:
+        nodes = {name: replace(n, free=dict(n.free), gpus=dict(n.gpus)) for name, n in self.nodes.items()}
+        return dict(self.excess), dict(self.freed), nodes
