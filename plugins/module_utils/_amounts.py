@@ -27,6 +27,27 @@ _SECONDS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _DURATION = re.compile("".join("(?:([0-9]{1,20})%s)?" % unit for unit, _size in _SECONDS))
 
 
+MAX_AMOUNT = 2**63 - 1
+
+
+def asked(parse, text, field):
+    """What `parse` reads, if it can be asked for: more than nothing, and no more than there can be."""
+    amount = parse(text, field)
+    if not amount:
+        raise ValueError("%s: %s is nothing to ask for. Leave it out, or ask for more than 0." % (field, text))
+    if amount > MAX_AMOUNT:
+        raise ValueError("%s: %s is too large. Write a smaller amount." % (field, str(text)[:40]))
+    return amount
+
+
+def count(text, field):
+    """`20` → 20."""
+    number, unit = _split(text, field, "Write a whole number such as 20")
+    if unit or number.denominator != 1:
+        raise _unreadable(text, field, "Write a whole number such as 20")
+    return int(number)
+
+
 def milli(text, field):
     """`0.5` → 500."""
     hint = "Write a number such as 4 or 0.5"
@@ -71,7 +92,10 @@ def _with_unit(text, units, field, hint):
 
 
 def _split(text, field, hint):
-    match = _NUMBER.fullmatch(str(text).strip())
+    plain = str(text).strip()
+    match = _NUMBER.fullmatch(plain)
+    if not match and plain.startswith("-") and _NUMBER.fullmatch(plain[1:]):
+        raise ValueError("%s: %s is negative. %s." % (field, plain[:40], hint))
     if not match:
         raise _unreadable(text, field, hint)
     return Fraction(match.group(1)), match.group(2)

@@ -53,11 +53,36 @@ def spec_of(params):
         spec["request"] = request
     if params.get("walltime"):
         spec["walltime_seconds"] = _amounts.seconds(params["walltime"], "walltime")
+    if params.get("gang") is not None:
+        spec["gang"] = dict((name, value) for name, value in params["gang"].items() if value is not None)
+    if params.get("retry_on") is not None:
+        spec["retry_on"] = [str(code) for code in params["retry_on"]]
+    if params.get("backoff"):
+        spec["backoff"] = _backoff(params["backoff"])
     if params.get("depends"):
-        spec["depends"] = [dict(job=item["job"], kind=item["kind"]) for item in params["depends"]]
+        spec["depends"] = [_dependency(item) for item in params["depends"]]
     if params.get("environment"):
         spec["environment"] = dict((str(k), str(v)) for k, v in params["environment"].items())
     return spec
+
+
+def _dependency(item):
+    found = dict(job=item["job"], kind=item["kind"])
+    if item.get("tasks"):
+        found["tasks"] = _array(item["tasks"], "depends.tasks")
+    if item.get("each"):
+        found["each"] = True
+    return found
+
+
+def _backoff(item):
+    found = {}
+    for name in ("first", "most"):
+        if item.get(name) is not None:
+            found[name + "_seconds"] = _amounts.seconds(item[name], "backoff." + name)
+    if item.get("factor") is not None:
+        found["factor"] = item["factor"]
+    return found
 
 
 def key_prefix(spec):
@@ -70,19 +95,21 @@ def _request(params):
     request = {}
     for option, field, parse in _AMOUNTS:
         if params.get(option) is not None:
-            request[field] = parse(params[option], option)
+            request[field] = _amounts.asked(parse, params[option], option)
     if params.get("gpu_model"):
         request["gpu_model"] = params["gpu_model"]
     if params.get("pools"):
         request["pools"] = dict((str(k), str(v)) for k, v in params["pools"].items())
     if params.get("floating"):
-        request["floating"] = dict((str(k), int(v)) for k, v in params["floating"].items())
+        request["floating"] = {}
+        for name, value in params["floating"].items():
+            request["floating"][str(name)] = _amounts.asked(_amounts.count, value, "floating.%s" % name)
     return request
 
 
-def _array(text):
+def _array(text, field="array"):
     match = _ARRAY.match(text.strip())
     if not match:
-        raise ValueError("array: %s is not understood. Write 1-8, or 0-100:10 for every tenth." % text[:40])
+        raise ValueError("%s: %s is not understood. Write 1-8, or 0-100:10 for every tenth." % (field, text[:40]))
     first = int(match.group(1))
     return dict(first=first, last=int(match.group(2) or first), step=int(match.group(3) or 1))

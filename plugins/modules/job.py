@@ -36,6 +36,22 @@ options:
   array:
     description: Task indices, as V(1-8), or V(0-100:10) for every tenth.
     type: str
+  gang:
+    description: All tasks start together or not at all, and end as one. An empty dictionary is a gang without wishes.
+    type: dict
+    suboptions:
+      tasks_per_node:
+        description: At most so many of them on one node.
+        type: int
+      nodes_least:
+        description: On so many nodes at least.
+        type: int
+      nodes_most:
+        description: On so many nodes at most.
+        type: int
+      within:
+        description: A label of nodes, as V(rack), that is the same for all nodes on which they are.
+        type: str
   queue:
     description: The queue. Without it, the default queue.
     type: str
@@ -85,8 +101,27 @@ options:
     description: For how long an attempt may run, as V(15m).
     type: str
   retries:
-    description: How often a task that failed is tried again.
+    description: How often a task that failed is tried again. Without it, as often as the queue says.
     type: int
+  retry_on:
+    description:
+      - Exit codes and signals, as V(75) or V(SIGKILL), that are worth another try. Any other end is the last one.
+      - Without it, those that the queue says; with an empty list, all.
+    type: list
+    elements: str
+  backoff:
+    description: For how long a task that ended waits for its next try. What is not said is as the queue says.
+    type: dict
+    suboptions:
+      first:
+        description: The first time, as V(10s).
+        type: str
+      factor:
+        description: How many times as long each time after that, as V(2).
+        type: int
+      most:
+        description: The longest that it waits, as V(5m).
+        type: str
   rerunnable:
     description: Whether a task may be started elsewhere once its node is lost.
     type: bool
@@ -103,10 +138,19 @@ options:
         type: int
         required: true
       kind:
-        description: How it must have ended. V(done) is with success, V(exit) without, V(ended) either way.
+        description:
+          - How it must have ended. V(done) is with success, V(exit) without, V(ended) either way.
+            For V(started) it is enough that nothing of it waits any more.
         type: str
-        choices: [done, exit, ended]
+        choices: [done, exit, ended, started]
         default: done
+      tasks:
+        description: Only these tasks of it, as V(3) or V(1-8).
+        type: str
+      each:
+        description: Whether each task waits for that of the same index alone.
+        type: bool
+        default: false
   cwd:
     description: The folder in which it runs, on the node.
     type: str
@@ -310,12 +354,20 @@ def arguments():
     options.update((name, dict(type="dict")) for name in ("floating", "pools", "environment"))
     options.update((name, dict(type="int")) for name in ("priority", "retries"))
     options.update((name, dict(type="bool")) for name in ("rerunnable", "hold"))
-    kinds = dict(type="str", choices=["done", "exit", "ended"], default="done")
+    kinds = dict(type="str", choices=["done", "exit", "ended", "started"], default="done")
+    depends = dict(job=dict(type="int", required=True), kind=kinds, tasks=dict(type="str"))
+    depends.update(each=dict(type="bool", default=False))
+    gang = dict((name, dict(type="int")) for name in ("tasks_per_node", "nodes_least", "nodes_most"))
+    gang.update(within=dict(type="str"))
+    backoff = dict(first=dict(type="str"), factor=dict(type="int"), most=dict(type="str"))
     return with_connection(
         name=dict(type="str", required=True),
         state=dict(type="str", choices=["present", "cancelled"], default="present"),
         command=dict(type="list", elements="str"),
-        depends=dict(type="list", elements="dict", options=dict(job=dict(type="int", required=True), kind=kinds)),
+        gang=dict(type="dict", options=gang),
+        retry_on=dict(type="list", elements="str"),
+        backoff=dict(type="dict", options=backoff),
+        depends=dict(type="list", elements="dict", options=depends),
         wait=dict(type="bool", default=False),
         timeout=dict(type="int", default=600),
         output=dict(type="bool", default=False),

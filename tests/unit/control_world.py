@@ -38,8 +38,9 @@ from lavalite.control.records import load
 from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import FINAL_CODES, STATES, JobState
+from lavalite.control.views import task as task_view
 from lavalite.model.host import HostState
-from lavalite.model.job import CommitmentRecord, DependencyKind, JobRecord, JobSpec, Request
+from lavalite.model.job import CommitmentRecord, Dependency, DependencyKind, JobRecord, JobSpec, Request
 from lavalite.model.resources import WHOLE, Device, NodeOffer, Resource
 from lavalite.model.task import AttemptId, TaskState, before_restore
 from lavalite.store.keys import Keys
@@ -281,9 +282,8 @@ class World:
             return
         job = self.state.jobs[attempt.job]
         for dependency in job.spec.depends:
-            other = self.state.jobs[dependency.job]
-            assert other.unfinished == 0, f"{attempt} starts before job {dependency.job} has ended"
-            assert dependency.kind is not DependencyKind.DONE or other.state is TaskState.SUCCEEDED
+            self._check_dependency(attempt, dependency)
+        self._check_whole(job, attempt)
         for other_agent in self.agents.values():
             for other_attempt in (*other_agent.running, *other_agent.ghosts):
                 assert other_attempt[:2] != attempt[:2], f"{attempt} starts while {other_attempt} runs"
@@ -292,6 +292,29 @@ class World:
         agent.running[attempt] = False
         agent.fences[attempt] = fence_after
         self._note(agent, attempt, "started")
+
+    def _check_whole(self, job: JobState, attempt: AttemptId) -> None:
+        """None of a gang starts before all of it are durable, each in the same attempt."""
+        for index in job.indices if job.spec.gang is not None else ():
+            record = self.store.get(KEYS.commitment(f"job/{job.id}/{index}"))
+            held = CommitmentRecord.model_validate_json(record).attempt if record else 0
+            over = job.attempts_of(job.indices.index(index))
+            assert attempt.attempt in (held, over), f"{attempt} starts, and task {index} is at {held}, {over}"
+
+    def _check_dependency(self, attempt: AttemptId, dependency: Dependency) -> None:
+        """Task by task, in the plainest way: what was to be before it starts is so."""
+        other = self.state.jobs[dependency.job]
+        named = dependency.tasks.indices() if dependency.tasks else other.indices
+        waited_for = [attempt.task] if dependency.each else list(named)
+        ends = [task_view(self.state, other, other.indices.index(index))["state"] for index in waited_for]
+        said = f"{attempt} starts, but of {dependency.text()} it is {ends}"
+        if dependency.kind is DependencyKind.STARTED:
+            begun = {a.task for a in self.starts if a.job == other.id}
+            assert all(i in begun or s == "cancelled" for i, s in zip(waited_for, ends, strict=True)), said
+        else:
+            assert set(ends) <= {"succeeded", "failed", "cancelled"}, said
+            well = set(ends) == {"succeeded"}
+            assert {DependencyKind.DONE: well, DependencyKind.EXIT: not well}.get(dependency.kind, True), said
 
     def _note(self, agent: Agent, attempt: AttemptId, what: str) -> None:
         agent.unacked[attempt] = (0, AttemptReported(attempt, what, self.now))  # type: ignore[arg-type]
@@ -378,13 +401,25 @@ def _check_job(state: ClusterState, job: JobState) -> None:
     assert b"P" not in job.codes[: job.cursor]
     held = sum(1 for key in state.runs if key.job == job.id)
     assert held == sum(1 for code in job.codes if chr(code) in "ACRSU")
-    waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
+    _check_gang(state, job)
+    waits = bool(job.startable) and not (job.held or job.cancelling or job.unmet or job.sleeping)
     waits = waits and not state.waits_for_journals(job)
     assert waits == bool(job.class_key)
     if waits:
         waiting = state.classes[job.class_key].jobs
         assert waiting == sorted(waiting) and (-job.spec.priority, job.id) in waiting
     assert all(STATES[job.codes[p]] is TaskState.PENDING for p in job.wakes)
+
+
+def _check_gang(state: ClusterState, job: JobState) -> None:
+    """Its tasks wait together, or all that still hold something are to end."""
+    if job.spec.gang is None or state.waits_for_journals(job):
+        return
+    waiting = sum(job.counts.get(code, 0) for code in b"PWB")
+    if waiting:
+        runs = [run for key, run in state.runs.items() if key.job == job.id]
+        assert waiting + len(runs) == len(job.codes), f"some of gang {job.id} have ended, and others wait"
+        assert all(run.requeue_requested or run.cancel_requested for run in runs), f"gang {job.id} is torn"
 
 
 REFUSES = AttemptId(0, 0, 0)

@@ -12,8 +12,17 @@ from lavalite.api.models import Job
 from lavalite.base.errors import InputError
 from lavalite.cli import submit
 from lavalite.cli.jobs import parse_tasks
-from lavalite.cli.submit import make_request, make_spec, parse_after, parse_array, parse_pairs, wait_for
-from lavalite.model.job import Request
+from lavalite.cli.submit import (
+    make_gang,
+    make_request,
+    make_spec,
+    parse_after,
+    parse_array,
+    parse_backoff,
+    parse_pairs,
+    wait_for,
+)
+from lavalite.model.job import Array, Gang, Request
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**5), st.integers(1, 1000))
@@ -34,7 +43,25 @@ def test_dependencies() -> None:
     assert [(d.kind, d.job) for d in parse_after("done:12,exit:13, 14")] == [("done", 12), ("exit", 13), ("done", 14)]
 
 
-@pytest.mark.parametrize("text", ["", "done:", "started:3", "done:0", "done:-1", "3,", ":4:5"])
+def test_dependencies_on_tasks_of_arrays() -> None:
+    typed = "ended:6[3], done:6[1-10:3],started:7,8[*]"
+    assert [d.text() for d in parse_after(typed)] == ["ended(6[3])", "done(6[1-10:3])", "started(7)", "done(8[*])"]
+
+
+def test_back_offs() -> None:
+    assert parse_backoff("first=10s,factor=3,most=5m") == {"first_seconds": 10, "factor": 3, "most_seconds": 300}
+    assert parse_backoff("most=2h") == {"most_seconds": 7200}
+
+
+@pytest.mark.parametrize("text", ["", "10s", "first=10", "factor=half", "last=5m", "first=-1s"])
+def test_what_is_no_back_off_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--backoff"):
+        parse_backoff(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "done:", "begun:3", "done:3[", "3[8-1]", "3[1,2]", "3[*]x", "done:0", "done:-1", "3,", ":4:5"]
+)
 def test_what_is_no_dependency_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--after"):
         parse_after(text)
@@ -96,3 +123,14 @@ def test_waiting_ends_with_the_jobs_own_end(last: str, code: int, monkeypatch: p
         )
 
     assert wait_for(read, 7) == code
+
+
+def test_gangs() -> None:
+    assert make_spec(
+        {"command": ["true"], "gang": make_gang(4, "2-3", "rack"), "array": Array(first=1, last=8)}
+    ).gang == Gang(tasks_per_node=4, nodes_least=2, nodes_most=3, within="rack")
+    assert make_gang(None, "2", "")["nodes_most"] == 2
+    with pytest.raises(InputError, match="--nodes: few is no number of nodes"):
+        make_gang(None, "few", "")
+    with pytest.raises(InputError, match="1 tasks cannot be on 2 nodes"):
+        make_spec({"command": ["true"], "gang": make_gang(None, "2", "")})

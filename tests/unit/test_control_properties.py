@@ -1,8 +1,9 @@
 """Whatever happens, in whatever order: the laws of control hold after every event, and everything ends.
 
 capacity is conserved · nothing that fits is left out of the next pass · no transition outside the table · nothing is
-dispatched before its commitment is durable · no attempt starts twice, nor while another of its task runs · no job
-starts before what it depends on · a new leader loads the same state · what is stored passes the audit at any moment
+dispatched before its commitment is durable · no attempt starts twice, nor while another of its task runs · no task
+starts before what it depends on · no more tries than are allowed · a new leader loads the same state · what is stored
+passes the audit at any moment
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from lavalite.control.events import (
     SignalRequested,
     Specs,
 )
+from lavalite.control.gangs import find_seats
 from lavalite.control.settings import Settings
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
-from lavalite.model.job import Array, Dependency, DependencyKind
+from lavalite.model.job import Array, Dependency, DependencyKind, Gang
 from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
 
 NODES = ("n1", "n2", "n3")
@@ -37,7 +39,7 @@ OFFERS = {
     "n3": offer("n3", cpu=3, gpus=1, model="V100"),
 }
 QUEUES = {
-    "normal": QueueSpec("normal", 30, default=True, fence_after_seconds=100, lost_after_seconds=110),
+    "normal": QueueSpec("normal", 30, default=True, fence_after_seconds=100, lost_after_seconds=110, retries=1),
     "few": QueueSpec("few", 50, "round-robin", tasks_per_user=2, fence_after_seconds=50, lost_after_seconds=60),
 }
 POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
@@ -47,7 +49,8 @@ JOBS = st.fixed_dictionaries(
         "cpu_milli": st.sampled_from([500, 1000, 2000]),
         "gpu_milli": st.sampled_from([0, 0, 500, 1000]),
         "array": st.one_of(st.none(), st.builds(lambda n: Array(first=1, last=n), st.integers(2, 5))),
-        "retries": st.integers(0, 2),
+        "retries": st.none() | st.integers(0, 2),
+        "retry_on": st.sampled_from([None, [], [1], ["SIGSEGV"]]),
         "rerunnable": st.sampled_from([True, True, False]),
         "hold": st.sampled_from([False, False, False, True]),
         "priority": st.integers(-1, 1),
@@ -59,20 +62,45 @@ JOBS = st.fixed_dictionaries(
 )
 
 
+GANGS = st.sampled_from([None, None, Gang(), Gang(nodes_least=2), Gang(tasks_per_node=1), Gang(nodes_most=1)])
+
+
 class Cluster(RuleBasedStateMachine):
     """Random submits, reports, wishes, losses of nodes, unwound commits and changes of leader."""
 
     @initialize(limit=st.sampled_from([2, 128]))
     def begin(self, limit: int) -> None:
         self.world = World(Settings(max_placements=4, max_cancels=2, max_txn_operations=limit, keep_finished_jobs=3))
+        self.requeued: set[int] = set()
         self.world.apply(Specs(POOLS, QUEUES, HOSTS))
         for name in NODES:
             self.world.connect(name, OFFERS[name])
 
-    @rule(job=JOBS, depends=st.sampled_from([None, *DependencyKind]), later=st.sampled_from([0, 30]))
-    def submit(self, job: dict[str, object], depends: DependencyKind | None, later: int) -> None:
-        if depends is not None and self.world.state.jobs:
-            job["depends"] = [Dependency(kind=depends, job=max(self.world.state.jobs))]
+    @rule(
+        job=JOBS,
+        depends=st.lists(st.sampled_from([*DependencyKind]), max_size=2),
+        which=st.sampled_from(["all", "some", "each"]),
+        later=st.sampled_from([0, 30]),
+        gang=GANGS,
+        pick=st.randoms(use_true_random=False),
+    )
+    def submit(
+        self, job: dict[str, object], depends: list[DependencyKind], which: str, later: int, gang: Gang | None, pick
+    ) -> None:
+        """Perhaps one that waits for jobs, for some tasks of them, or for each task of the same index."""
+        for kind in depends if self.world.state.jobs else ():
+            other = self.world.state.jobs[pick.choice(sorted(self.world.state.jobs)[-3:])]
+            tasks = Array(first=other.indices[0], last=pick.choice(other.indices)) if which == "some" else None
+            if which == "each":
+                job["array"] = other.spec.array
+            before = job.get("depends", [])
+            alike = (
+                which != "each" or not before or self.world.state.jobs[before[0].job].spec.array == other.spec.array
+            )
+            if alike:
+                job["depends"] = [*before, Dependency(kind=kind, job=other.id, tasks=tasks, each=which == "each")]
+        if gang is not None and isinstance(job["array"], Array):
+            job |= {"gang": gang, "queue": "normal", "floating": {}}
         self.world.submit(spec(**job, not_before=self.world.now + later if later else None))
 
     @rule(n=st.integers(1, 5), unwind=st.sampled_from([False, False, False, True]))
@@ -105,6 +133,8 @@ class Cluster(RuleBasedStateMachine):
         if not self.world.state.jobs:
             return
         job = pick.choice(sorted(self.world.state.jobs))
+        if wish == "requeue":
+            self.requeued.add(job)
         self.world.feed(
             {
                 "cancel": CancelRequested(job),
@@ -182,7 +212,19 @@ class Cluster(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.check()
             _nothing_sleeps_that_fits(self.world)
+            self._no_more_tries_than_allowed()
             assert audit(KEYS, self.world.store, self.world.specs).faults == []
+
+    def _no_more_tries_than_allowed(self) -> None:
+        """Of tasks that nobody asked to begin again, and that are not begun again elsewhere at no cost."""
+        tries: dict[tuple[int, int], int] = {}
+        for attempt in self.world.starts:
+            tries[attempt[:2]] = tries.get(attempt[:2], 0) + 1
+        for (number, _), count in tries.items():
+            job = self.world.state.jobs.get(number)
+            if job is not None and not job.spec.rerunnable and not job.spec.gang and number not in self.requeued:
+                retries = QUEUES[job.queue].retries if job.spec.retries is None else job.spec.retries
+                assert count <= 1 + retries, f"job {number} was tried {count} times"
 
     def teardown(self) -> None:
         """Bring every node back and let everything end: then nobody holds anything."""
@@ -207,7 +249,11 @@ class Cluster(RuleBasedStateMachine):
             w.advance(40)
             w.check()
         for job in [j for j in w.state.jobs.values() if j.unfinished]:
-            assert job.unmet or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
+            if job.spec.gang and job.class_key and not job.spec.host:
+                seats = find_seats(w.state, w.state.classes[job.class_key], job, w.now)
+                assert seats.fit < len(job.codes) and not seats.seats, f"gang {job.id} has room and does not start"
+                continue
+            assert job.unmet or b"B" in job.codes or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
         assert not [o for o in w.state.book.owners() if o.startswith("job/")]
         assert not [key for key in w.store if "/commitments/job/" in key]
         assert all(
@@ -239,7 +285,11 @@ def _known(world: World) -> dict[str, object]:
         ],
         # Why one waits is worked out anew, and at first nobody is connected.
         "hosts": {name: host.model_dump(exclude={"reason"}) for name, host in state.hosts.items()},
-        "wakes": {job.id: (dict(job.wakes), dict(job.charges), job.held) for job in state.jobs.values()},
+        # One that is due is over with the next event, and a new leader has had one.
+        "wakes": {
+            job.id: ({p: at for p, at in job.wakes.items() if at > world.now}, dict(job.charges), job.held)
+            for job in state.jobs.values()
+        },
     }
 
 

@@ -12,7 +12,7 @@ from lavalite.control.audit import audit
 from lavalite.control.events import NodeForgotten, ReleaseRequested, Specs
 from lavalite.control.explain import explain
 from lavalite.control.tasks import TaskKey
-from lavalite.model.job import Array
+from lavalite.model.job import Array, Gang
 from lavalite.model.specs import QueueSpec
 from lavalite.model.task import AttemptId, TaskState
 
@@ -144,9 +144,9 @@ class Restored(RuleBasedStateMachine):
         self.world.settle()
         self.saved = [dict(self.world.store)]
 
-    @rule(n=st.integers(1, 4), retries=st.integers(0, 1))
-    def submit(self, n: int, retries: int) -> None:
-        self.world.submit(spec(array=Array(first=1, last=n), retries=retries))
+    @rule(n=st.integers(1, 4), retries=st.integers(0, 1), gang=st.sampled_from([None, None, Gang()]))
+    def submit(self, n: int, retries: int, gang: Gang | None) -> None:
+        self.world.submit(spec(array=Array(first=1, last=n), retries=retries, gang=gang))
 
     @rule(n=st.integers(1, 9))
     def write(self, n: int) -> None:

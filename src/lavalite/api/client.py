@@ -286,7 +286,8 @@ class Client:
         params: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Model:
-        content = body.model_dump(mode="json") if body is not None else None
+        # What was not said is not sent: a 0 that somebody asked for is refused, one that merely stands there is not.
+        content = body.model_dump(mode="json", exclude_unset=True) if body is not None else None
         response = self._transport.request(method, path, params=params, body=content, headers=headers)
         return _parse(response, model)
 

@@ -43,7 +43,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
 
-from lavalite.model.job import Amount, JobSpec
+from lavalite.model.job import TYPED, Amount, JobSpec
 
 Item = TypeVar("Item")
 MAX_RESERVED_SECONDS = 366 * 86400
@@ -316,6 +316,7 @@ class Job(Shape):
     nodes: list[str] = []
     why: str = ""
     key: str = ""
+    gang: dict[str, Any] | None = None
     request: dict[str, Any] = {}
     depends: list[str] = []
     rerunnable: bool = False
@@ -422,7 +423,9 @@ class Submit(Ask):
     @classmethod
     def _nothing_unknown(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         """A stored spec may come from a later release and hold what we do not know; one that is typed may not."""
-        return JobSpec.model_validate(value, extra="forbid") if isinstance(value, dict) else validate(value)
+        if not isinstance(value, dict):
+            return validate(value)
+        return JobSpec.model_validate(value, extra="forbid", context=TYPED)
 
 
 class SubmitBatch(Ask):

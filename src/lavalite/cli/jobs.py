@@ -143,6 +143,7 @@ def job_text(found: Job) -> str:
             ("nodes", " ".join(found.nodes)),
             ("command", shlex.join(found.command)),
             ("needs", request_text(found.request)),
+            ("gang", gang_text(found.gang)),
             ("walltime", walltime),
             ("after", ", ".join(found.depends)),
             ("rerunnable", "yes" if found.rerunnable else ""),
@@ -152,6 +153,14 @@ def job_text(found: Job) -> str:
             ("exit code", found.exit_code),
         ]
     )
+
+
+def gang_text(gang: dict[str, Any] | None) -> str:
+    """`all tasks together, nodes_most 2, within rack`; empty for none."""
+    if gang is None:
+        return ""
+    wishes = [f"{name} {value}" for name, value in gang.items() if value and (name, value) != ("nodes_least", 1)]
+    return ", ".join(["all tasks together", *wishes])
 
 
 @at_place

@@ -14,8 +14,9 @@ from lavalite.api.models import Job, Submit
 from lavalite.base.errors import Fault, InputError, LavaLiteError
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import Format, Output, machine, note, progress, say
+from lavalite.model import amounts
 from lavalite.model.amounts import parse_bandwidth, parse_bytes, parse_count, parse_cpu, parse_duration, parse_gpu
-from lavalite.model.job import Array, Dependency, DependencyKind, JobSpec
+from lavalite.model.job import MAX_AMOUNT, Array, Dependency, DependencyKind, JobSpec
 from lavalite.model.task import FINAL, TaskState
 
 POLL_SECONDS = 0.25
@@ -23,6 +24,8 @@ SLOWEST_POLL_SECONDS = 2.0
 ENDED = frozenset(state.value for state in FINAL)
 
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
+_NODES = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+_AFTER = re.compile(r"(?:([a-z]+):)?([0-9]{1,19})(?:\[(\*|[0-9:-]+)\])?")
 _AMOUNTS: dict[str, tuple[str, Any]] = {
     "cpu": ("cpu_milli", parse_cpu),
     "memory": ("memory_bytes", parse_bytes),
@@ -33,28 +36,57 @@ _AMOUNTS: dict[str, tuple[str, Any]] = {
 }
 
 
-def parse_array(text: str) -> Array:
+def parse_array(text: str, option: str = "--array") -> Array:
     """`1-8`, `0-100:10` or `5`. Raises InputError."""
     match = _ARRAY.fullmatch(text)
     if not match:
-        raise InputError(f"{text} is no array", field="--array", hint="Write it as 1-8, or 0-100:10 for each tenth.")
+        raise InputError(f"{text} is no array", field=option, hint="Write it as 1-8, or 0-100:10 for each tenth.")
     try:
         return Array(first=int(match[1]), last=int(match[2] or match[1]), step=int(match[3] or 1))
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(message, field="--array", hint="Write it as 1-8.") from None
+        raise InputError(message, field=option, hint="Write it as 1-8.") from None
 
 
 def parse_after(text: str) -> list[Dependency]:
-    """`done:12,exit:13,ended:14`; a bare number means done. Raises InputError."""
+    """`done:12,exit:13,ended:14[3-5],started:15,done:16[*]`; a bare number means done. Raises InputError."""
     depends = []
     for part in text.split(","):
-        kind, _, number = part.strip().rpartition(":")
-        if (kind and kind not in set(DependencyKind)) or not number.isdecimal() or int(number) < 1:
-            hint = "Write it as done:12, exit:12 or ended:12; several with commas."
+        match = _AFTER.fullmatch(part.strip())
+        if not match or (match[1] and match[1] not in set(DependencyKind)) or not 1 <= int(match[2]) <= MAX_AMOUNT:
+            hint = "Write it as done:12, exit:12, ended:12 or started:12, perhaps with [3], [1-8] or [*] behind it."
             raise InputError(f"{part.strip() or 'nothing'} is no dependency", field="--after", hint=hint)
-        depends.append(Dependency(kind=DependencyKind(kind or "done"), job=int(number)))
+        tasks = parse_array(match[3], "--after") if match[3] and match[3] != "*" else None
+        kind = DependencyKind(match[1] or "done")
+        depends.append(Dependency(kind=kind, job=int(match[2]), tasks=tasks, each=match[3] == "*"))
     return depends
+
+
+def make_gang(tasks_per_node: int | None, nodes: str, within: str) -> dict[str, Any]:
+    """A gang; `nodes` is `2`, `2-4` or empty. Raises InputError."""
+    match = _NODES.fullmatch(nodes) if nodes else None
+    if nodes and not match:
+        hint = "Write it as 2, or as 2-4 for from two to four."
+        raise InputError(f"{nodes} is no number of nodes", field="--nodes", hint=hint)
+    found: dict[str, Any] = {"tasks_per_node": tasks_per_node, "within": within}
+    if match:
+        found |= {"nodes_least": int(match[1]), "nodes_most": int(match[2] or match[1])}
+    return found
+
+
+def parse_backoff(text: str) -> dict[str, int]:
+    """`first=10s,factor=3,most=5m`, or some of it. Raises InputError."""
+    hint = "Write it as first=10s,factor=3,most=5m, or some of that."
+    found = {}
+    for name, value in parse_pairs(text.split(","), "--backoff", "first=10s,factor=3,most=5m").items():
+        if name not in ("first", "factor", "most"):
+            raise InputError(f"{name} is nothing that a back-off has", field="--backoff", hint=hint)
+        try:
+            parsed = parse_count(value) if name == "factor" else parse_duration(value)
+        except InputError as error:
+            raise error.at("--backoff") from None
+        found[name if name == "factor" else f"{name}_seconds"] = parsed
+    return found
 
 
 def parse_pairs(texts: list[str], option: str, example: str) -> dict[str, str]:
@@ -68,21 +100,21 @@ def parse_pairs(texts: list[str], option: str, example: str) -> dict[str, str]:
     return pairs
 
 
-def make_request(amounts: dict[str, str], gpu_model: str, floating: list[str], pools: list[str]) -> dict[str, Any]:
+def make_request(typed: dict[str, str], gpu_model: str, floating: list[str], pools: list[str]) -> dict[str, Any]:
     """The request of one task, from amounts as people write them. Raises InputError with every fault."""
     faults: list[Fault] = []
     request: dict[str, Any] = {"gpu_model": gpu_model, "pools": parse_pairs(pools, "--pool", "gpu=gpus")}
-    asked = [(name, *_AMOUNTS[name], text) for name, text in amounts.items() if text]
+    asked = [(name, *_AMOUNTS[name], text) for name, text in typed.items() if text]
     counted = parse_pairs(floating, "--floating", "matlab=1")
     request["floating"] = {}
     for name, target, parse, text in asked:
         try:
-            request[target] = parse(text)
+            request[target] = amounts.asked(parse)(text)
         except InputError as error:
             faults += [_at(fault, f"--{name.replace('_', '-')}") for fault in error.faults]
     for name, text in counted.items():
         try:
-            request["floating"][name] = parse_count(text)
+            request["floating"][name] = amounts.asked(parse_count)(text)
         except InputError as error:
             faults += [_at(fault, f"--floating {name}") for fault in error.faults]
     if faults:
@@ -136,6 +168,10 @@ def submit(
     shell: Annotated[str, typer.Option(metavar="TEXT", help="Run this text by /bin/sh, instead of a command.")] = "",
     name: Annotated[str, typer.Option(help="What to call it.")] = "",
     array: Annotated[str, typer.Option(metavar="1-8[:STEP]", help="One task for each index.")] = "",
+    gang: Annotated[bool, typer.Option("--gang", help="All tasks start together or not at all.")] = False,
+    tasks_per_node: Annotated[int | None, typer.Option(help="Of a gang: at most so many on a node.")] = None,
+    nodes: Annotated[str, typer.Option(metavar="2[-4]", help="Of a gang: on so many nodes.")] = "",
+    within: Annotated[str, typer.Option(metavar="LABEL", help="Of a gang: all on nodes alike in it, as rack.")] = "",
     cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5.", rich_help_panel=_RESOURCES)] = "1",
     memory: Annotated[str, typer.Option(help="Memory: 16GiB.", rich_help_panel=_RESOURCES)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
@@ -156,11 +192,26 @@ def submit(
     policy: Annotated[str, typer.Option(help="Placement policy; else the queue's.", rich_help_panel=_PLACE)] = "",
     priority: Annotated[int, typer.Option(help="Among jobs of the queue.", rich_help_panel=_PLACE)] = 0,
     after: Annotated[
-        str, typer.Option(metavar="done:12,…", help="Wait for jobs: done, exit, ended.", rich_help_panel=_PLACE)
+        str,
+        typer.Option(
+            metavar="done:12,…",
+            help="Wait for jobs: done, exit, ended, started; of an array for done:12[3], done:12[1-8], or"
+            " done:12[*] index by index.",
+            rich_help_panel=_PLACE,
+        ),
     ] = "",
     hold: Annotated[bool, typer.Option("--hold", help="Wait for `release`.", rich_help_panel=_PLACE)] = False,
     walltime: Annotated[str, typer.Option(metavar="15m", help="Ended after so long.")] = "",
-    retries: Annotated[int, typer.Option(help="Try so often again if it fails.")] = 0,
+    retries: Annotated[
+        int | None, typer.Option(help="Try so often again if it fails; else as the queue says.")
+    ] = None,
+    retry_on: Annotated[str, typer.Option(metavar="75,SIGKILL,…", help="Only if it ends with one of these.")] = "",
+    backoff: Annotated[
+        str,
+        typer.Option(
+            metavar="first=10s,factor=3,most=5m", help="How long to wait before that; else as the queue says."
+        ),
+    ] = "",
     rerunnable: Annotated[bool, typer.Option("--rerunnable", help="May start again elsewhere.")] = False,
     cwd: Annotated[str, typer.Option(metavar="DIR", help="Where it runs; else this folder.")] = "",
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Its environment: these alone.")] = None,
@@ -172,22 +223,25 @@ def submit(
     output: Output = Format.TABLE,
 ) -> int:
     """Submit a job. Its environment is what --env says: nothing of this shell's is taken along."""
-    amounts = {"cpu": cpu, "memory": memory, "gpu": gpu, "gpu_memory": gpu_memory}
-    amounts |= {"storage": storage, "network": network}
+    typed = {"cpu": cpu, "memory": memory, "gpu": gpu, "gpu_memory": gpu_memory}
+    typed |= {"storage": storage, "network": network}
     spec = make_spec(
         {
             "name": name,
             "command": _command(command or [], shell),
             "array": parse_array(array) if array else None,
+            "gang": make_gang(tasks_per_node, nodes, within) if gang or tasks_per_node or nodes or within else None,
             "queue": queue,
             "host": host,
             "reservation": reservation,
-            "request": make_request(amounts, gpu_model, floating or [], pool or []),
+            "request": make_request(typed, gpu_model, floating or [], pool or []),
             "group": group,
             "policy": policy,
             "priority": priority,
             "walltime_seconds": _duration(walltime),
             "retries": retries,
+            "retry_on": [code.strip() for code in retry_on.split(",")] if retry_on else None,
+            "backoff": parse_backoff(backoff) if backoff else None,
             "rerunnable": rerunnable,
             "hold": hold,
             "depends": parse_after(after) if after else [],

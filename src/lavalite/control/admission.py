@@ -9,7 +9,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.host import HostState
-from lavalite.model.job import JobSpec
+from lavalite.model.job import Dependency, JobSpec
 from lavalite.model.resources import KINDS
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
@@ -84,11 +84,37 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
         if amount > capacity:
             message = f"{amount} {kind} asked, the floating pools have {capacity}"
             faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
-    for dependency in spec.depends:
-        if dependency.job not in state.jobs:
-            hint = "Depend on a job that was submitted before and is still known."
-            faults.append(Fault("unknown_name", f"there is no job {dependency.job}", "depends", hint))
+    faults += [fault for d in spec.depends if (fault := _dependency(state, spec, d)) is not None]
     return faults
+
+
+def _dependency(state: ClusterState, spec: JobSpec, dependency: Dependency) -> Fault | None:
+    """What is wrong with what it depends on. Only what was there before can be named, so no circle can come about."""
+    other = state.jobs.get(dependency.job)
+    if other is None:
+        if dependency.job > state.last_job_id:
+            message = f"there is no job {dependency.job} yet, and a job never waits for itself or for a later one"
+            return Fault("unknown_name", message, "depends", "Submit that one first, and name its number.")
+        hint = "It may have ended long ago; depend on a job that is still known."
+        return Fault("unknown_name", f"there is no job {dependency.job}", "depends", hint)
+    named = (
+        dependency.tasks.indices() if dependency.tasks is not None else spec.indices() if dependency.each else None
+    )
+    if named is None or _within(named, other.indices):
+        return None
+    has = f"has the tasks {other.spec.array.text()}" if other.spec.array else "is no array, and has the one task 0"
+    asked = f"this one goes from {named[0]} to {named[-1]}" if dependency.each else f"not all of {dependency.text()}"
+    hint = (
+        "With [*], each index of this job must be one of that job too." if dependency.each else "Name some of those."
+    )
+    return Fault("out_of_range", f"job {dependency.job} {has}: {asked}", "depends", hint)
+
+
+def _within(some: range, all_of_them: range) -> bool:
+    """Whether each of some is one of them all. Both have at least one."""
+    if some[0] not in all_of_them or some[-1] not in all_of_them:
+        return False
+    return len(some) == 1 or some.step % all_of_them.step == 0
 
 
 def _reservation(state: ClusterState, spec: JobSpec) -> list[Fault]:
@@ -127,14 +153,16 @@ def _amounts(spec: JobSpec) -> list[Fault]:
 
 
 def _limits(state: ClusterState, spec: JobSpec) -> list[Fault]:
-    queue, faults = spec.queue or state.default_queue, []
+    queue, faults = spec.queue or state.default_queue, _gang(state, spec)
     limit = state.queue(queue).walltime_seconds
     if limit is not None and spec.walltime_seconds is not None and spec.walltime_seconds > limit:
         message = f"{spec.walltime_seconds} s asked, queue {queue} allows {limit} s"
         faults.append(Fault("over_limit", message, "walltime_seconds", "Ask for less, or take another queue."))
+    tasks = len(spec.indices()) if spec.gang is not None else 1
     for found in limits.applying(state, spec, queue):
-        if found.each > found.most:
-            message = f"{found.whose()}, and one task asks for {limits.text(found.kind, found.each)}"
+        if found.each * tasks > found.most:
+            who = "one task asks for" if tasks == 1 else f"{tasks} tasks that start together ask for"
+            message = f"{found.whose()}, and {who} {limits.text(found.kind, found.each * tasks)}"
             faults.append(Fault("over_limit", message, "request", "Ask for less, or take another queue or pool."))
     return faults
 
@@ -152,6 +180,20 @@ def _quotas(state: ClusterState, spec: JobSpec) -> list[Fault]:
         what = f"group {spec.group or 'of nobody'} may have {limits.text(kind, most)} of pool {pool}"
         hint = f"Ask for less, or submit it for a group that has a quota: {', '.join(known)}."
         faults.append(Fault("no_quota", f"{what}, and one task asks for more", "group", hint))
+    return faults
+
+
+def _gang(state: ClusterState, spec: JobSpec) -> list[Fault]:
+    if spec.gang is None:
+        return []
+    faults, tasks = [], len(spec.indices())
+    if spec.host and (spec.gang.nodes_least > 1 or spec.gang.within):
+        hint = "Leave one of them out."
+        faults.append(Fault("bad_input", "a logical host is on one node, and the gang is to span more", "gang", hint))
+    for kind, amount in spec.request.floating.items():
+        if amount * tasks > (capacity := state.book.capacity(FLOATING, kind)):
+            message = f"{amount * tasks} {kind} asked at once, the floating pools have {capacity}"
+            faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
     return faults
 
 

@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, drain, health, reservations, starts, wishes
+from lavalite.control import composer, drain, gangs, health, reservations, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -47,6 +47,8 @@ def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
     out = Outbox()
     state.advance(now)
     _react(state, event, now, out)
+    if state.gangs_moved:
+        gangs.settle(state, now, out)
     state.wake(now)  # what the event made due as well: else it would wait for the next one
     if state.compose_wanted:
         composer.compose(state, now, out)

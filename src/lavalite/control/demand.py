@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavalite.control import dependencies
 from lavalite.control.events import Specs
 from lavalite.control.fairshare import FairQueue
 from lavalite.control.order import Order
 from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
-from lavalite.control.tasks import READY, WAITING, IllegalTransition, JobState
-from lavalite.model.job import DependencyKind, JobRecord
+from lavalite.control.tasks import BLOCKED, READY, WAITING, IllegalTransition, JobState
+from lavalite.model.job import JobRecord
 from lavalite.model.reservation import Reservation
-from lavalite.model.task import TaskState, before_restore
+from lavalite.model.task import before_restore
 from lavalite.placement.asleep import Sleepers
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.ranking import Ranking
@@ -57,6 +58,10 @@ class Demand(Supply):
         self.jobs: dict[int, JobState] = {}
         self.submit_keys: dict[str, int] = {}
         self.dependents: dict[int, set[int]] = {}
+        self.watchers: dict[int, list[tuple[int, int]]] = {}
+        """Job id → (job, place of the dependency) of those to which its single tasks matter."""
+        self._cursors: dict[tuple[int, int], int] = {}
+        """(job, place of the dependency) → how many of the tasks that it names are known to be as needed."""
         self.finished: dict[int, float] = {}
         """Job id → when it ended, in that order."""
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
@@ -71,6 +76,8 @@ class Demand(Supply):
         self.workload_due = 0
         """Up to which job id the workload is known well enough."""
         self._rankings = Rankings()
+        self.gangs_moved: set[int] = set()
+        """Jobs whose tasks start together, and of which one has ended, or did not start."""
         self.unfinished_tasks = 0
         """Of all jobs."""
         self.cancels: dict[int, Cancel] = {}
@@ -112,6 +119,7 @@ class Demand(Supply):
             spec = record.spec.model_copy(update={"queue": self.default_queue})
             record = record.model_copy(update={"spec": spec})
         job = self._admit(record)
+        self.look_for_dependencies(job)
         self.unfinished_tasks += job.unfinished
         self.dirty.jobs[job.id] = None
         self.settle_waiting(job)
@@ -124,9 +132,10 @@ class Demand(Supply):
         self.last_job_id = max(self.last_job_id, job.id)
         if job.submit_key:
             self.submit_keys[job.submit_key] = job.id
-        for dependency in record.spec.depends:
+        for place, dependency in enumerate(record.spec.depends):
             self.dependents.setdefault(dependency.job, set()).add(job.id)
-        job.unmet = self._unmet(job)
+            if dependencies.by_task(dependency):
+                self.watchers.setdefault(dependency.job, []).append((job.id, place))
         if record.spec.not_before is not None:
             heapq.heappush(self._wakes, (record.spec.not_before, job.id, -1))
             job.sleeping = True
@@ -141,8 +150,12 @@ class Demand(Supply):
         self.cancels.pop(job.id, None)
         self.submit_keys.pop(job.submit_key, None)
         self.dependents.pop(job.id, None)
-        for dependency in job.spec.depends:
+        self.watchers.pop(job.id, None)
+        for place, dependency in enumerate(job.spec.depends):
             self.dependents.get(dependency.job, set()).discard(job.id)
+            self._cursors.pop((job.id, place), None)
+            if (job.id, place) in self.watchers.get(dependency.job, ()):
+                self.watchers[dependency.job].remove((job.id, place))
         self.dirty.gone_jobs[job.id] = job
 
     def set_held(self, job: JobState, held: bool) -> None:
@@ -191,10 +204,16 @@ class Demand(Supply):
             if not self.untold:
                 for job in self.jobs.values():
                     self.settle_waiting(job)
+                    self.gang_moved(job)
+
+    def gang_moved(self, job: JobState) -> None:
+        """If it is a gang, what has become of the others is looked at before the decision is over."""
+        if job.spec.gang is not None:
+            self.gangs_moved.add(job.id)
 
     def settle_waiting(self, job: JobState) -> None:
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
-        waits = bool(job.ready) and not (job.held or job.cancelling or job.unmet or job.sleeping)
+        waits = bool(job.startable) and not (job.held or job.cancelling or job.unmet or job.sleeping)
         waits = waits and not self.waits_for_journals(job)
         place = (-job.spec.priority, job.id)
         if waits and not job.class_key:
@@ -217,6 +236,8 @@ class Demand(Supply):
         queue = self.queue(job.queue)
         policy = job.spec.policy or queue.policy
         shape: tuple[Any, ...] = (job.queue, policy, job.spec.host, job.spec.request.model_dump_json())
+        if job.spec.gang is not None:
+            shape = (*shape, job.spec.gang.model_dump_json(), len(job.codes))
         if self.reservations:
             # What is kept for later may be used until then by what ends before: that differs by reservation and end.
             shape = (*shape, job.spec.reservation, self.walltime_seconds(job))
@@ -281,20 +302,72 @@ class Demand(Supply):
     def _count_anew(self, queue: str) -> None:
         """What is held by tasks of a queue that has fairshare from now on."""
 
-    def _unmet(self, job: JobState) -> set[int]:
-        return {d.job for d in job.spec.depends if not self.is_met(d.job, d.kind)}
+    # --- dependencies -----------------------------------------------------------------------------------------
 
-    def is_met(self, job_id: int, kind: DependencyKind) -> bool:
-        """Whether the job has ended as the dependency needs."""
-        job = self.jobs.get(job_id)
-        if job is None or job.unfinished:
+    def look_for_dependencies(self, job: JobState) -> None:
+        """Work out anew what the job waits for of others."""
+        depends = list(enumerate(job.spec.depends))
+        job.unmet = {place for place, d in depends if not d.each and not self._is_met(job, place)}
+        others = [(d, self.jobs.get(d.job)) for _, d in depends if d.each]
+        if others:
+            dependencies.block(job, others)
+
+    def _is_met(self, job: JobState, place: int) -> bool:
+        """Whether a dependency that does not go index by index has come true."""
+        dependency = job.spec.depends[place]
+        other = self.jobs.get(dependency.job)
+        if other is None:
             return False
-        succeeded = job.state is TaskState.SUCCEEDED
-        return {
-            DependencyKind.DONE: succeeded,
-            DependencyKind.EXIT: not succeeded,
-            DependencyKind.ENDED: True,
-        }[kind]
+        if dependency.tasks is None:
+            return dependencies.job_is_as_needed(other, dependency.kind)
+        missing = dependencies.first_missing(other, dependency, self._cursors.get((job.id, place), 0))
+        if missing is not None:
+            self._cursors[job.id, place] = missing
+        return missing is None
+
+    def _job_ended(self, job: JobState) -> None:
+        for number in self.dependents.get(job.id, ()):
+            waiting = self.jobs[number]
+            places = [p for p in waiting.unmet if waiting.spec.depends[p].job == job.id]
+            self._look_again(waiting, places)
+
+    def _task_moved(self, job: JobState, position: int) -> None:
+        """A task has started, or has ended: whoever it matters to looks at that one."""
+        for number, place in self.watchers.get(job.id, ()):
+            waiting = self.jobs[number]
+            dependency = waiting.spec.depends[place]
+            if dependency.each:
+                self._unblock(waiting, job.indices[position])
+            elif place in waiting.unmet and self._waits_for(waiting, place, position):
+                self._look_again(waiting, [place])
+
+    def _waits_for(self, job: JobState, place: int, position: int) -> bool:
+        """Whether that task of the other job is the one at which it stands: until then nothing can have come true."""
+        dependency = job.spec.depends[place]
+        if dependency.tasks is None:
+            return True
+        cursor = self._cursors.get((job.id, place), 0)
+        return dependencies.position_at(self.jobs[dependency.job], dependency, cursor) == position
+
+    def _look_again(self, job: JobState, places: list[int]) -> None:
+        met = {place for place in places if self._is_met(job, place)}
+        if met:
+            job.unmet -= met
+            self.settle_waiting(job)
+
+    def _unblock(self, job: JobState, index: int) -> None:
+        position = job.position_of(index)
+        if position is None or job.codes[position] != BLOCKED:
+            return
+        for dependency in job.spec.depends:
+            other = self.jobs.get(dependency.job)
+            if dependency.each and (
+                other is None or not dependencies.task_is_as_needed(other, dependency.kind, index)
+            ):
+                return
+        job.set_code(position, READY)
+        self.settle_waiting(job)
+        self.schedule_wanted = True
 
     # --- wakes ------------------------------------------------------------------------------------------------
 

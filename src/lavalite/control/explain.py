@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lavalite.control import limits, quotas, reservations, shares
+from lavalite.control import gangs, limits, quotas, reservations, shares
+from lavalite.control.dependencies import first_missing, never
 from lavalite.control.state import ClusterState
-from lavalite.control.tasks import ASSUMED, WAITING, JobState
+from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.amounts import format_amount
 from lavalite.model.host import HostState
-from lavalite.model.job import Dependency, Request
+from lavalite.model.job import Dependency, DependencyKind, Request
 from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
 from lavalite.placement.filters import refusal
@@ -44,7 +45,7 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
         return told
     told.waits_for = _waits_for(state, job, now)
     told.fairshare = shares.standing_of(state, job)
-    if not told.waits_for and job.ready:
+    if not told.waits_for and job.startable:
         _explain_room(state, job, now, told)
     told.sentence = (
         told.sentence or " ".join(told.waits_for) or "It is its turn as soon as a scheduler pass is through."
@@ -76,7 +77,9 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
         reasons.append("It is being cancelled.")
     if job.held:
         reasons.append("It is held; release it to let it start.")
-    reasons += [_dependency(state, d) for d in job.spec.depends if not state.is_met(d.job, d.kind)]
+    reasons += [_dependency(state, job.spec.depends[place]) for place in sorted(job.unmet)]
+    if job.counts.get(BLOCKED) and not job.ready:
+        reasons += [_index_by_index(state, job, d) for d in job.spec.depends if d.each]
     if state.waits_for_journals(job):
         names = ", ".join(sorted(state.untold)[:5])
         reasons.append(
@@ -85,9 +88,11 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
         )
     if job.sleeping and job.spec.not_before is not None:
         reasons.append(f"It is not to start for another {_seconds(job.spec.not_before - now)}.")
-    if job.counts.get(ASSUMED) and not job.ready:
+    if job.counts.get(ASSUMED) and not job.startable:
         reasons.append("It is placed; its commitment is being written.")
-    elif job.counts.get(WAITING) and not job.ready:
+    elif job.spec.gang is not None and gangs.is_broken(state, job):
+        reasons.append("It begins anew, all tasks together, as soon as those that still run have been stopped.")
+    elif job.counts.get(WAITING) and not job.startable:
         soonest = min(job.wakes.values(), default=now)
         reasons.append(f"Its last attempt ended; it is tried again in {_seconds(soonest - now)}.")
     if not reasons:
@@ -98,15 +103,27 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
 
 
 def _dependency(state: ClusterState, dependency: Dependency) -> str:
-    other = state.jobs.get(dependency.job)
+    other, kind = state.jobs.get(dependency.job), dependency.kind.value
     if other is None:
         return f"It depends on job {dependency.job}, which is not known any more; this can never be met."
+    if dependency.tasks is not None:
+        many = "s" if len(dependency.tasks.indices()) > 1 else ""
+        whom = f"task{many} {dependency.tasks.text()} of job {dependency.job}"
+        if first_missing(other, dependency.model_copy(update={"kind": DependencyKind.ENDED})) is not None:
+            return f"It waits for {whom} to be {kind}."
+        return f"It depends on {whom} being {kind}, but that ended otherwise; this can never be met."
     if other.unfinished:
-        return f"It waits for job {dependency.job} to be {dependency.kind.value}; that is {other.state.value}."
-    return (
-        f"It depends on job {dependency.job} being {dependency.kind.value}, but that {other.state.value}; "
-        "this can never be met."
-    )
+        return f"It waits for job {dependency.job} to be {kind}; that is {other.state.value}."
+    return f"It depends on job {dependency.job} being {kind}, but that {other.state.value}; this can never be met."
+
+
+def _index_by_index(state: ClusterState, job: JobState, dependency: Dependency) -> str:
+    waiting = job.counts.get(BLOCKED, 0)
+    words = f"Each of its {waiting} tasks" if waiting > 1 else "Its task"
+    said = f"{words} waits for that of the same index of job {dependency.job} to be {dependency.kind.value}"
+    if lost := never(job, dependency, state.jobs.get(dependency.job)):
+        return f"{said}; for {lost} this can never be met."
+    return f"{said}."
 
 
 def _limits(state: ClusterState, job: JobState) -> list[str]:
@@ -136,14 +153,38 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
         told.held_by = reservations.keeping_out(state, now, back)
         told.sentence = f"There is room, but it is held by {', '.join(told.held_by)}."
         return
+    if job.spec.gang is not None and job.class_key and _explain_gang(state, job, now, told) and why is None:
+        return
     if why is None:
         told.sentence = "It fits now, and starts when those before it in the order have been placed."
         return
     told.nodes, told.nearest, told.lacks = why.nodes, why.nearest, dict(why.lacks)
     told.filters = {reason.value: count for reason, count in why.turned_away.items()}
-    told.sentence = why.sentence()
+    told.sentence = f"{told.sentence} {why.sentence()}".lstrip()
     if why.nearest:
         told.held_by = holders(state, why.nearest, list(why.lacks))
+
+
+def _explain_gang(state: ClusterState, job: JobState, now: float, told: Explanation) -> bool:
+    """Whether it is for want of room for all tasks at once that it waits."""
+    found, gang, tasks = (
+        gangs.find_seats(state, state.classes[job.class_key], job, now),
+        job.spec.gang,
+        len(job.codes),
+    )
+    if found.seats or gang is None:
+        return False
+    where = f" within {gang.within} {found.within}, where most do" if found.within else ""
+    span = [f"at most {gang.tasks_per_node} on a node"] if gang.tasks_per_node else []
+    if gang.nodes_least == gang.nodes_most:
+        span += [f"on {gang.nodes_least} node{'s' if gang.nodes_least > 1 else ''}"]
+    else:
+        span += [f"on {gang.nodes_least} nodes at least"] if gang.nodes_least > 1 else []
+        span += [f"on {gang.nodes_most} nodes at most"] if gang.nodes_most else []
+    span += [f"all within one {gang.within}"] if gang.within else []
+    asked_for = f" ({', '.join(span)})" if span else ""
+    told.sentence = f"Its {tasks} tasks start together{asked_for}, and {found.fit} of {tasks} fit now{where}."
+    return True
 
 
 def holders(state: ClusterState, provider: str, kinds: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ Silence counts from the last beat that we acknowledged, or from when we began to
 
 from __future__ import annotations
 
+from lavalite.control import gangs
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
 from lavalite.control.outbox import Outbox
@@ -75,6 +76,10 @@ def _compare(
         elif run.cancel_requested and run.started_at is None:
             end = _lost_end(run, now, "cancelled before it started")
             conclude(state, run, Verdict(TaskState.CANCELLED), end, now)
+        elif run.state is TaskState.COMMITTED and gangs.is_broken(state, state.jobs[run.key.job]):
+            state.retry(run, now, _lost_end(run, now, gangs.REASON), charged=False)
+        elif run.state is TaskState.COMMITTED and not gangs.may_start(state, state.jobs[run.key.job]):
+            continue  # it goes out with the others, once all of the gang are durable
         elif run.state is TaskState.COMMITTED:
             # Never journalled, so never started; the journal sees to it that a second dispatch starts it once.
             run.maybe_sent = True

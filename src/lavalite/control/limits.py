@@ -83,8 +83,9 @@ def allowed(state: ClusterState, job: JobState) -> int:
 
 
 def reached(state: ClusterState, job: JobState) -> list[Limit]:
-    """The limits that keep every task of the job back."""
-    return [limit for limit in applying(state, job.spec, job.queue) if not limit.left(state)]
+    """The limits that keep every task of the job back; of a gang, all that keep one back."""
+    needed = len(job.codes) if job.spec.gang is not None else 1
+    return [limit for limit in applying(state, job.spec, job.queue) if limit.left(state) < needed]
 
 
 def sentence(state: ClusterState, limit: Limit) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from signal import SIGTERM
 
+from lavalite.control import gangs, retries
 from lavalite.control.actions import SendStop
 from lavalite.control.events import AttemptReported
 from lavalite.control.outbox import Outbox
@@ -86,7 +87,12 @@ def _end(state: ClusterState, run: TaskRun, report: AttemptReported, now: float)
 
 
 def _outcome(state: ClusterState, run: TaskRun, report: AttemptReported) -> Verdict:
-    """What a report of an end means. Success is success, also where somebody had asked to stop it by then."""
+    """What a report of an end means. Success is success, also where somebody had asked to stop it by then.
+
+    Where the gang begins anew, all that its tasks did in this attempt counts for nothing.
+    """
+    if not run.cancel_requested and gangs.begins_anew(state, state.jobs[run.key.job]):
+        return Verdict(PENDING)
     if report.state == "ended" and report.exit_code == 0 and report.reason in ("", REASON_EXIT):
         return Verdict(TaskState.SUCCEEDED)
     if run.cancel_requested:
@@ -95,7 +101,7 @@ def _outcome(state: ClusterState, run: TaskRun, report: AttemptReported) -> Verd
         return Verdict(PENDING)
     if report.state == "ended" and report.reason in (REASON_FENCE, REASON_LOST):
         return when_lost(state, run)
-    return _retry_or(state, run, TaskState.FAILED)
+    return _retry_or(state, run, TaskState.FAILED, report.exit_code if report.state == "ended" else None)
 
 
 def when_lost(state: ClusterState, run: TaskRun, *, surely_dead: bool = True) -> Verdict:
@@ -111,20 +117,20 @@ def when_lost(state: ClusterState, run: TaskRun, *, surely_dead: bool = True) ->
     return _retry_or(state, run, TaskState.FAILED) if surely_dead else Verdict(TaskState.FAILED)
 
 
-def _retry_or(state: ClusterState, run: TaskRun, otherwise: TaskState) -> Verdict:
-    job = state.jobs[run.key.job]
-    if job.charges.get(run.position, 0) < job.spec.retries:
+def _retry_or(state: ClusterState, run: TaskRun, otherwise: TaskState, exit_code: int | None = None) -> Verdict:
+    if retries.allowed(state, state.jobs[run.key.job], run.position, exit_code):
         return Verdict(PENDING, charged=True)
     return Verdict(otherwise)
 
 
 def conclude(state: ClusterState, run: TaskRun, verdict: Verdict, end: End, now: float) -> None:
-    """Carry out a verdict; another try comes after a back-off that doubles with each attempt."""
+    """Carry out a verdict; another try comes after a back-off that grows with each attempt."""
+    if verdict.after is PENDING and gangs.has_begun_to_end(state.jobs[run.key.job]):
+        verdict = Verdict(TaskState.FAILED)
     if verdict.after is not PENDING:
         state.finish(run, verdict.after, end)
         return
-    settings = state.settings
-    seconds = min(settings.backoff_first_seconds * 2 ** min(run.attempt - 1, 30), settings.backoff_most_seconds)
+    seconds = retries.backoff_seconds(state, state.jobs[run.key.job], run.attempt)
     state.retry(run, now + seconds, end, charged=verdict.charged)
 
 

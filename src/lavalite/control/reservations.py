@@ -196,6 +196,15 @@ def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float
     return Bounds(most)
 
 
+def room(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> dict[int, int]:
+    """How many tasks of the job each row takes, beside what is kept for others; rows that take none left out."""
+    fits, kept = waiting.wanted.fits(state.columns), bounds(state, waiting, job, now)
+    found = {int(row): int(fits[row]) for row in waiting.wanted.rows_that_fit(state.columns)}
+    if kept is not None:
+        found = {row: min(n, kept.most.get(row, 0 if kept.only else n)) for row, n in found.items()}
+    return {row: tasks for row, tasks in found.items() if tasks > 0}
+
+
 def _inside(state: ClusterState, kept: Reservation | None, node: str, waiting: WaitingClass) -> int:
     """How many tasks fit into what is left of the reservation there."""
     assert kept is not None, "only a reservation that there is lets anybody in"

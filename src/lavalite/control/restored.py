@@ -14,7 +14,7 @@ from __future__ import annotations
 from lavalite.control.events import AttemptReported
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
-from lavalite.control.tasks import FINAL_CODES, READY, WAITING, JobState, TaskKey, TaskRun, commitment_of
+from lavalite.control.tasks import BLOCKED, FINAL_CODES, READY, WAITING, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import Share
 from lavalite.model.resources import GPU
@@ -24,7 +24,7 @@ from lavalite.model.task import before_restore
 def adopted(state: ClusterState, node: NodeState, report: AttemptReported, now: float) -> TaskRun | None:
     """The run that the report is of, from now on known and committed; None if it is none of ours to adopt."""
     job, position = _task(state, report)
-    if job is None or position is None or job.codes[position] not in (READY, WAITING):
+    if job is None or position is None or job.codes[position] not in (READY, WAITING, BLOCKED):
         return None
     if report.id.attempt <= job.attempts_of(position):
         return None

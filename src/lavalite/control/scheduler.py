@@ -12,7 +12,7 @@ shape that may fit. What comes later in the order may start where what comes fir
 
 from __future__ import annotations
 
-from lavalite.control import limits, quotas, reclaim, reservations
+from lavalite.control import gangs, limits, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
 from lavalite.control.demand import WaitingClass
 from lavalite.control.order import Round, Shape
@@ -47,10 +47,18 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     while left and (turn := pass_.next()) is not None:
         shape, waiting = turn
         job = state.jobs[waiting.jobs[0][1]]
-        most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
-        wanted = min(job.ready, left, most, _allowed(state, job))
-        placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
-        left -= placed
+        allowed = _allowed(state, job)
+        if job.spec.gang is not None:
+            wanted = len(job.codes) if allowed == len(job.codes) else 0
+            if wanted > left < state.settings.max_placements:
+                left = 0  # it comes first in the next pass
+                break
+            placed = _place_gang(state, waiting, job, now, records) if wanted else 0
+        else:
+            most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
+            wanted = min(job.ready, left, most, allowed)
+            placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
+        left = max(0, left - placed)
         if not wanted or placed < wanted:
             reclaim.claim(state, waiting, job, now, out, claims)
         if not wanted:
@@ -128,6 +136,26 @@ def _runs(
     except PolicyFault as fault:
         shape.fault = str(fault)
         return []
+
+
+def _place_gang(
+    state: ClusterState, waiting: WaitingClass, job: JobState, now: float, records: list[CommitmentRecord]
+) -> int:
+    """Place all tasks of the job, or none."""
+    attempt, first = gangs.number_of_attempt(job), len(records)
+    for row, tasks in gangs.find_seats(state, waiting, job, now).seats.items():
+        for _ in range(tasks):
+            record = _place_one(state, waiting, job, state.columns.names[row], row, now)
+            if record is None:
+                for placed in records[first:]:
+                    state.unwind(state.runs[TaskKey(placed.job, placed.task)])
+                del records[first:]
+                state.refresh_columns(now)
+                return 0
+            record.attempt = state.runs[TaskKey(record.job, record.task)].attempt = attempt
+            records.append(record)
+            state.refresh_columns(now)
+    return len(records) - first
 
 
 def _place_one(

@@ -22,6 +22,7 @@ class Settings:
     silent_after_seconds: float = 10.0
     """A node whose agent was not heard of for this long gets nothing new."""
     backoff_first_seconds: float = 1.0
+    backoff_factor: int = 2
     backoff_most_seconds: float = 300.0
     stop_grace_seconds: float = 10.0
     keep_finished_jobs: int = 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lavalite.control import gangs
 from lavalite.control.actions import AttemptStart, SendDispatch
 from lavalite.control.events import CommitConfirmed, CommitUnwound
 from lavalite.control.outbox import Outbox
@@ -10,10 +11,14 @@ from lavalite.control.tasks import End, TaskKey, TaskRun
 from lavalite.model.resources import CPU, MEMORY, WHOLE
 from lavalite.model.task import TaskState
 
+NODES_VARIABLE = "LAVALITE_NODES"
+"""Tells each task of a gang how many of them each node has."""
+
 
 def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outbox) -> None:
     """The batch is durable: its tasks are COMMITTED and go to their nodes, unless that was overtaken."""
-    starts: dict[str, list[AttemptStart]] = {}
+    ready: list[TaskRun] = []
+    whole: set[int] = set()
     for key in state.batches.pop(event.batch_id).tasks:
         run = state.runs[key]
         state.confirm(run)
@@ -23,7 +28,17 @@ def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outb
         elif run.requeue_requested or node is None or node.journal_id != run.journal_id:
             # Nobody heard of this attempt, and nobody will: it is simply placed anew.
             state.retry(run, now, End(None, "its node was set up anew before it started", run.node), charged=False)
-        elif node.connected and node.registered:
+        elif state.jobs[key.job].spec.gang is not None:
+            whole.add(key.job)
+        else:
+            ready.append(run)
+    for job in (state.jobs[number] for number in sorted(whole)):
+        if gangs.may_start(state, job):
+            ready += [run for run in gangs.runs_of(state, job) if not run.maybe_sent and not run.assumed]
+    starts: dict[str, list[AttemptStart]] = {}
+    for run in ready:
+        node = state.nodes.get(run.node)
+        if node is not None and node.connected and node.registered:
             run.maybe_sent = True
             starts.setdefault(node.name, []).append(attempt_start(state, run, now))
     out.at_once.extend(SendDispatch(node, tuple(attempts)) for node, attempts in starts.items())
@@ -54,12 +69,15 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
     if cores:
         devices.setdefault(CPU, cores)
     amounts = spec.request.amounts()
+    environment = spec.environment
+    if spec.gang is not None:
+        environment = environment | {NODES_VARIABLE: gangs.nodes_of(state, job)}
     return AttemptStart(
         id=run.id,
         journal_id=run.journal_id,
         command=tuple(spec.command),
         cwd=spec.cwd,
-        environment=spec.environment,
+        environment=environment,
         stdout_path=_filled_in(spec.stdout_path, run.key),
         stderr_path=_filled_in(spec.stderr_path, run.key),
         user=spec.user,

@@ -131,8 +131,9 @@ class ClusterState(Demand):
             self.unfinished_tasks += job.unfinished
             if job.cancelling and job.unfinished:
                 self.cancels[job.id] = Cancel()
-            job.unmet = self._unmet(job)
+            self.look_for_dependencies(job)
             self.settle_waiting(job)
+            self.gang_moved(job)
 
     # --- tasks: each method is one transition of the table ------------------------------------------------------
 
@@ -170,6 +171,7 @@ class ClusterState(Demand):
         self.book.unwind(run.key.owner)
         job.set_code(run.position, READY)
         self.settle_waiting(job)
+        self.gang_moved(job)
         self.schedule_wanted = True
 
     def move_run(self, run: TaskRun, after: TaskState, started_at: float | None = None) -> None:
@@ -181,6 +183,7 @@ class ClusterState(Demand):
             run.started_at = started_at
             job.started_at = min(job.started_at or started_at, started_at)
         self.dirty.tasks[run.key] = None
+        self._task_moved(job, run.position)
 
     def mark(self, run: TaskRun, *, cancel: bool = False, requeue: bool = False) -> None:
         """Remember what a person wants of a live task, durably unless its commitment is not durable itself."""
@@ -206,6 +209,7 @@ class ClusterState(Demand):
             job.charges[run.position] = job.charges.get(run.position, 0) + 1
         self._back_off(job, run.position, wake_at)
         self.settle_waiting(job)
+        self.gang_moved(job)
 
     def cancel_pending(self, job: JobState, position: int, end: End) -> None:
         """PENDING → CANCELLED, for a task that holds nothing."""
@@ -229,12 +233,11 @@ class ClusterState(Demand):
         self.unfinished_tasks -= 1
         self.dirty.chunks[job.id, position // CHUNK_TASKS] = None
         self.settle_waiting(job)
+        self.gang_moved(job)
+        self._task_moved(job, position)
         if not job.unfinished:
             self.finished[job.id] = job.ended_at or 0.0
-            for dependent in self.dependents.get(job.id, ()):
-                waiting = self.jobs[dependent]
-                waiting.unmet = self._unmet(waiting)
-                self.settle_waiting(waiting)
+            self._job_ended(job)
 
     def _back_off(self, job: JobState, position: int, wake_at: float) -> None:
         job.wakes[position] = wake_at

@@ -1,8 +1,9 @@
 """Jobs as the scheduler holds them: a byte a task, and an object only for tasks that hold something.
 
-The bytes are the letters of model.task.STATE_CODES, and two more, both of them PENDING to everybody else:
+The bytes are the letters of model.task.STATE_CODES, and three more, all of them PENDING to everybody else:
 
     P ready to be placed        A placed and assumed, its commitment not durable yet        W backed off until a time
+    B waits for another job's task of the same index
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lavalite.model.job import CommitmentRecord, JobSpec, Share, TaskChunk
 from lavalite.model.task import (
@@ -27,12 +31,13 @@ from lavalite.model.task import (
     job_state,
 )
 
-READY, ASSUMED, WAITING = ord("P"), ord("A"), ord("W")
+READY, ASSUMED, WAITING, BLOCKED = ord("P"), ord("A"), ord("W"), ord("B")
 CODES: dict[TaskState, int] = {state: ord(code) for state, code in STATE_CODES.items()}
 STATES: dict[int, TaskState] = {
     **{ord(code): state for code, state in STATES_BY_CODE.items()},
     ASSUMED: TaskState.PENDING,
     WAITING: TaskState.PENDING,
+    BLOCKED: TaskState.PENDING,
 }
 ENDS_OF_ALL_TASKS = 256
 """In a job of more tasks than this, how a task ended is kept only where it ran and did not succeed: a chunk is
@@ -43,7 +48,7 @@ FINAL_CODES = frozenset(CODES[state] for state in FINAL)
 LIVE_CODES = frozenset(CODES[state] for state in LIVE)
 _HOLDING = re.compile(b"[%sA]" % bytes(sorted(LIVE_CODES)))
 _UNFINISHED = re.compile(b"[^%s]" % bytes(sorted(FINAL_CODES)))
-AS_STORED = bytes.maketrans(b"AWCRSU", b"PPPPPP")
+AS_STORED = bytes.maketrans(b"AWBCRSU", b"PPPPPPP")
 """A live task's state is in its commitment; in its chunk it is what it falls back to."""
 
 
@@ -135,7 +140,7 @@ class JobState:
     class_key: tuple[Any, ...] = ()
     """Under which it waits; empty while it does not."""
     unmet: set[int] = field(default_factory=set)
-    """Jobs that it depends on and that have not ended as it needs."""
+    """Which of its dependencies have not come true, by their place in the spec; not those index by index."""
     cursor: int = 0
     """No task before this position is ready."""
     started_at: float | None = None
@@ -154,7 +159,14 @@ class JobState:
         return self.counts.get(READY, 0)
 
     @property
+    def startable(self) -> int:
+        """How many of its tasks are ready; of a gang none before all of them are."""
+        return 0 if self.spec.gang is not None and self.ready < len(self.codes) else self.ready
+
+    @property
     def state(self) -> TaskState:
+        if self.spec.gang is not None and not self.unfinished and self.counts.get(CODES[TaskState.FAILED]):
+            return TaskState.FAILED  # for which the others were ended
         return job_state(STATES[code] for code, count in self.counts.items() if count)
 
     def state_of(self, position: int) -> TaskState:
@@ -217,6 +229,15 @@ class JobState:
         self.unfinished += (old in FINAL_CODES) - (code in FINAL_CODES)
         if code == READY:
             self.cursor = min(self.cursor, position)
+
+    def block(self, kept: NDArray[np.bool_]) -> None:
+        """Let those of the ready tasks wait for another job. All at once: there may be a million."""
+        codes = np.frombuffer(self.codes, dtype=np.uint8)
+        chosen = kept & (codes == READY)
+        count = int(np.count_nonzero(chosen))
+        codes[chosen] = BLOCKED
+        self.counts[READY] = self.counts.get(READY, 0) - count
+        self.counts[BLOCKED] = self.counts.get(BLOCKED, 0) + count
 
     def note_end(self, position: int, end: End) -> None:
         """Remember how a task, or an attempt of it, ended."""

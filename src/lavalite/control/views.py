@@ -226,8 +226,9 @@ def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
         "nodes": _nodes(state, found),
         "why": explain(state, found, now).sentence if waits and now is not None else "",
         "key": found.submit_key,
+        "gang": spec.gang.model_dump() if spec.gang is not None else None,
         "request": spec.request.model_dump(exclude_defaults=True),
-        "depends": [f"{d.kind.value}({d.job})" for d in spec.depends],
+        "depends": [d.text() for d in spec.depends],
         "rerunnable": spec.rerunnable,
         "walltime_seconds": spec.walltime_seconds,
         "held": found.held,
@@ -290,7 +291,7 @@ def _array(found: JobState) -> str:
     array = found.spec.array
     if array is None:
         return ""
-    return f"{array.first}-{array.last}" + (f":{array.step}" if array.step != 1 else "")
+    return array.text()
 
 
 def _nodes(state: ClusterState, found: JobState) -> list[str]:

@@ -5,7 +5,7 @@ Routes hold no policy: they check who may ask, hand over to the Scheduler's desk
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
@@ -26,6 +26,8 @@ from lavalite.mbatchd.answers import fault_answer
 from lavalite.mbatchd.gate import TOO_LONG, Gate
 from lavalite.mbatchd.identity import Doorman, Identity, NotAllowed, NotAuthenticated
 from lavalite.mbatchd.scheduler import Scheduler
+from lavalite.model.amounts import NEGATIVE, NOTHING, NOTHING_HINT, TOO_LARGE
+from lavalite.model.job import MAX_AMOUNT
 
 log = structlog.get_logger(__name__)
 
@@ -88,19 +90,26 @@ async def _our_error(request: Request, error: Exception) -> Response:
 
 
 async def _bad_request(request: Request, error: Exception) -> Response:
-    """pydantic's findings, one fault each, with the field as a path a person would write."""
     assert isinstance(error, RequestValidationError)
-    faults = []
-    for found in error.errors():
-        place = [str(p) for p in found["loc"] if p not in ("body", "query", "path")]
-        message = str(found["msg"]).removeprefix("Value error, ")
-        hint = ""
-        if found["type"] == "extra_forbidden":
-            message, hint = "there is no such field", "See /v1/openapi.json for those that there are."
-        elif found["type"] == "json_invalid":
-            message, place = "the body is not JSON", []
-        faults.append(Fault("bad_input", message, ".".join(place), hint))
-    return fault_answer(400, faults)
+    return fault_answer(400, [_fault_of(found) for found in error.errors()])
+
+
+def _fault_of(found: Any) -> Fault:
+    """What pydantic found, with the field as a path a person would write, and in the words that amounts have."""
+    kind, limits = found["type"], found.get("ctx", {})
+    place = ".".join(str(p) for p in found["loc"] if p not in ("body", "query", "path"))
+    typed = str(found.get("input"))[:40]
+    if kind == "extra_forbidden":
+        return Fault("bad_input", "there is no such field", place, "See /v1/openapi.json for those that there are.")
+    if kind == "json_invalid":
+        return Fault("bad_input", "the body is not JSON")
+    if kind == "zero_amount":
+        return Fault("zero_amount", NOTHING.format(typed), place, NOTHING_HINT)
+    if kind == "greater_than_equal" and limits.get("ge") == 0:
+        return Fault("negative_amount", NEGATIVE.format(typed), place, "Write more than 0.")
+    if kind in ("less_than_equal", "int_parsing_size") and limits.get("le", MAX_AMOUNT) == MAX_AMOUNT:
+        return Fault("out_of_range", TOO_LARGE.format(typed), place, "Write a smaller amount.")
+    return Fault("bad_input", str(found["msg"]).removeprefix("Value error, "), place)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

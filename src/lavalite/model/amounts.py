@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from lavalite.base.errors import InputError
 from lavalite.model.job import MAX_AMOUNT
@@ -25,6 +26,9 @@ from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, WHOLE
 
 Typed = str | int | float
 """What a YAML or JSON reader hands over for an amount."""
+
+NOTHING, NOTHING_HINT = "{} is nothing to ask for", "Leave it out, or ask for more than 0."
+NEGATIVE, TOO_LARGE = "{} is negative", "{} is too large"
 
 _BINARY = {f"{prefix}iB": 1024 ** (i + 1) for i, prefix in enumerate("KMGTPE")}
 _DECIMAL = {f"{prefix}B": 1000 ** (i + 1) for i, prefix in enumerate("kMGTPE")}
@@ -91,6 +95,23 @@ def parse_share(value: Typed) -> int:
     if number > 100:
         raise InputError(f"{_shown(value)} is more than all", code="out_of_range", hint="Write at most 100%.")
     return _bounded(number * 10, value)
+
+
+def asked(parse: Callable[[Any], int]) -> Callable[[Any], int]:
+    """The parser, for an amount that is asked for: then it is more than nothing."""
+
+    def read(value: Any) -> int:
+        try:
+            amount = parse(value)
+        except InputError as error:
+            fault = error.fault
+            hint = fault.hint.replace("Write 0 or more", "Write more than 0")
+            raise InputError(fault.message, code=fault.code, hint=hint) from None
+        if not amount:
+            raise InputError(NOTHING.format(_shown(value)), code="zero_amount", hint=NOTHING_HINT)
+        return amount
+
+    return read
 
 
 _PARSERS = {CPU: parse_cpu, MEMORY: parse_bytes, GPU: parse_gpu, STORAGE: parse_bytes, NETWORK: parse_bandwidth}
@@ -227,13 +248,13 @@ def _split(value: Typed, example: str) -> tuple[Fraction, str]:
         raise _unreadable(text, "an amount", f"Write it as {example}.")
     if match[1] == "-" and Fraction(match[2]) != 0:
         hint = f"Write 0 or more, as {example}."
-        raise InputError(f"{_shown(text)} is negative", code="negative_amount", hint=hint)
+        raise InputError(NEGATIVE.format(_shown(text)), code="negative_amount", hint=hint)
     return Fraction(match[2]), match[3].strip()
 
 
 def _bounded(number: Fraction, value: Typed) -> int:
     if number > MAX_AMOUNT:
-        raise InputError(f"{_shown(value)} is too large", code="out_of_range", hint="Write a smaller amount.")
+        raise InputError(TOO_LARGE.format(_shown(value)), code="out_of_range", hint="Write a smaller amount.")
     return number.numerator // number.denominator
 
 

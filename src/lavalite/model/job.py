@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from lavalite.base.errors import InputError
+from lavalite.model.exits import parse_exit
 from lavalite.model.resources import Stored
 from lavalite.model.task import TaskState
 
 MAX_AMOUNT = 2**63 - 1
 MAX_ARRAY_TASKS = 1_000_000
+MAX_GANG_TASKS = 256
+"""Of so many is known how each ended, so that each can be told where all of them are."""
 MAX_TEXT_BYTES = 128 * 1024
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+MAX_BACKOFF_SECONDS = 30 * 86400
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+TYPED = {"typed": True}
+"""The context in which a request is read as somebody typed it: what is asked for is then more than nothing."""
+
+
+_ASKED = (
+    *("cpu_milli", "memory_bytes", "gpu_milli", "gpu_memory_bytes", "storage_bytes", "network_bits_per_second"),
+    "floating",
+)
 
 
 class Request(Stored):
@@ -29,6 +45,15 @@ class Request(Stored):
     network_bits_per_second: Amount = 0
     floating: dict[str, Amount] = {}
     pools: dict[str, str] = {}
+
+    @field_validator(*_ASKED, mode="after")
+    @classmethod
+    def _more_than_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        for amount in value.values() if isinstance(value, dict) else [value]:
+            if amount == 0 and info.context == TYPED:
+                message = "0 is nothing to ask for"
+                raise PydanticCustomError("zero_amount", "{message}", {"message": message})
+        return value
 
     def amounts(self) -> dict[str, int]:
         """Amount per kind, zeros left out."""
@@ -60,27 +85,118 @@ class Array(Stored):
     def indices(self) -> range:
         return range(self.first, self.last + 1, self.step)
 
+    def text(self) -> str:
+        """`3`, `1-8`, `0-100:10`."""
+        if self.first == self.last:
+            return str(self.first)
+        return f"{self.first}-{self.last}" + (f":{self.step}" if self.step != 1 else "")
+
 
 class DependencyKind(StrEnum):
     DONE = "done"  # all tasks succeeded
     EXIT = "exit"  # ended, and not all succeeded
     ENDED = "ended"  # ended either way
+    STARTED = "started"  # none of them waits any more
 
 
 class Dependency(Stored):
+    """On all tasks of a job; on `tasks` of them, which are array indices; or, with `each`, of every task on the one
+    of the same index."""
+
     kind: DependencyKind = DependencyKind.DONE
     job: int = Field(ge=1)
+    tasks: Array | None = None
+    each: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Dependency:
+        if self.each and self.tasks is not None:
+            raise ValueError("tasks and each exclude each other: the one names tasks, the other goes index by index")
+        return self
+
+    def text(self) -> str:
+        """`done(6)`, `done(6[3])`, `ended(6[1-10:2])`, `done(6[*])`."""
+        return f"{self.kind.value}({self.job}{self._which()})"
+
+    def _which(self) -> str:
+        if self.each:
+            return "[*]"
+        return f"[{self.tasks.text()}]" if self.tasks is not None else ""
+
+
+def _exit_code(value: object) -> int:
+    try:
+        return parse_exit(value)
+    except InputError as error:
+        raise ValueError(f"{error.fault.message}. {error.fault.hint}") from error
+
+
+ExitCode = Annotated[int, BeforeValidator(_exit_code)]
+Retries = Annotated[int, Field(ge=0, le=100)]
+Factor = Annotated[int, Field(ge=1, le=100)]
+BackoffSeconds = Annotated[int, Field(ge=1, le=MAX_BACKOFF_SECONDS)]
+
+
+class Backoff(Stored):
+    """For how long a task that ended is left alone: `first_seconds`, then each time `factor` times as long as the
+    time before, but never more than `most_seconds`. What is not said is as the queue says."""
+
+    first_seconds: BackoffSeconds | None = None
+    factor: Factor | None = None
+    most_seconds: BackoffSeconds | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Backoff:
+        if (
+            self.first_seconds is not None
+            and self.most_seconds is not None
+            and self.first_seconds > self.most_seconds
+        ):
+            raise ValueError(
+                f"a first back-off of {self.first_seconds} s is more than the most, {self.most_seconds} s"
+            )
+        return self
+
+
+class Gang(Stored):
+    """The job's tasks start together or not at all, on nodes as this says. None is no limit.
+
+    `within` is a label of nodes, such as `rack`, of which all of them have the same value.
+    """
+
+    tasks_per_node: int | None = Field(default=None, ge=1, le=MAX_GANG_TASKS)
+    nodes_least: int = Field(default=1, ge=1, le=MAX_GANG_TASKS)
+    nodes_most: int | None = Field(default=None, ge=1, le=MAX_GANG_TASKS)
+    within: str = Field(default="", max_length=63)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Gang:
+        if self.nodes_most is not None and self.nodes_most < self.nodes_least:
+            raise ValueError(f"at least {self.nodes_least} nodes and at most {self.nodes_most} exclude each other")
+        return self
+
+    def fault(self, tasks: int) -> str:
+        """Why so many tasks can never be placed like that; empty if they can."""
+        if tasks > MAX_GANG_TASKS:
+            return f"{tasks} tasks are to start together, and a gang has at most {MAX_GANG_TASKS}"
+        if self.nodes_least > tasks:
+            return f"{tasks} tasks cannot be on {self.nodes_least} nodes"
+        if self.tasks_per_node and self.nodes_most and self.tasks_per_node * self.nodes_most < tasks:
+            return f"{self.nodes_most} nodes with {self.tasks_per_node} tasks each do not take {tasks} tasks"
+        return ""
 
 
 class JobSpec(Stored):
     """Immutable once accepted. Paths may hold `%J` (job) and `%I` (task); relative ones are below `cwd`.
 
+    `retries` and `retry_on` are the queue's where they are None. With an empty `retry_on` every failure is worth one.
     `user`, `uid` and `gid` are set by the server from whoever asks, never taken from the request.
     """
 
     name: str = Field(default="", max_length=128)
     command: list[str] = Field(min_length=1, max_length=4096)
     array: Array | None = None
+    gang: Gang | None = None
     queue: str = ""
     host: str = ""
     reservation: str = ""
@@ -88,11 +204,13 @@ class JobSpec(Stored):
     policy: str = ""
     priority: int = Field(default=0, ge=-1000, le=1000)
     walltime_seconds: int | None = Field(default=None, ge=1)
-    retries: int = Field(default=0, ge=0, le=100)
+    retries: Retries | None = None
+    retry_on: list[ExitCode] | None = Field(default=None, max_length=400)
+    backoff: Backoff | None = None
     rerunnable: bool = False
     hold: bool = False
     not_before: float | None = Field(default=None, allow_inf_nan=False)
-    depends: list[Dependency] = []
+    depends: list[Dependency] = Field(default=[], max_length=1000)
     cwd: str = ""
     environment: dict[str, str] = {}
     stdout_path: str = ""
@@ -102,6 +220,12 @@ class JobSpec(Stored):
     user: str = ""
     uid: int = -1
     gid: int = -1
+
+    @model_validator(mode="after")
+    def _a_gang_that_can_be(self) -> JobSpec:
+        if self.gang is not None and (fault := self.gang.fault(len(self.indices()))):
+            raise ValueError(fault)
+        return self
 
     @model_validator(mode="after")
     def _not_too_long(self) -> JobSpec:

@@ -135,6 +135,11 @@ class PoolsDocument:
                 lost_after_seconds=_or(queue.lost_after, specs.LOST_AFTER_SECONDS),
                 limits=queue.limits.limits(),
                 fairshare=queue.fairshare.spec() if queue.fairshare else None,
+                retries=queue.retries,
+                retry_on=tuple(queue.retry_on),
+                backoff_first_seconds=queue.backoff.first,
+                backoff_factor=queue.backoff.factor,
+                backoff_most_seconds=queue.backoff.most,
             )
             for name, queue in self.queues.items()
         ]

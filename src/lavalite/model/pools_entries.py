@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from lavalite.base.errors import InputError
 from lavalite.model import amounts
-from lavalite.model.job import Name
+from lavalite.model.exits import parse_exit
+from lavalite.model.job import MAX_BACKOFF_SECONDS, Factor, Name, Retries
 from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits
@@ -67,8 +68,13 @@ Bytes = Annotated[int, _reads(amounts.parse_bytes)]
 Bandwidth = Annotated[int, _reads(amounts.parse_bandwidth)]
 Seconds = Annotated[int, _reads(amounts.parse_duration)]
 Count = Annotated[int, _reads(amounts.parse_count)]
+AskedGpu = Annotated[int, _reads(amounts.asked(amounts.parse_gpu))]
+AskedBytes = Annotated[int, _reads(amounts.asked(amounts.parse_bytes))]
+AskedBandwidth = Annotated[int, _reads(amounts.asked(amounts.parse_bandwidth))]
+"""What a logical host asks for. Of its CPU, which it must have, pools_check says more."""
 FarAmount = Annotated[Far, _reads(_share_or_bytes)]
 Nodes = Annotated[Selector, _reads(Selector.parse)]
+ExitCode = Annotated[int, _reads(parse_exit)]
 Kind = Literal["cpu", "memory", "gpu", "storage", "network"]
 
 
@@ -82,9 +88,9 @@ def _spelled_short(field: str) -> Any:
 
 
 class GpuAsk(Entry):
-    count: Gpu
+    count: AskedGpu
     model: str = ""
-    memory: Bytes = 0
+    memory: AskedBytes = 0
     pool: str = ""
     topology: Literal["", "nvlink", "pcie", "numa"] = ""
     _short = _spelled_short("count")
@@ -98,14 +104,14 @@ class GpuAsk(Entry):
 
 
 class StorageAsk(Entry):
-    size: Bytes
+    size: AskedBytes
     iops: Count = 0
     pool: str = ""
     _short = _spelled_short("size")
 
 
 class NetworkAsk(Entry):
-    bandwidth: Bandwidth
+    bandwidth: AskedBandwidth
     pool: str = ""
     _short = _spelled_short("bandwidth")
 
@@ -129,7 +135,7 @@ class HostEntry(Entry):
     """`logical_hosts.NAME`. `pools` names the pool of a kind that has no place of its own for it."""
 
     cpu: Cpu
-    memory: Bytes = 0
+    memory: AskedBytes = 0
     gpu: GpuAsk | None = None
     storage: StorageAsk | None = None
     network: NetworkAsk | None = None
@@ -256,9 +262,28 @@ class FairshareEntry(Entry):
         return Fairshare(self.half_life, dict(self.groups), dict(self.users))
 
 
+class BackoffEntry(Entry):
+    """`first`, then each time `factor` times as long, but never more than `most`."""
+
+    first: Seconds | None = None
+    factor: Factor | None = None
+    most: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BackoffEntry:
+        for name in ("first", "most"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 1 <= seconds <= MAX_BACKOFF_SECONDS:
+                raise custom("out_of_range", f"{name} is {amounts.format_duration(seconds)}", "Write from 1s to 30d.")
+        if self.first is not None and self.most is not None and self.first > self.most:
+            raise custom("out_of_range", "first is more than most", "Lower first, or raise most.")
+        return self
+
+
 class QueueEntry(Entry):
     """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up.
 
+    `retries`, `retry_on` and `backoff` are for jobs that do not say them.
     A keeper that was suspended stops its work some seconds late, so the one comes well after the other (pools_check).
     """
 
@@ -269,6 +294,9 @@ class QueueEntry(Entry):
     fairshare: FairshareEntry | None = None
     fence_after: Seconds | None = None
     lost_after: Seconds | None = None
+    retries: Retries = 0
+    retry_on: list[ExitCode] = []
+    backoff: BackoffEntry = BackoffEntry()
 
 
 class LinkEntry(Entry):

@@ -136,6 +136,12 @@ class QueueSpec:
     limits: Limits = Limits()
     """`tasks_per_user` stands beside it."""
     fairshare: Fairshare | None = None
+    retries: int = 0
+    retry_on: tuple[int, ...] = ()
+    """Exit codes that are worth another try, signals negative; empty: every failure is."""
+    backoff_first_seconds: int | None = None
+    backoff_factor: int | None = None
+    backoff_most_seconds: int | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,0 +1,164 @@
+"""Gangs: jobs whose tasks start together or not at all, and end as one.
+
+    placed      all tasks at once, on as few nodes as the gang's span allows; where not all fit, none is taken
+    committed   in as few transactions as the store's limit allows; nothing goes to a node before all are durable
+    unwound     if one of these transactions is not written, what the others wrote is given back: nobody heard of it
+    one fails   where a retry is left all go back to PENDING and start anew together; else all end as FAILED
+    one is cancelled, requeued, suspended    all are
+
+All tasks of a gang make the same attempt, by its number. Once one of them has ended well, the gang does not begin
+anew: what fails after that has failed for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lavalite.control import reservations
+from lavalite.control.demand import WaitingClass
+from lavalite.control.outbox import Outbox
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import ASSUMED, BLOCKED, CODES, READY, WAITING, End, JobState, TaskKey, TaskRun
+from lavalite.control.wishes import end_run
+from lavalite.model.job import Gang
+from lavalite.model.task import TaskState
+
+REASON = "its gang is ended as one"
+_ENDED_BADLY = (CODES[TaskState.FAILED], CODES[TaskState.CANCELLED])
+_ENDED = (*_ENDED_BADLY, CODES[TaskState.SUCCEEDED])
+
+
+@dataclass(slots=True)
+class Seats:
+    """Where the tasks of a gang would go: so many on each row. `fit` is how many could start at once, `within` where;
+    `seats` is empty while that is not all of them."""
+
+    fit: int
+    within: str = ""
+    seats: dict[int, int] = field(default_factory=dict)
+
+
+# --- placing --------------------------------------------------------------------------------------------------------
+
+
+def find_seats(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Seats:
+    """Room for all its tasks at once, in the tightest place that has it; else where most of them fit."""
+    gang, wanted = job.spec.gang or Gang(), len(job.codes)
+    most = min(wanted, gang.tasks_per_node or wanted)
+    room = {row: min(most, tasks) for row, tasks in reservations.room(state, waiting, job, now).items()}
+    found = [_seats(gang, wanted, place, some) for place, some in _places(state, gang, room).items()]
+    good = [seats for seats in found if seats.seats]
+    if good:
+        return min(good, key=lambda seats: (seats.fit, seats.within))
+    return max(found, key=lambda seats: seats.fit, default=Seats(0))
+
+
+def _places(state: ClusterState, gang: Gang, room: dict[int, int]) -> dict[str, dict[int, int]]:
+    """The rows by the value of the label that all of them must share; all of them where there is none."""
+    if not gang.within:
+        return {"": room}
+    places: dict[str, dict[int, int]] = {}
+    for row, tasks in room.items():
+        node = state.node_of(state.columns.names[row])
+        for value in node.labels.get(gang.within, ()) if node is not None else ():
+            places.setdefault(value, {})[row] = tasks
+    return dict(sorted(places.items()))
+
+
+def _seats(gang: Gang, wanted: int, place: str, room: dict[int, int]) -> Seats:
+    """The fewest rows that the span allows and that take all, the roomiest first; the last one as tight as can be."""
+    rows = sorted(room, key=lambda row: (-room[row], row))
+    least, most = gang.nodes_least, min(gang.nodes_most or wanted, wanted)
+    fit = sum(room[row] for row in rows[:most])
+    count = next((n for n in range(1, most + 1) if sum(room[r] for r in rows[:n]) >= wanted), None)
+    if count is None or len(rows) < least:
+        return Seats(min(fit, wanted) if len(rows) >= least else 0, place)
+    chosen = rows[: max(count, least)]
+    if len(chosen) > 1 and least <= count:
+        rest = wanted - sum(room[row] for row in chosen[:-1])
+        chosen[-1] = min((row for row in rows[count - 1 :] if room[row] >= rest), key=lambda row: (room[row], row))
+    seats, left = {}, wanted
+    for number, row in enumerate(chosen):
+        # Each of those that come after takes one at least.
+        seats[row] = min(room[row], left - (len(chosen) - number - 1))
+        left -= seats[row]
+    return Seats(sum(room.values()), place, seats)
+
+
+def number_of_attempt(job: JobState) -> int:
+    """The number that the next attempt of all its tasks has."""
+    return max(job.attempts_of(position) for position in range(len(job.codes))) + 1
+
+
+# --- starting -------------------------------------------------------------------------------------------------------
+
+
+def may_start(state: ClusterState, job: JobState) -> bool:
+    """Whether every task's commitment is durable: only then may one of them be sent to its node."""
+    return job.spec.gang is None or not (job.counts.get(ASSUMED) or is_broken(state, job))
+
+
+def is_broken(state: ClusterState, job: JobState) -> bool:
+    """Whether some of a gang hold something while others wait: then all of it has to begin anew.
+
+    After a restore that is not known before all nodes have told what they started.
+    """
+    if job.spec.gang is None or state.waits_for_journals(job):
+        return False
+    return _waiting(job) > 0 and any(True for _ in job.holding())
+
+
+def nodes_of(state: ClusterState, job: JobState) -> str:
+    """`n1:4 n2:2`: how many tasks of the gang each node has, in the order of their indices."""
+    counts: dict[str, int] = {}
+    for position, index in enumerate(job.indices):
+        run = state.runs.get(TaskKey(job.id, index))
+        node = run.node if run is not None else job.ends[position].node if position in job.ends else ""
+        if node:
+            counts[node] = counts.get(node, 0) + 1
+    return " ".join(f"{node}:{tasks}" for node, tasks in counts.items())
+
+
+# --- ending as one --------------------------------------------------------------------------------------------------
+
+
+def begins_anew(state: ClusterState, job: JobState) -> bool:
+    """Whether an attempt that has ended just now is of no account, however it ended: its gang begins anew."""
+    return is_broken(state, job)
+
+
+def has_begun_to_end(job: JobState) -> bool:
+    """Whether a task of the gang has ended for good, so that no other may go back to PENDING."""
+    return job.spec.gang is not None and any(job.counts.get(code) for code in _ENDED)
+
+
+def settle(state: ClusterState, now: float, out: Outbox) -> None:
+    """Bring the tasks of each gang in line of which one has moved."""
+    moved, state.gangs_moved = state.gangs_moved, set()
+    for number in sorted(moved):
+        job = state.jobs.get(number)
+        if job is not None and job.unfinished and not state.waits_for_journals(job):
+            _settle(state, job, now, out)
+    state.gangs_moved.clear()
+
+
+def _settle(state: ClusterState, job: JobState, now: float, out: Outbox) -> None:
+    badly = any(job.counts.get(code) for code in _ENDED_BADLY)
+    if badly or is_broken(state, job):
+        for run in runs_of(state, job):
+            if not (run.cancel_requested or run.requeue_requested):
+                end_run(state, run, REASON, now, out, requeue=True)
+    if has_begun_to_end(job) and _waiting(job):
+        never_again = End(None, REASON, "", None, now)
+        for position, code in enumerate(bytes(job.codes)):
+            if code in (READY, WAITING, BLOCKED):
+                state.cancel_pending(job, position, never_again)
+
+
+def _waiting(job: JobState) -> int:
+    return sum(job.counts.get(code, 0) for code in (READY, WAITING, BLOCKED))
+
+
+def runs_of(state: ClusterState, job: JobState) -> list[TaskRun]:
+    """Those of its tasks that hold something."""
+    return [state.runs[TaskKey(job.id, job.indices[position])] for position in job.holding()]
