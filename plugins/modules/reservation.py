@@ -60,6 +60,18 @@ options:
     type: list
     elements: str
     default: []
+  every:
+    description:
+      - It recurs so often, at the same time of day by the clock of O(zone).
+      - One that recurs shows its present or next time. What keeps it from being had at any of its times refuses it.
+    type: str
+    choices: [day, weekday, week]
+  zone:
+    description: By whose clock it recurs, as V(Europe/Berlin). Without it, by UTC.
+    type: str
+  until:
+    description: It recurs before then, as V(2027-01-31T00:00:00+01:00). Without it, for a year, which is the most.
+    type: str
   timeout:
     description: It ends early when it is unused for so long after its start, as V(15m).
     type: str
@@ -80,6 +92,16 @@ EXAMPLES = r"""
     duration: 4h
     timeout: 30m
     users: [ada, bob]
+    unix_socket: /run/lavalite/api.sock
+
+- name: A node for those on call, each working day at nine
+  lavalite.cluster.reservation:
+    name: on-call
+    cpu: 8
+    start: "2026-12-07T09:00:00+01:00"
+    duration: 8h
+    every: weekday
+    zone: Europe/Berlin
     unix_socket: /run/lavalite/api.sock
 
 - name: It is over
@@ -117,7 +139,7 @@ AMOUNTS = (
     ("gpu", "gpu_milli", _amounts.milli),
     ("storage", "storage_bytes", _amounts.byte_count),
 )
-SHOWN = ("amounts", "nodes", "users", "pool", "start", "end", "timeout_seconds")
+SHOWN = ("amounts", "nodes", "users", "pool", "start", "end", "timeout_seconds", "every", "zone", "until")
 
 
 def apply(client, params, check_mode):
@@ -146,20 +168,23 @@ def asked(params):
         if params["timeout"]:
             body["timeout_seconds"] = _amounts.seconds(params["timeout"], "timeout")
         if params["start"]:
-            body["start"] = seconds_of(params["start"])
+            body["start"] = seconds_of(params["start"], "start")
+        if params["until"]:
+            body["until"] = seconds_of(params["until"], "until")
     except ValueError as error:
         raise ApiError(0, [Fault("bad_input", str(error).rstrip("."))]) from None
+    body.update((name, params[name]) for name in ("every", "zone") if params[name])
     return dict(body, count=params["nodes"], pool=params["pool"] or "", users=params["users"])
 
 
-def seconds_of(text):
+def seconds_of(text, option="start"):
     """Seconds since 1970, of a time that says its zone. Raises ValueError."""
     try:
         found = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
     except ValueError:
         found = None
     if found is None or found.tzinfo is None:
-        raise ValueError("start: %s is no time with a zone. Write 2026-12-24T08:00:00+01:00." % text[:40])
+        raise ValueError("%s: %s is no time with a zone. Write 2026-12-24T08:00:00+01:00." % (option, text[:40]))
     return found.timestamp()
 
 
@@ -179,6 +204,9 @@ def main():
             nodes=dict(type="int", default=1),
             users=dict(type="list", elements="str", default=[]),
             timeout=dict(type="str"),
+            every=dict(type="str", choices=["day", "weekday", "week"]),
+            zone=dict(type="str"),
+            until=dict(type="str"),
             **options,
         ),
         required_if=[("state", "present", ["duration"])],

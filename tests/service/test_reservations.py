@@ -145,3 +145,51 @@ def test_by_the_command_line(one: One) -> None:
     assert one.lavalite("unreserve", "course").returncode == 0
     wrong = one.lavalite("reserve", "x", "--for", "2h", "--cpu", "1", "--start", "tomorrow")
     assert wrong.returncode == 2 and "tomorrow is no time" in wrong.stderr
+
+
+MONDAY = 4076121600.0
+"""2 March 2099, nine in Berlin, which is eight by UTC until clocks go forward there on the 29th."""
+
+
+def test_one_that_recurs_is_made_once_and_says_so(one: One) -> None:
+    day = 86400
+    ask = ReservationPut(
+        cpu_milli=10,
+        duration_seconds=3600,
+        start=MONDAY,
+        every="weekday",
+        zone="Europe/Berlin",
+        until=MONDAY + 30 * day,
+    )
+    made = one.client.reserve("calls", ask)
+    assert made.changed and (made.reservation.start, made.reservation.end) == (MONDAY, MONDAY + 3600)
+    assert (made.reservation.every, made.reservation.zone) == ("weekday", "Europe/Berlin")
+    assert one.client.reserve("calls", ask).changed is False
+    with pytest.raises(ConflictError, match="another zone"):
+        one.client.reserve("calls", ask.model_copy(update={"zone": ""}))
+    full = ReservationPut(cpu_milli=one.client.node("n1").resources["cpu"].capacity, duration_seconds=60)
+    with pytest.raises(InputError, match="cannot be had at that time"):
+        one.client.reserve("friday", full.model_copy(update={"start": MONDAY + 4 * day + 1800}))
+    assert one.client.reserve("saturday", full.model_copy(update={"start": MONDAY + 5 * day + 1800})).changed
+    # From the 29th on nine in Berlin is seven by UTC.
+    with pytest.raises(InputError, match="cannot be had at that time"):
+        one.client.reserve("summer", full.model_copy(update={"start": MONDAY + 28 * day - 3600}))
+    assert one.client.reserve("later", full.model_copy(update={"start": MONDAY + 28 * day})).changed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"every": "day", "zone": "Mars/Olympus"}, "there is no zone Mars/Olympus"),
+        ({"every": "day", "zone": "../../etc/passwd"}, "there is no zone"),
+        ({"zone": "UTC"}, "zone is for reservations that recur"),
+        ({"every": "day", "until": MONDAY}, "until is not after the start"),
+        ({"every": "day", "duration_seconds": 82801}, "it lasts longer than from one day to the next"),
+        ({"every": "weekday", "start": MONDAY - 86400}, "its start is no weekday there"),
+    ],
+)
+def test_what_cannot_recur_is_refused_with_a_sentence(one: One, wrong: dict[str, Any], message: str) -> None:
+    fields = {"cpu_milli": 10, "duration_seconds": 60, "start": MONDAY, **wrong}
+    with pytest.raises(InputError, match=message):
+        one.client.reserve("wrong", ReservationPut(**fields))
+    assert not list(one.client.reservations())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from control_world import GIB, KEYS, World, offer, spec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_control_jobs import run_all, states, world
 
@@ -125,6 +125,24 @@ def test_two_at_the_same_time_share_and_two_after_each_other_do_not() -> None:
     assert isinstance(reserve(w, "b", start=1500), Refusal)
     assert isinstance(reserve(w, "c", start=2000, amounts={"cpu": 2000}), Reservation)
     assert isinstance(reserve(w, "d", start=0, seconds=1000, amounts={"cpu": 2000}), Reservation)
+
+
+def test_of_two_after_each_other_the_second_waits_for_the_stop_of_the_firsts_tasks() -> None:
+    w = world(offer("n1", cpu=2))
+    reserve(w, "a", seconds=100, amounts={"cpu": 2000})
+    reserve(w, "b", start=100, amounts={"cpu": 2000})
+    first = submit(w, 2, user="ada", reservation="a")
+    second = submit(w, 2, user="ada", reservation="b")
+    other = submit(w)
+    w.advance(105)
+    told(w)
+    # They are being stopped since 5 s ago, and hold what they have up to their end: nobody else is given it.
+    assert [a.job for a in w.running()] == [first, first]
+    for attempt in w.running():
+        w.finish(attempt, -15, "walltime")
+    told(w)
+    assert [a.job for a in w.running()] == [second, second] and states(w, other) == "P"
+    w.check()
 
 
 def test_its_tasks_wait_for_its_start_and_end_with_it() -> None:
@@ -292,6 +310,16 @@ STEP = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEP, max_size=40))
+@example(
+    # `a` begins where `c` ends, and a task of `c` is there up to then: its stop takes its grace after that.
+    [
+        ("reserve", "c", 0, 196),
+        ("pass", 191, 0, 0),
+        ("submit", None, 2, 0),
+        ("reserve", "a", 5, 20),
+        ("own", "c", 1, 0),
+    ]
+)
 def test_the_law_what_may_last_past_a_start_leaves_what_is_kept(steps: list[tuple[Any, ...]]) -> None:
     w = world(offer("n1", cpu=4, gpus=2), offer("n2", cpu=3, gpus=1))
     for verb, what, more, last in steps:
@@ -322,10 +350,15 @@ def test_the_law_what_may_last_past_a_start_leaves_what_is_kept(steps: list[tupl
 def law(w: World, kept: Reservation, node: str) -> None:
     """What may last past its start, with all that is kept then, is no more than there is.
 
-    A stop takes its grace. The rest of the margin is there to be used up by a start later than its placement.
+    A stop takes its grace. The rest of the margin is there to be used up by a start later than its placement. Only of
+    two that follow each other the second one's tasks wait for that grace of the first one's: each has its whole time.
     """
     grace_seconds = w.state.settings.stop_grace_seconds
-    lasting = [run for run in w.state.nodes[node].runs.values() if ends(w, run) + grace_seconds > kept.start]
+    lasting = [
+        run
+        for run in w.state.nodes[node].runs.values()
+        if ends(w, run) + grace_seconds > kept.start and (run.ends_by is None or run.ends_by > kept.start)
+    ]
     reservations = [r for r in w.state.reservations.values() if node in r.nodes and r.overlaps(kept.start, kept.end)]
     for kind in kept.amounts:
         tasks = sum(s.amount for run in lasting for s in w.state.book.shares(run.key.owner) if s.kind == kind)

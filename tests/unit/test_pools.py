@@ -640,3 +640,25 @@ def test_anything_is_a_document_or_an_input_error(value: dict[str, Any]) -> None
         assert all(fault.code and fault.message and fault.hint for fault in error.faults)
     else:
         assert pools_from(document.canonical()).canonical() == document.canonical()
+
+
+@pytest.mark.parametrize(
+    ("written", "planned"),
+    [
+        ("{}", 0),
+        ("{backfill: easy}", 1),
+        ("{backfill: none}", 0),
+        ("{backfill: conservative}", 10),
+        ("{backfill: {mode: conservative, depth: 25}}", 25),
+    ],
+)
+def test_a_queue_says_of_how_many_it_plans_the_starts(written: str, planned: int) -> None:
+    (queue,) = load_pools(f"cluster: t\nqueues: {{only: {written}}}\n").queue_specs()
+    assert queue.planned_starts == planned
+
+
+@pytest.mark.parametrize("bad", ["lazy", "{mode: easy, depth: 2}", "{mode: conservative, depth: 0}", "{depth: 3}"])
+def test_backfill_that_cannot_be_is_refused(bad: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_pools(f"cluster: t\nqueues: {{only: {{backfill: {bad}}}}}\n")
+    assert all("backfill" in (fault.field or "") for fault in caught.value.faults), caught.value.faults

@@ -39,7 +39,7 @@ Collections: `?limit=` (at most 1,000) and `?cursor=`; `next_cursor` is null on 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
 
@@ -247,7 +247,8 @@ class Host(Shape):
 class Reservation(Shape):
     """`amounts` are kept on each of `nodes`; `used` is what its own tasks hold of them, over all nodes.
 
-    `state` is planned before `start`, then active; both times are seconds since the Unix epoch.
+    `state` is planned before `start`, then active; both times are seconds since the Unix epoch. One that recurs,
+    `every` day, weekday or week by the clock of `zone` and before `until`, shows its present or next time.
     """
 
     name: str
@@ -260,13 +261,17 @@ class Reservation(Shape):
     start: float
     end: float
     timeout_seconds: int | None = None
+    every: str = ""
+    zone: str = ""
+    until: float | None = None
     used: dict[str, int] = {}
 
 
 class ReservationPut(Ask):
     """These amounts on each of `count` nodes, of a pool or of all, from `start` (now, where absent) on.
 
-    Unused for `timeout_seconds` after its start, it ends early.
+    Unused for `timeout_seconds` after its start, it ends early. With `every` it recurs at the same time of day by the
+    clock of `zone`, before `until`, for a year at most.
     """
 
     cpu_milli: Amount = 0
@@ -279,6 +284,9 @@ class ReservationPut(Ask):
     duration_seconds: int = Field(ge=1, le=MAX_RESERVED_SECONDS)
     users: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=1000)
     timeout_seconds: int | None = Field(default=None, ge=1, le=MAX_RESERVED_SECONDS)
+    every: Literal["", "day", "weekday", "week"] = ""
+    zone: str = Field(default="", max_length=64)
+    until: float | None = Field(default=None, allow_inf_nan=False, le=LATEST_SECONDS)
 
     def amounts(self) -> dict[str, int]:
         """Amount per kind, zeros left out."""
@@ -295,7 +303,10 @@ class ReservationResult(Shape):
 
 
 class Job(Shape):
-    """`counts` are tasks by state; `why` is one sentence, only while something of it waits."""
+    """`counts` are tasks by state; `why` is one sentence, only while something of it waits.
+
+    `starts` is then `planned`, `about` or `not before`, all with `starts_at`, or `unknown`; `starts_why` says why.
+    """
 
     id: int
     name: str
@@ -315,6 +326,9 @@ class Job(Shape):
     exit_code: int | None = None
     nodes: list[str] = []
     why: str = ""
+    starts: str = ""
+    starts_at: float | None = None
+    starts_why: str = ""
     key: str = ""
     gang: dict[str, Any] | None = None
     request: dict[str, Any] = {}
@@ -356,7 +370,10 @@ class Quarantined(Shape):
 
 
 class Explanation(Shape):
-    """Why a job waits: `filters` counts the nodes that each filter turned away; `lacks` is what the nearest lacks."""
+    """Why a job waits: `filters` counts the nodes that each filter turned away; `lacks` is what the nearest lacks.
+
+    `starts`, `starts_at` and `starts_why` are as in Job.
+    """
 
     job: int
     state: str
@@ -370,6 +387,9 @@ class Explanation(Shape):
     fairshare: dict[str, Any] = {}
     """Where its group and user stand, in a queue with fairshare."""
     sentence: str = ""
+    starts: str = ""
+    starts_at: float | None = None
+    starts_why: str = ""
 
 
 class Definition(Shape):

@@ -66,6 +66,11 @@ def request_text(request: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def starts_text(found: Job | Explanation) -> str:
+    """`planned 2026-11-30 08:00:00`, `about …`, `not before …`, `unknown`; empty where nothing waits."""
+    return f"{plain(found.starts)} {moment(found.starts_at)}".strip()
+
+
 JOB_COLUMNS: list[Column[Job]] = [
     Column("JOB", lambda j: j.id),
     Column("NAME", lambda j: j.name),
@@ -76,6 +81,7 @@ JOB_COLUMNS: list[Column[Job]] = [
     Column("TASKS", counts_text),
     Column("NODES", lambda j: nodes_text(j.nodes)),
     Column("SUBMITTED", lambda j: moment(j.submitted_at)),
+    Column("STARTS", starts_text, wide=True),
     Column("STARTED", lambda j: moment(j.started_at), wide=True),
     Column("ENDED", lambda j: moment(j.ended_at), wide=True),
     Column("EXIT", lambda j: j.exit_code, wide=True),
@@ -138,6 +144,7 @@ def job_text(found: Job) -> str:
             ("host", found.host),
             ("state", found.state),
             ("why", found.why),
+            ("starts", " ".join(filter(None, [starts_text(found), found.starts_why]))),
             ("tasks", counts_text(found)),
             ("array", found.array),
             ("nodes", " ".join(found.nodes)),
@@ -219,6 +226,8 @@ def explanation_text(found: Explanation) -> str:
         lines.append("  " + plain(_share_text(share)))
     if found.sentence and not turned:
         lines.append(f"  {plain(found.sentence)}")
+    if found.starts:
+        lines.append(f"  starts  {starts_text(found)}{': ' + plain(found.starts_why) if found.starts_why else ''}")
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ COLUMNS: list[Column[Reservation]] = [
     Column("USED", lambda r: _amounts(r.used)),
     Column("START", lambda r: moment(r.start)),
     Column("END", lambda r: moment(r.end)),
+    Column("EVERY", lambda r: f"{r.every} ({r.zone})" if r.every else ""),
     Column("USERS", lambda r: " ".join(dict.fromkeys([r.owner, *r.users]))),
     Column("POOL", lambda r: r.pool or "–", wide=True),
 ]
@@ -58,6 +59,13 @@ def reserve(
     ] = "",
     user: Annotated[list[str] | None, typer.Option(metavar="USER", help="Who may use it, beside yourself.")] = None,
     timeout: Annotated[str, typer.Option(metavar="15m", help="It ends when unused for so long.")] = "",
+    every: Annotated[
+        str, typer.Option(metavar="day|weekday|week", help="Again at the same time of day, so often.")
+    ] = "",
+    zone: Annotated[str, typer.Option(metavar="Europe/Berlin", help="By whose clock it recurs; else UTC.")] = "",
+    until: Annotated[
+        str, typer.Option(metavar="2027-01-31T00:00", help="It recurs before then; else for a year.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be kept, and where.")] = False,
 ) -> None:
     """Keep some of some nodes for a time. What runs past its start is placed beside it."""
@@ -72,12 +80,15 @@ def reserve(
         "duration_seconds": _read(parse_duration, duration, "--for"),
         "users": user or [],
         "timeout_seconds": _read(parse_duration, timeout, "--timeout") or None,
+        "every": every,
+        "zone": zone,
+        "until": _moment(until, "--until") if until else None,
     }
     with place.client() as client:
         result = client.reserve(name, ReservationPut.model_construct(**fields), dry_run=dry_run)
     made = result.reservation
     verb = "would be kept" if dry_run else "kept" if result.changed else "kept already"
-    span = f"{moment(made.start)} to {moment(made.end)}"
+    span = f"{moment(made.start)} to {moment(made.end)}" + (f" and every {made.every}" if made.every else "")
     say(f"reservation {made.name}: {verb} on {' '.join(made.nodes)}, {span}: {_amounts(made.amounts)} each")
 
 
@@ -97,10 +108,10 @@ def _read(parse: Any, text: str, option: str) -> int:
         raise error.at(option) from None
 
 
-def _moment(text: str) -> float:
+def _moment(text: str, option: str = "--start") -> float:
     """Seconds since the Unix epoch, of a time as it is written here, or of such seconds. Raises InputError."""
     try:
         return float(text) if _SECONDS.fullmatch(text) else datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         hint = "Write it as 2026-12-24T08:00."
-        raise InputError(f"{text[:40]} is no time", field="--start", hint=hint) from None
+        raise InputError(f"{text[:40]} is no time", field=option, hint=hint) from None

@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, drain, gangs, health, reservations, starts, wishes
+from lavalite.control import composer, drain, gangs, health, planning, reservations, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -66,6 +66,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             drain.clear_nodes(state, now, out)
             wishes.go_on_cancelling(state, now, out)
             reservations.let_go(state, now)
+            planning.go_on(state, now)
             composer.look_again(state)
             forget_finished(state, now)
             state.schedule_wanted |= bool(state.claims)  # who claims may want nothing any more

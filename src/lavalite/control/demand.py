@@ -12,6 +12,7 @@ from lavalite.control import dependencies
 from lavalite.control.events import Specs
 from lavalite.control.fairshare import FairQueue
 from lavalite.control.order import Order
+from lavalite.control.plan import Plan
 from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
 from lavalite.control.tasks import BLOCKED, READY, WAITING, IllegalTransition, JobState
@@ -39,6 +40,23 @@ class WaitingClass:
     shape: tuple[Any, ...]
     """What it has in common with the classes of other users that ask for the same; they share `wanted`."""
     jobs: list[tuple[int, int]] = field(default_factory=list)
+    planned: int = 0
+    """So many of its first jobs had no room in this pass, and have a planned start; it is the next one's turn."""
+
+    @property
+    def first(self) -> tuple[int, int] | None:
+        """The job whose turn it is; None if there is none."""
+        return self.jobs[self.planned] if self.planned < len(self.jobs) else None
+
+    def add(self, place: tuple[int, int]) -> None:
+        """Another job waits. One that comes before those that this pass has planned has its turn in the next."""
+        insort(self.jobs, place)
+        self.planned += place < self.jobs[self.planned] if self.planned else 0
+
+    def remove(self, place: tuple[int, int]) -> None:
+        at = bisect_left(self.jobs, place)
+        del self.jobs[at]
+        self.planned -= at < self.planned
 
 
 @dataclass(slots=True)
@@ -78,6 +96,7 @@ class Demand(Supply):
         self._rankings = Rankings()
         self.gangs_moved: set[int] = set()
         """Jobs whose tasks start together, and of which one has ended, or did not start."""
+        self.plan = Plan()
         self.unfinished_tasks = 0
         """Of all jobs."""
         self.cancels: dict[int, Cancel] = {}
@@ -175,13 +194,22 @@ class Demand(Supply):
         """Add one. Whether it fits was found out before."""
         self.reservations[reservation.name] = reservation
         self.dirty.reservations[reservation.name] = None
+        self.ends_changed.update(reservation.nodes)
         self.schedule_wanted = True
         if len(self.reservations) == 1:
             self._sort_anew()
 
+    def set_next_time(self, reservation: Reservation) -> None:
+        """One that recurs is at its next time: nothing is kept for it any more until that."""
+        self.reservations[reservation.name] = reservation
+        self.unused_since.pop(reservation.name, None)
+        self.dirty.reservations[reservation.name] = None
+        self.ends_changed.update(reservation.nodes)
+        self.schedule_wanted = self.compose_wanted = True
+
     def remove_reservation(self, name: str) -> None:
         """Forget one: nothing is kept for it any more. What its tasks hold they go on holding."""
-        del self.reservations[name]
+        self.ends_changed.update(self.reservations.pop(name).nodes)
         self.unused_since.pop(name, None)
         self.dirty.reservations[name] = None
         self.schedule_wanted = self.compose_wanted = True
@@ -219,18 +247,27 @@ class Demand(Supply):
         if waits and not job.class_key:
             found = self._class_of(job)
             job.class_key = found.key
-            insort(found.jobs, place)
-            if found.jobs[0] == place:
+            found.add(place)
+            if found.first == place:
                 self.order.lower(found, self.fair.get(found.queue))
+            if self._comes_before_a_plan(found.queue, place):
+                self.asleep.forget(found.shape)
             self.schedule_wanted = True
         elif not waits and job.class_key:
             waiting = self.classes[job.class_key]
-            del waiting.jobs[bisect_left(waiting.jobs, place)]
+            waiting.remove(place)
             if not waiting.jobs:
                 del self.classes[job.class_key]
                 if self.order.discard(waiting):
                     self.asleep.forget(waiting.shape)
             job.class_key = ()
+            if job.id in self.plan.starts:
+                self.schedule_wanted = True  # what was kept for it is there for others
+
+    def _comes_before_a_plan(self, queue: str, place: tuple[int, int]) -> bool:
+        """Whether a start of the queue is planned for somebody behind the job: then it is its turn to be planned."""
+        planned = [self.jobs[s.job] for s in self.plan.starts.values() if s.queue == queue and s.job in self.jobs]
+        return any(place < (-job.spec.priority, job.id) for job in planned)
 
     def _class_of(self, job: JobState) -> WaitingClass:
         queue = self.queue(job.queue)
@@ -241,6 +278,9 @@ class Demand(Supply):
         if self.reservations:
             # What is kept for later may be used until then by what ends before: that differs by reservation and end.
             shape = (*shape, job.spec.reservation, self.walltime_seconds(job))
+        elif queue.planned_starts:
+            # Likewise of what is kept for planned starts; nearly equal ends are one shape, lest there be many.
+            shape = (*shape, about(self.walltime_seconds(job)))
         group, user = (job.spec.group, job.spec.user) if self._counted_apart(job) else ("", "")
         key = (*shape, group, user)
         if key not in self.classes:
@@ -261,9 +301,10 @@ class Demand(Supply):
     def let_sleep(self, waiting: WaitingClass) -> None:
         """Its shape found no room. It is looked at again when something was freed that could be enough for it.
 
-        What is kept for reservations changes with time alone: while there are any, nothing sleeps.
+        What is kept for reservations changes with time alone: while there are any, nothing sleeps. Nor does what only
+        a planned start keeps out.
         """
-        if not self.reservations:
+        if not self.reservations and not (self.plan and waiting.wanted.rows_that_fit(self.columns)):
             self.asleep.sleep(waiting.shape, waiting.wanted.line)
 
     def _counted_apart(self, job: JobState) -> bool:
@@ -388,3 +429,11 @@ class Demand(Supply):
     @property
     def next_wake(self) -> float | None:
         return self._wakes[0][0] if self._wakes else None
+
+
+def about(seconds: int | None) -> int | None:
+    """A walltime, rounded up to one of four steps a doubling: 3600 s and 4000 s are one, and 5000 s another."""
+    if seconds is None:
+        return None
+    step = 1 << max(0, seconds.bit_length() - 3)
+    return -(-seconds // step) * step

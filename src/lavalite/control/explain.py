@@ -7,6 +7,7 @@ from typing import Any
 
 from lavalite.control import gangs, limits, quotas, reservations, shares
 from lavalite.control.dependencies import first_missing, never
+from lavalite.control.estimates import Estimates
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -35,6 +36,10 @@ class Explanation:
     fairshare: dict[str, Any] = field(default_factory=dict)
     """Where its group and user stand in a queue with fairshare; empty in others."""
     sentence: str = ""
+    starts: str = ""
+    starts_at: float | None = None
+    starts_why: str = ""
+    """When it will start, as far as is known (control.estimates)."""
 
 
 def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
@@ -43,6 +48,9 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     if not job.by_state().get(TaskState.PENDING):
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
         return told
+    estimate = Estimates(state, now).of(job)
+    if estimate is not None:
+        told.starts, told.starts_at, told.starts_why = estimate.kind, estimate.at, estimate.why
     told.waits_for = _waits_for(state, job, now)
     told.fairshare = shares.standing_of(state, job)
     if not told.waits_for and job.startable:
@@ -150,7 +158,7 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     back = reservations.held_back(state, state.classes[job.class_key], job, now) if job.class_key else []
     if why is None and back:
         told.nodes, told.filters = len(back), {Reason.HELD.value: len(back)}
-        told.held_by = reservations.keeping_out(state, now, back)
+        told.held_by = reservations.keeping_out(state, job, now, back)
         told.sentence = f"There is room, but it is held by {', '.join(told.held_by)}."
         return
     if job.spec.gang is not None and job.class_key and _explain_gang(state, job, now, told) and why is None:

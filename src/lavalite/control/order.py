@@ -11,6 +11,7 @@ at those whose turn it is, and at nobody else, however many wait. A shape that d
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -20,6 +21,9 @@ from lavalite.placement.classes import RequestClass
 
 if TYPE_CHECKING:
     from lavalite.control.demand import WaitingClass
+
+NOBODY = (math.inf, 0)
+"""Behind all jobs: where a lane stands of which all are planned, until it is set aside."""
 
 Item = TypeVar("Item")
 Key = tuple[Any, ...]
@@ -160,7 +164,7 @@ class Shape:
 
     def _lane_key(self, lane: WaitingClass) -> Key:
         standing = self._fair.standing(lane.group, lane.user) if self._fair and lane.user else 0
-        return (standing, *lane.jobs[0])
+        return (standing, *(lane.first or NOBODY))
 
 
 class HasPriority(Protocol):
@@ -241,30 +245,37 @@ class Round:
     queues: LazyHeap[str]
     open: dict[str, LazyHeap[Shape]]
     aside: dict[Shape, None]
+    sleeping: dict[str, dict[Shape, None]]
+    """By queue, shapes that have no turn."""
+    planned: dict[WaitingClass, Shape]
+    """Lanes of which the first jobs are planned."""
 
     @classmethod
     def begin(cls, order: Order, priorities: Callable[[str], HasPriority], asleep: Container[Key] = ()) -> Round:
-        """Shapes that are `asleep` have no turn."""
+        """Shapes that are `asleep` have no turn, unless they are roused."""
         opened: dict[str, LazyHeap[Shape]] = {}
+        sleeping: dict[str, dict[Shape, None]] = {}
 
         def queue_key(queue: str) -> Key:
             shape = opened[queue].best()
             assert shape is not None
             lane = shape.best()
             assert lane is not None
-            return (-priorities(queue).priority, *lane.jobs[0], queue)
+            return (-priorities(queue).priority, *(lane.first or NOBODY), queue)
 
         for queue in order.queues():
             heap: LazyHeap[Shape] = LazyHeap(Shape.key)
             for key, shape in order.shapes(queue).items():
                 if key not in asleep:
                     heap.lower(shape)
+                else:
+                    sleeping.setdefault(queue, {})[shape] = None
             if heap:
                 opened[queue] = heap
         queues: LazyHeap[str] = LazyHeap(queue_key)
         for queue in opened:
             queues.lower(queue)
-        return cls(order, queues, opened, {})
+        return cls(order, queues, opened, {}, sleeping, {})
 
     def next(self) -> tuple[Shape, WaitingClass] | None:
         """The lane whose turn it is; None when all were seen."""
@@ -286,6 +297,33 @@ class Round:
         self.aside[shape] = None
         self.changed(shape)
 
+    def planned_first(self, shape: Shape, lane: WaitingClass) -> None:
+        """The first job of the lane is planned: it is the turn of the next one, if there is one."""
+        lane.planned += 1
+        self.planned[lane] = shape
+        self.placed(shape, lane)
+
+    def placed(self, shape: Shape, lane: WaitingClass) -> None:
+        """Jobs of the lane were placed, or planned."""
+        if lane.jobs and lane.first is None:
+            self.set_aside(shape, lane)
+        else:
+            self.changed(shape)
+
+    def rouse(self, queue: str, before: Shape | None = None) -> bool:
+        """Give those of the queue a turn that sleep and come before a shape, or all that sleep; whether any do."""
+        sleeping = self.sleeping.get(queue, {})
+        mine = before.key() if before is not None else None
+        found = [shape for shape in sleeping if shape and (mine is None or shape.key() < mine)]
+        if not found:
+            return False
+        heap = self.open.setdefault(queue, LazyHeap(Shape.key))
+        for shape in found:
+            del sleeping[shape]
+            heap.lower(shape)
+        self.queues.lower(queue)
+        return True
+
     def close(self, shape: Shape) -> None:
         """Nothing more for any lane of the shape in this pass."""
         self.open[shape.queue].discard(shape)
@@ -298,7 +336,11 @@ class Round:
         self._queue_changed(shape.queue)
 
     def end(self) -> None:
-        """Lanes that were set aside wait for the next pass."""
+        """Lanes that were set aside wait for the next pass, and first jobs that were planned are the first again."""
+        for lane, shape in self.planned.items():
+            lane.planned = 0
+            if lane.jobs:
+                shape.lower(lane)
         for shape in self.aside:
             shape.bring_back()
 

@@ -9,15 +9,18 @@ theirs from it, only within its time, and end with it. The law, at any time, on 
     what is committed and may last past its start + what is still kept of it ≤ capacity
 
 Whether a task is over by then is judged by its walltime, with a margin for how long it takes to start and to stop.
-A task that is late all the same only makes the reservation's own tasks wait for it.
+A task that is late all the same only makes the reservation's own tasks wait for it. So do, where one begins when
+another ends, that one's tasks while they are being stopped: each reservation has all of its time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
+from lavalite.control.ahead import ahead_of, lasts_until, margin_seconds
 from lavalite.control.demand import WaitingClass
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
@@ -26,13 +29,9 @@ from lavalite.model.amounts import format_amount
 from lavalite.model.job import Share
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, WHOLE
-from lavalite.model.task import TaskState
 from lavalite.placement.columns import state_reason
 from lavalite.placement.ranking import Bounds
 from lavalite.placement.reasons import Reason, Refusal
-
-MARGIN_SECONDS = 60.0
-"""From a placement to the start of its task, and from the order to end to its end; the grace of a stop is added."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,6 +43,12 @@ class Asked:
     pool: str
     start: float
     end: float
+    later: tuple[float, ...] = ()
+    """When it starts again, where it recurs."""
+
+    def spans(self) -> Iterator[tuple[float, float]]:
+        yield self.start, self.end
+        yield from ((start, start + self.end - self.start) for start in self.later)
 
     def sentence(self) -> str:
         words = " and ".join(format_amount(kind, amount, named=True) for kind, amount in sorted(self.amounts.items()))
@@ -97,14 +102,17 @@ def _judged(
 def _room_then(state: ClusterState, node: NodeState, asked: Asked, now: float) -> dict[str, int]:
     """What is left of each kind beside what may still be held at that time, and what is kept for others then."""
     over = [run for run in node.runs.values() if _is_over_by(state, run, asked.start, now)]
-    others = [r for r in state.reservations.values() if node.name in r.nodes and r.overlaps(asked.start, asked.end)]
+    others = [r for r in state.reservations.values() if node.name in r.nodes]
+    together = {frozenset(r.name for r in others if r.overlaps(*span)) for span in asked.spans()} if others else {()}
     room = {}
     for kind in asked.amounts:
         ended = sum(s.amount for run in over for s in _shares_here(state, run.key, node.name, kind))
         room[kind] = state.book.capacity(node.name, kind) - state.book.committed(node.name, kind) + ended
         if kind == GPU:
             room[kind] = min(room[kind], WHOLE * _whole_then(state, node, over))
-        room[kind] = max(0, room[kind] - sum(_left_then(state, r, node, kind, over) for r in others))
+        left = {r.name: _left_then(state, r, node, kind, over) for r in others}
+        most_kept = max(sum(left[name] for name in names) for names in together)
+        room[kind] = max(0, room[kind] - most_kept)
     return room
 
 
@@ -134,16 +142,7 @@ def _shares_here(state: ClusterState, key: TaskKey, node: str, kind: str) -> lis
 
 def _is_over_by(state: ClusterState, run: TaskRun, at: float, now: float) -> bool:
     """Whether the task has surely ended by then. One that is stopped, or of which nobody hears, may last."""
-    if run.state not in (TaskState.COMMITTED, TaskState.RUNNING):
-        return False
-    walltime = state.walltime_seconds(state.jobs[run.key.job])
-    begun = now if run.started_at is None else run.started_at
-    ends = min(math.inf if walltime is None else begun + walltime, math.inf if run.ends_by is None else run.ends_by)
-    return ends + margin_seconds(state) <= at
-
-
-def margin_seconds(state: ClusterState) -> float:
-    return MARGIN_SECONDS + state.settings.stop_grace_seconds
+    return lasts_until(state, run, now) <= at
 
 
 # --- what it leaves to others ---------------------------------------------------------------------------------------
@@ -159,9 +158,12 @@ def kept_on(state: ClusterState, node: str, now: float, until: float = math.inf)
     """Per kind, what somebody who may hold something up to `until` must leave free there."""
     kept: dict[str, int] = {}
     for reservation in state.reservations.values():
-        if node in reservation.nodes and reservation.overlaps(now, until):
-            for kind in reservation.amounts:
-                kept[kind] = kept.get(kind, 0) + left_of(state, reservation, node, kind)
+        spans = reservation.spans(now, until) if node in reservation.nodes else iter(())
+        starts = [start for start, _ in islice(spans, 2)]
+        for kind, amount in reservation.amounts.items() if starts else ():
+            # Its own tasks end with its present time: of a later one all is kept.
+            left = left_of(state, reservation, node, kind) if starts == [reservation.start] else amount
+            kept[kind] = kept.get(kind, 0) + left
     return {kind: amount for kind, amount in kept.items() if amount}
 
 
@@ -178,7 +180,7 @@ def kept_shares(state: ClusterState, now: float) -> tuple[list[Share], set[str]]
 
 def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Bounds | None:
     """How many tasks of the job some rows take at most, beside what is kept for others; None: as many as fit."""
-    if not state.reservations or job.spec.host:
+    if not (state.reservations or state.plan):
         return None
     most: dict[int, int] = {}
     if job.spec.reservation:
@@ -188,11 +190,11 @@ def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float
             if row is not None:
                 most[row] = _inside(state, kept, node, waiting)
         return Bounds(most, only=True)
-    until = _lasts_until(state, job, now)
-    for node in {name for reservation in state.reservations.values() for name in reservation.nodes}:
-        row = state.columns.row(node)
-        if row is not None:
-            most[row] = _outside(state, waiting, row, kept_on(state, node, now, until))
+    until = would_last_until(state, job, now)
+    for provider in {name for r in state.reservations.values() for name in r.nodes} | set(state.plan.providers()):
+        row = state.columns.row(provider)
+        if row is not None and waiting.wanted.tasks_on(state.columns, row):
+            most[row] = _outside(state, waiting, provider, now, until)
     return Bounds(most)
 
 
@@ -211,22 +213,22 @@ def _inside(state: ClusterState, kept: Reservation | None, node: str, waiting: W
     return min(left_of(state, kept, node, kind) // amount for kind, amount in waiting.wanted.amounts.items())
 
 
-def _outside(state: ClusterState, waiting: WaitingClass, row: int, kept: Mapping[str, int]) -> int:
-    """How many tasks fit on a row beside what is kept there."""
-    wanted, most = waiting.wanted, 2**40
-    for kind, amount in wanted.amounts.items():
-        most = min(most, max(0, int(state.columns.free(kind)[row]) - kept.get(kind, 0)) // amount)
-    if wanted.gpu is not None and kept.get(GPU):
-        devices = [d for d in state.columns.devices(row) if wanted.gpu.units(d)]
-        whole = max(0, sum(d.free == WHOLE for d in devices) - -(-kept[GPU] // WHOLE))
-        if not wanted.gpu.part:
-            return min(most, whole // (wanted.amounts[GPU] // WHOLE))
-        begun = sum(wanted.gpu.units(d) for d in devices if d.free < WHOLE)
-        return min(most, begun + whole * (WHOLE // wanted.gpu.part))
-    return most
+def _outside(state: ClusterState, waiting: WaitingClass, provider: str, now: float, until: float) -> int:
+    """How many tasks that may last until then fit there, beside what is kept at any time up to that."""
+    points = state.plan.points.get(provider)
+    if points is None:
+        points = ahead_of(state, provider, now).points(now)
+        if state.plan.passing:
+            state.plan.points[provider] = points
+    columns, row = state.columns, state.columns.row(provider)
+    assert row is not None, "it has room for some"
+    free = {kind: int(columns.free(kind)[row]) for kind in waiting.wanted.amounts}
+    devices = columns.devices(row)
+    return min(point.beside(waiting.wanted, free, devices) for point in points if point.at < until)
 
 
-def _lasts_until(state: ClusterState, job: JobState, now: float) -> float:
+def would_last_until(state: ClusterState, job: JobState, now: float) -> float:
+    """Until when a task of the job may hold its place if it is placed now."""
     walltime = state.walltime_seconds(job)
     return math.inf if walltime is None else now + walltime + margin_seconds(state)
 
@@ -256,14 +258,16 @@ def why_not_now(state: ClusterState, job: JobState, now: float) -> str:
     return ""
 
 
-def keeping_out(state: ClusterState, now: float, nodes: Iterable[str]) -> list[str]:
-    """`reservation R (for another 300 s)`, for each of which something is kept on these nodes."""
+def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[str]) -> list[str]:
+    """`reservation R (for another 300 s)`, `job 7 (to start in 20 s)`: for whom else something is kept there."""
     names = set(nodes)
+    others = (start for start in state.plan.starts.values() if start.provider in names and start.job != job.id)
+    planned = sorted(others, key=lambda start: (start.at, start.job))
     return [
         f"reservation {r.name} (for another {round(r.end - now)} s)"
         for r in sorted(state.reservations.values(), key=lambda r: r.name)
         if now < r.end and names & set(r.nodes)
-    ]
+    ] + [f"job {start.job} (to start in {max(0, round(start.at - now))} s)" for start in planned]
 
 
 def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> list[str]:
@@ -276,7 +280,10 @@ def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: fl
 
 
 def let_go(state: ClusterState, now: float) -> None:
-    """End those whose time is over, or that nobody has used for too long. Others may have begun just now."""
+    """End those whose time is over, or that nobody has used for too long; one that recurs waits for its next time.
+
+    Others may have begun just now.
+    """
     if not state.reservations:
         return
     state.schedule_wanted = True
@@ -288,4 +295,8 @@ def let_go(state: ClusterState, now: float) -> None:
         else:
             idle_seconds = now - state.unused_since.setdefault(kept.name, now)
         if now >= kept.end or (kept.timeout_seconds is not None and idle_seconds >= kept.timeout_seconds):
-            state.remove_reservation(kept.name)
+            following = kept.after()
+            if following is None:
+                state.remove_reservation(kept.name)
+            else:
+                state.set_next_time(following)

@@ -3,17 +3,22 @@
     control.order ──► the lane whose turn it is ──► limits, quotas ──► policy ──► runs of tasks
           ▲                                             │                │
           ├──── none allowed: the lane is set aside ◄───┘                │
-          └──── no room: the shape is left out, with all its lanes ◄─────┴──► control.reclaim, for who owns it
+          └──── no room: the shape is left out, with all its lanes ◄─────┼──► control.reclaim, for who owns it
+                                                                         └──► control.planning, for who comes first
 
 A shape that does not fit is left out of the pass as a whole, however many jobs and users ask for it, and of those
 that follow until something is freed that could be enough for it: a pass costs what it places and one look at each
-shape that may fit. What comes later in the order may start where what comes first does not fit.
+shape that may fit. What comes later in the order may start where what comes first does not fit, and where that makes
+no planned start later. While a queue may still plan a start, those that sleep have their turn for that alone.
 """
 
 from __future__ import annotations
 
-from lavalite.control import gangs, limits, quotas, reclaim, reservations
+import math
+
+from lavalite.control import gangs, limits, planning, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
+from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.demand import WaitingClass
 from lavalite.control.order import Round, Shape
 from lavalite.control.outbox import Outbox
@@ -33,7 +38,7 @@ TURN_PART = 32
 
 def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     """Place what fits, at most `max_placements` tasks; a Wake asks for the rest."""
-    state.schedule_wanted = False
+    state.schedule_wanted = state.plan_wanted = False
     state.refresh_columns(now)
     left = state.settings.max_placements
     records: list[CommitmentRecord] = []
@@ -42,39 +47,99 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     look_ahead(state)
     for queue, fair in state.fair.items():
         state.order.catch_up(queue, fair)
+    state.plan.begin(state.settings.max_searches, now)
     pass_ = Round.begin(state.order, state.queue, state.asleep)
     claims = reclaim.Claims()
-    while left and (turn := pass_.next()) is not None:
+    while left and (turn := _next(state, pass_, now)) is not None:
         shape, waiting = turn
-        job = state.jobs[waiting.jobs[0][1]]
+        job = state.jobs[_first(waiting)]
         allowed = _allowed(state, job)
-        if job.spec.gang is not None:
-            wanted = len(job.codes) if allowed == len(job.codes) else 0
-            if wanted > left < state.settings.max_placements:
+        if waiting.shape in state.asleep:
+            most, placed = allowed, 0
+        elif job.spec.gang is not None:
+            most = len(job.codes) if allowed == len(job.codes) else 0
+            if most > left < state.settings.max_placements:
                 left = 0  # it comes first in the next pass
                 break
-            placed = _place_gang(state, waiting, job, now, records) if wanted else 0
+            fits = most and _floating_room(state, job, now) >= most
+            placed = _place_gang(state, waiting, job, now, records) if fits else 0
         else:
-            most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
-            wanted = min(job.ready, left, most, allowed)
+            turn_most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
+            most = min(job.ready, left, turn_most, allowed)
+            wanted = min(most, _floating_room(state, job, now))
             placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
         left = max(0, left - placed)
-        if not wanted or placed < wanted:
+        if waiting.shape not in state.asleep and (not most or placed < most):
             reclaim.claim(state, waiting, job, now, out, claims)
-        if not wanted:
+        if not most:
+            state.plan.take_before(job.id)
             pass_.set_aside(shape, waiting)
-        elif placed < wanted:
-            pass_.close(shape)
+        elif placed == most:
+            state.plan.take_before(job.id)
+            pass_.placed(shape, waiting)
         else:
-            pass_.changed(shape)
+            _plan(state, pass_, shape, waiting, job, now)
     pass_.end()
-    if claims.settle(state, whole=bool(left)) or not left:
+    if state.plan_wanted or not left:
+        state.plan.hopeless.clear()  # not all were looked for
+    state.plan.end([number for number in state.plan.not_seen() if not left and _waits(state, number)])
+    if claims.settle(state, whole=bool(left)) or not left or state.plan_wanted:
         state.schedule_wanted = True
         out.at_once.append(Wake(now))
     limit = state.settings.max_txn_operations
     for first in range(0, len(records), limit):
         part = records[first : first + limit]
         out.commit(state, Batch(tasks=tuple(TaskKey(r.job, r.task) for r in part)), part)
+
+
+def _next(state: ClusterState, pass_: Round, now: float) -> tuple[Shape, WaitingClass] | None:
+    """Whose turn it is; at the end of those that are awake, who sleeps in a queue that may still plan a start."""
+    turn = pass_.next()
+    if turn is None:
+        wanted = [queue for queue in list(pass_.sleeping) if _may_plan(state, queue) and _has_hope(state, queue, now)]
+        roused = [queue for queue in wanted if pass_.rouse(queue)]
+        for queue in roused:
+            state.plan.hopeless[queue] = (now, state.rows_version)  # until one of them is planned
+        turn = pass_.next() if roused else None
+    return turn
+
+
+def _has_hope(state: ClusterState, queue: str, now: float) -> bool:
+    """Whether a start may be found for some that sleep there: all were looked for some time ago, or rows changed."""
+    found_at, rows_version = state.plan.hopeless.get(queue, (-math.inf, -1))
+    return now >= found_at + state.settings.plan_again_seconds or rows_version != state.rows_version
+
+
+def _first(waiting: WaitingClass) -> int:
+    assert waiting.first is not None, "a lane of which all are planned is set aside"
+    return waiting.first[1]
+
+
+def _may_plan(state: ClusterState, queue: str) -> bool:
+    return state.plan.of_queue(queue) < state.queue(queue).planned_starts
+
+
+def _plan(state: ClusterState, pass_: Round, shape: Shape, waiting: WaitingClass, job: JobState, now: float) -> None:
+    """There is no room for the job: plan its start if it is the first, or one of the first, that has none."""
+    if job.spec.gang is not None or shape.fault or not _may_plan(state, waiting.queue):
+        state.plan.take_before(job.id)
+        pass_.close(shape)
+        return
+    # Who was planned before comes before all that sleep, unless the order changes by itself.
+    stands = state.plan.stood(job.id) and waiting.queue not in state.fair
+    if not stands and _has_hope(state, waiting.queue, now) and pass_.rouse(waiting.queue, shape):
+        return
+    goes_on = planning.plan(state, waiting, job, now)
+    if job.id in state.plan.starts:
+        state.asleep.forget(waiting.shape)
+    if not goes_on:
+        pass_.close(shape)
+    else:
+        pass_.planned_first(shape, waiting)
+
+
+def _waits(state: ClusterState, number: int) -> bool:
+    return number in state.jobs and bool(state.jobs[number].class_key)
 
 
 def _turn(state: ClusterState, waiting: WaitingClass) -> int:
@@ -84,12 +149,18 @@ def _turn(state: ClusterState, waiting: WaitingClass) -> int:
 
 
 def _allowed(state: ClusterState, job: JobState) -> int:
-    """How many more tasks limits, quotas and floating resources allow."""
+    """How many more tasks limits and quotas allow."""
     allowed = min(job.ready, limits.allowed(state, job))
-    for kind, amount in job.spec.request.floating.items():
-        if amount:
-            allowed = min(allowed, state.book.free(FLOATING, kind) // amount)
     return max(0, quotas.allowed(state, job.spec, allowed) if allowed > 0 else 0)
+
+
+def _floating_room(state: ClusterState, job: JobState, now: float) -> int:
+    """For how many more tasks there is enough of what floats, beside what is kept of it."""
+    floating = {kind: amount for kind, amount in job.spec.request.floating.items() if amount}
+    if not floating:
+        return job.ready
+    points = floating_ahead(state, floating, now).points(now, reservations.would_last_until(state, job, now))
+    return min(job.ready, floating_room(state, floating, points))
 
 
 def _place(

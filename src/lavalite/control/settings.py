@@ -15,6 +15,12 @@ class Settings:
     """Most tasks placed in one call of `decide`; a Wake asks for the rest."""
     max_cancels: int = CHUNK_TASKS
     """Most tasks cancelled in one call of `decide`; a Wake asks for the rest."""
+    max_searches: int = 8
+    """Most times that one call of `decide` looks for a planned start; a Wake asks for the rest."""
+    max_rows_ahead: int = 200
+    """Of so many rows one call of `decide` works out when what ends there."""
+    plan_again_seconds: float = 10.0
+    """For so long a planned start that still holds is not looked for again, nor one that was not found."""
     max_txn_operations: int = 128
     """Most writes in one action: the store's own limit."""
     max_txn_bytes: int = 1024 * 1024

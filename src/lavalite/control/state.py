@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from lavalite.control.demand import Cancel, Demand
 from lavalite.control.events import AttemptReported, Specs
 from lavalite.control.fairshare import FairQueue, rate_of
+from lavalite.control.horizon import Horizon
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import (
     ASSUMED,
@@ -63,8 +64,17 @@ class ClusterState(Demand):
         """Queue → the row that it was given last, for policies that take turns."""
         self.refused_by_book = 0
         """Placements that the book refused. Columns and book say the same, so this stays 0."""
+        self.horizon = Horizon()
+        self.plan_wanted = False
+        """Whether planned starts are left to look for, by the last pass."""
         self.service_started_at = 0.0
         self._last_batch_id = 0
+
+    def run_of(self, owner: str) -> TaskRun | None:
+        """The task that a commitment of this name is of; None if it is nobody's."""
+        kind, _, rest = owner.partition("/")
+        job, _, task = rest.partition("/")
+        return self.runs.get(TaskKey(int(job), int(task))) if kind == "job" else None
 
     def next_batch(self, batch: Batch) -> int:
         """Remember what a Commit is about, until it is answered."""
@@ -182,6 +192,7 @@ class ClusterState(Demand):
         if started_at is not None and run.started_at is None:
             run.started_at = started_at
             job.started_at = min(job.started_at or started_at, started_at)
+        self.ends_changed.update(share.provider for share in self.book.shares(run.key.owner))
         self.dirty.tasks[run.key] = None
         self._task_moved(job, run.position)
 

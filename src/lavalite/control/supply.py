@@ -88,6 +88,8 @@ class Supply:
         """Grows whenever any host changes, so that the shell knows when to tell the agents."""
         self.nodes_version = 0
         """Grows whenever a node comes, offers something else, or is labelled."""
+        self.rows_version = 0
+        """Grows whenever a node may have begun or ceased to take work, or has another capacity."""
         self.reservations: dict[str, Reservation] = {}
         self.reserved_use: dict[tuple[str, str], dict[str, int]] = {}
         """(reservation, node) → what the reservation's own tasks hold there, per kind."""
@@ -108,6 +110,8 @@ class Supply:
         self._anchored: dict[str, set[str]] = {}
         """Node → names of the logical hosts anchored there."""
         self._stale_rows: set[str] = set()
+        self.ends_changed: set[str] = set()
+        """Providers of which what ends there, or when, may have changed (control.horizon)."""
         self._pools_stale = True
         self._floating_pools: dict[str, str] = {}
         self._pool_sums: dict[tuple[str, str], int] = {}
@@ -243,6 +247,7 @@ class Supply:
         """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
         self._stale_rows.add(node.name)
         self._stale_rows |= self._anchored.get(node.name, set())
+        self.rows_version += 1
         self.schedule_wanted = True
 
     def node_row_state(self, node: NodeState | None, now: float) -> str:
@@ -287,6 +292,7 @@ class Supply:
         for kind in (*self.book.kinds(FLOATING), *floating):
             self.book.set_capacity(FLOATING, kind, floating.get(kind, 0))
         self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+        self.ends_changed.update(self.nodes, self.hosts)
 
     def set_host(self, host: LogicalHost, *, written: bool = False) -> None:
         """Add a logical host or change it; one that is composed or draining offers what it took.
@@ -340,6 +346,7 @@ class Supply:
         """Bring the rows up to date with book, nodes and hosts; only those that something touched."""
         stale = self._stale_rows | self.book.take_touched()
         self._stale_rows = set()
+        self.ends_changed |= stale
         for provider in sorted(stale - {FLOATING}):
             host = self.hosts.get(provider)
             if host is None and provider not in self.nodes:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from lavalite.control import shares
+from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
@@ -188,6 +189,9 @@ def reservation(state: ClusterState, found: Reservation, now: float) -> View:
         "start": found.start,
         "end": found.end,
         "timeout_seconds": found.timeout_seconds,
+        "every": found.every,
+        "zone": found.zone,
+        "until": found.until,
         "used": {kind: amount for kind, amount in sorted(used.items()) if amount},
     }
 
@@ -200,8 +204,9 @@ def jobs(state: ClusterState, after: int = 0) -> Iterator[View]:
     return (job(state, state.jobs[job_id]) for job_id in list(state.jobs) if job_id > after)
 
 
-def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
-    """With `now`, also `why` it waits."""
+def job(state: ClusterState, found: JobState, now: float | None = None, estimates: Estimates | None = None) -> View:
+    """With `now`, also `why` it waits; with estimates, when it will start."""
+    estimate = estimates.of(found) if estimates is not None else None
     spec = found.spec
     counts = found.by_state()
     single = found.ends.get(0) if len(found.codes) == 1 else None
@@ -225,6 +230,9 @@ def job(state: ClusterState, found: JobState, now: float | None = None) -> View:
         "exit_code": single.exit_code if single and not found.unfinished else None,
         "nodes": _nodes(state, found),
         "why": explain(state, found, now).sentence if waits and now is not None else "",
+        "starts": estimate.kind if estimate is not None else "",
+        "starts_at": estimate.at if estimate is not None else None,
+        "starts_why": estimate.why if estimate is not None else "",
         "key": found.submit_key,
         "gang": spec.gang.model_dump() if spec.gang is not None else None,
         "request": spec.request.model_dump(exclude_defaults=True),

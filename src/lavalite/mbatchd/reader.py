@@ -14,6 +14,7 @@ from lavalite.base.errors import UnknownNameError
 from lavalite.control import views
 from lavalite.control.admission import find_job
 from lavalite.control.composer import planner
+from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.supply import NodeState
 from lavalite.ledger.committer import Committer
@@ -190,6 +191,7 @@ class Reader:
         """Jobs after the id `cursor` that match. A page may be short, or empty, and yet not the last one."""
         after = int(cursor) if cursor.isdecimal() else 0
         items: list[models.Job] = []
+        estimates = Estimates(self._state, self._service.time.now())
         looked_at = 0
         for job_id, found in list(self._state.jobs.items()):
             if job_id <= after:
@@ -203,12 +205,13 @@ class Reader:
             if all(not value or fields[field] == value for field, value in wanted.items()) and (
                 not states or found.state.value in states
             ):
-                items.append(_job(views.job(self._state, found)))
+                items.append(_job(views.job(self._state, found, estimates=estimates)))
         return models.Page(items=items)
 
     def job(self, job_id: int) -> models.Job:
-        """With `why` it waits."""
-        return _job(views.job(self._state, find_job(self._state, job_id), self._service.time.now()))
+        """With `why` it waits, and when it will start."""
+        found, now = find_job(self._state, job_id), self._service.time.now()
+        return _job(views.job(self._state, found, now, Estimates(self._state, now)))
 
     def tasks(self, job_id: int, limit: int, cursor: str, states: set[str]) -> models.Page[models.Task]:
         found = find_job(self._state, job_id)

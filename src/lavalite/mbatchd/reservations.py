@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, Fault, InputError, UnknownNameError
@@ -10,11 +12,13 @@ from lavalite.control.events import ReservationEnded, ReservationMade
 from lavalite.control.reservations import Asked, choose_nodes
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.service import Service
+from lavalite.model.recurrence import MOST_DAYS, is_on_its_day, starts
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, KINDS, WHOLE
 from lavalite.placement.reasons import Refusal
 
 MAX_RESERVATIONS = 1000
+UTC_NAME = "UTC"
 LATE_SECONDS = 60.0
 """So much in the past a start may be, for a request takes its time and clocks differ; it begins now then."""
 
@@ -56,13 +60,16 @@ class ReservationDesk:
     def _planned(self, name: str, ask: models.ReservationPut, who: Identity) -> Reservation:
         state, now = self._service.state, self._service.time.now()
         start = max(now, ask.start or now)
-        faults = [*_faults(ask, now), *self._pool_faults(ask)]
+        zone = zone_of(ask.zone)
+        faults = [*_faults(ask, now), *self._pool_faults(ask), *_recurring_faults(ask, zone, start)]
         if len(state.reservations) >= MAX_RESERVATIONS:
             faults.append(Fault("too_many", f"there are {MAX_RESERVATIONS} reservations already", "", "End some."))
         if faults:
             raise InputError(faults=faults)
         amounts = ask.amounts()
-        asked = Asked(amounts, ask.count, ask.pool, start, start + ask.duration_seconds)
+        until = _until(ask, start)
+        later = starts(start, ask.every, zone, until)[1:] if ask.every and zone is not None else []
+        asked = Asked(amounts, ask.count, ask.pool, start, start + ask.duration_seconds, tuple(later))
         nodes = choose_nodes(state, asked, now)
         if isinstance(nodes, Refusal):
             message = f"{nodes.asked} cannot be had at that time: {nodes.sentence()}"
@@ -79,6 +86,11 @@ class ReservationDesk:
             end=asked.end,
             timeout_seconds=ask.timeout_seconds,
             made_at=now,
+            every=ask.every,
+            zone=(ask.zone or UTC_NAME) if ask.every else "",
+            first=start if ask.every else None,
+            until=until if ask.every else None,
+            later=later,
         )
 
     def _pool_faults(self, ask: models.ReservationPut) -> list[Fault]:
@@ -107,6 +119,42 @@ def _faults(ask: models.ReservationPut, now: float) -> list[Fault]:
     return faults
 
 
+def zone_of(name: str) -> tzinfo | None:
+    """The rules of a named zone, as this machine has them; None if it has none of that name."""
+    if name in ("", UTC_NAME):
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def _until(ask: models.ReservationPut, start: float) -> float:
+    latest = start + MOST_DAYS * 86400.0
+    return latest if ask.until is None else min(ask.until, latest)
+
+
+def _recurring_faults(ask: models.ReservationPut, zone: tzinfo | None, start: float) -> list[Fault]:
+    if not ask.every:
+        words = [field for field in ("zone", "until") if getattr(ask, field)]
+        hint = "Give every, as day, weekday or week, or leave it out."
+        return [Fault("bad_input", f"{field} is for reservations that recur", field, hint) for field in words]
+    if zone is None:
+        return [Fault("unknown_name", f"there is no zone {ask.zone[:40]}", "zone", "Write it as Europe/Berlin.")]
+    faults = []
+    if ask.until is not None and ask.until <= start:
+        faults.append(Fault("bad_input", "until is not after the start", "until", "Leave it out for a year."))
+    if not is_on_its_day(start, ask.every, zone):
+        message = "its start is no weekday there"
+        faults.append(Fault("bad_input", message, "start", "Begin on a Monday, or ask for every day."))
+    most_seconds = (7 * 24 - 1) * 3600 if ask.every == "week" else 23 * 3600
+    if ask.duration_seconds > most_seconds:
+        message = f"it lasts longer than from one {ask.every} to the next"
+        hint = f"At most {most_seconds // 3600} h: clocks may go forward in between."
+        faults.append(Fault("bad_input", message, "duration_seconds", hint))
+    return faults
+
+
 def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) -> None:
     wanted: dict[str, Any] = {
         "amounts": ask.amounts(),
@@ -116,6 +164,7 @@ def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) 
         "duration_seconds": ask.duration_seconds,
         "timeout_seconds": ask.timeout_seconds,
         "start": known.made_at if ask.start is None else max(ask.start, known.made_at),
+        "every": ask.every,
     }
     stands: dict[str, Any] = {
         "amounts": known.amounts,
@@ -124,8 +173,12 @@ def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) 
         "users": known.users,
         "duration_seconds": round(known.end - known.start),
         "timeout_seconds": known.timeout_seconds,
-        "start": known.start,
+        "start": known.start if known.first is None else known.first,
+        "every": known.every,
     }
+    if ask.every and known.first is not None:
+        wanted |= {"zone": ask.zone or UTC_NAME, "until": _until(ask, known.first)}
+        stands |= {"zone": known.zone, "until": known.until}
     differing = sorted(field for field in wanted if wanted[field] != stands[field])
     if differing or known.owner != who.user:
         what = f"with another {differing[0]}" if differing else f"and belongs to {known.owner}"

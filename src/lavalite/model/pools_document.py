@@ -140,6 +140,7 @@ class PoolsDocument:
                 backoff_first_seconds=queue.backoff.first,
                 backoff_factor=queue.backoff.factor,
                 backoff_most_seconds=queue.backoff.most,
+                planned_starts=queue.backfill.planned_starts(),
             )
             for name, queue in self.queues.items()
         ]

@@ -21,6 +21,8 @@ from lavalite.model.selector import Selector
 from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits
 
 MAX_COUNT = 10_000
+CONSERVATIVE_DEPTH = 10
+"""Of so many that wait the starts are planned where a queue is conservative and does not say."""
 
 
 class Entry(BaseModel):
@@ -280,6 +282,27 @@ class BackoffEntry(Entry):
         return self
 
 
+class BackfillEntry(Entry):
+    """Of whom starts are planned: of the first that has no room (easy), of so many (conservative), or of nobody."""
+
+    mode: Literal["easy", "conservative", "none"]
+    depth: Annotated[int, Field(ge=1, le=100)] | None = None
+    _short = _spelled_short("mode")
+
+    @model_validator(mode="after")
+    def _depth_is_conservative(self) -> BackfillEntry:
+        if self.depth is not None and self.mode != "conservative":
+            raise custom(
+                "unknown_key", f"{self.mode} backfill has no depth", "Write mode: conservative, or no depth."
+            )
+        return self
+
+    def planned_starts(self) -> int:
+        if self.mode == "conservative":
+            return CONSERVATIVE_DEPTH if self.depth is None else self.depth
+        return 1 if self.mode == "easy" else 0
+
+
 class QueueEntry(Entry):
     """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up.
 
@@ -292,6 +315,7 @@ class QueueEntry(Entry):
     default: bool = False
     limits: QueueLimits = QueueLimits()
     fairshare: FairshareEntry | None = None
+    backfill: BackfillEntry = BackfillEntry(mode="none")
     fence_after: Seconds | None = None
     lost_after: Seconds | None = None
     retries: Retries = 0

@@ -123,7 +123,10 @@ class PoolSpec:
 
 @dataclass(slots=True, frozen=True)
 class QueueSpec:
-    """One queue. Higher `priority` goes first. None is no limit."""
+    """One queue. Higher `priority` goes first. None is no limit.
+
+    Of so many jobs that have no room the start is planned; with 0 what fits starts, whoever waits before it.
+    """
 
     name: str
     priority: int = 30
@@ -142,6 +145,7 @@ class QueueSpec:
     backoff_first_seconds: int | None = None
     backoff_factor: int | None = None
     backoff_most_seconds: int | None = None
+    planned_starts: int = 0
 
 
 @dataclass(slots=True, frozen=True)

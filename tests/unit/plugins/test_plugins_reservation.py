@@ -11,7 +11,9 @@ from ansible_collections.lavalite.cluster.plugins.modules import reservation
 
 from lavalite.api.models import ReservationPut
 
-PARAMS: dict[str, Any] = dict.fromkeys(("start", "cpu", "memory", "gpu", "storage", "pool", "timeout"))
+PARAMS: dict[str, Any] = dict.fromkeys(
+    ("start", "cpu", "memory", "gpu", "storage", "pool", "timeout", "every", "zone", "until")
+)
 PARAMS |= {"name": "course", "state": "present", "duration": "2h", "nodes": 1, "users": []}
 MADE = {"name": "course", "state": "active", "amounts": {"cpu": 1000}, "nodes": ["n1"], "used": {"cpu": 500}}
 
@@ -23,6 +25,9 @@ def test_what_is_asked_is_what_the_api_takes() -> None:
     assert asked.amounts() == {"cpu": 500, "memory": 2 * 1024**3, "gpu": 2000, "storage": 1024**4}
     assert (asked.count, asked.pool, asked.users, asked.duration_seconds) == (3, "gpus", ["ada"], 7200)
     assert (asked.start, asked.timeout_seconds) == (1798095600.0, 900)
+    params |= {"every": "weekday", "zone": "Europe/Berlin", "until": "2027-01-31T00:00:00+01:00"}
+    recurs = ReservationPut.model_validate(reservation.asked(params))
+    assert (recurs.every, recurs.zone, recurs.until) == ("weekday", "Europe/Berlin", 1801350000.0)
     assert reservation.seconds_of("2026-12-24T07:00:00Z") == asked.start
 
 
@@ -34,6 +39,7 @@ def test_what_is_asked_is_what_the_api_takes() -> None:
         ({"timeout": "x"}, "timeout"),
         ({"start": "tomorrow"}, "no time with a zone"),
         ({"start": "2026-12-24T08:00:00"}, "no time with a zone"),
+        ({"until": "never"}, "until: never is no time with a zone"),
     ],
 )
 def test_what_is_not_understood_names_the_option(wrong: dict[str, str], message: str) -> None:

@@ -1,0 +1,96 @@
+"""Planned starts: who of those that wait will have room where and when, as far as is known.
+
+A planned start holds nothing in the book. It is kept in memory alone, and a new leader works it out anew. In each
+pass those that are looked at later leave free what is kept for those that were looked at before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavalite.placement.columns import GpuSelector
+
+
+@dataclass(slots=True, frozen=True)
+class PlannedStart:
+    """One task of a job, on a provider, `at` a time (latest, if ends are kept); it may last up to `until`."""
+
+    job: int
+    queue: str
+    provider: str
+    at: float
+    until: float
+    amounts: dict[str, int]
+    floating: dict[str, int] = field(default_factory=dict)
+    gpu: GpuSelector | None = None
+    found_at: float = 0.0
+    """When it was looked for last."""
+
+
+class Plan:
+    """Planned starts by job. During a pass, only of those that were looked at in it."""
+
+    def __init__(self) -> None:
+        self.starts: dict[int, PlannedStart] = {}
+        self.failed: dict[int, tuple[float, int]] = {}
+        """Job → when, and as of which version of the rows, it was looked for last without any found."""
+        self.hopeless: dict[str, tuple[float, int]] = {}
+        """Queue → when, and as of which version of the rows, no start was found for any that sleeps there."""
+        self.searches_left = 0
+        self.looked_at = 0.0
+        """When the last pass was."""
+        self.passing = False
+        self.points: dict[str, list[Any]] = {}
+        """Of a pass, by provider: what is kept there when (control.ahead)."""
+        self._before: dict[int, PlannedStart] = {}
+        self._by_provider: dict[str, list[PlannedStart]] = {}
+        self._by_queue: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.starts)
+
+    def begin(self, searches: int, now: float) -> None:
+        """A pass begins: nobody was looked at yet."""
+        self.looked_at, self.passing = now, True
+        self._before, self.starts = self.starts, {}
+        self._by_provider, self._by_queue, self.points = {}, {}, {}
+        self.searches_left = searches
+
+    def end(self, waiting: Iterable[int]) -> None:
+        """The pass is over, and these, who still wait, were not looked at: what was planned for them still stands."""
+        for job in waiting:
+            if job in self._before:
+                self.add(self._before[job])
+        self._before, self.passing, self.points = {}, False, {}
+
+    def not_seen(self) -> list[int]:
+        """Jobs with a planned start that were not looked at in this pass."""
+        return list(self._before)
+
+    def stood(self, job: int) -> bool:
+        """Whether a start was planned for the job before this pass, which has not come to it yet."""
+        return job in self._before
+
+    def take_before(self, job: int) -> PlannedStart | None:
+        """What was planned for the job before this pass, to be planned or started now."""
+        return self._before.pop(job, None)
+
+    def add(self, start: PlannedStart) -> None:
+        self.starts[start.job] = start
+        self.failed.pop(start.job, None)
+        self.hopeless.pop(start.queue, None)
+        self.points.pop(start.provider, None)
+        self._by_provider.setdefault(start.provider, []).append(start)
+        self._by_queue[start.queue] = self._by_queue.get(start.queue, 0) + 1
+
+    def of_queue(self, queue: str) -> int:
+        """How many of the queue are planned."""
+        return self._by_queue.get(queue, 0)
+
+    def on(self, provider: str) -> list[PlannedStart]:
+        return self._by_provider.get(provider, [])
+
+    def providers(self) -> Iterator[str]:
+        return iter(self._by_provider)
