@@ -83,12 +83,12 @@ lab-deps:
 molecule: $(VENV)/.dev $(COLLECTION)
 	@LAVALITE_LAB=required tools/molecule $(BIN) $(SCENARIO)
 
-# Hosts that boot, one file of tests at a time: beside them, what counts seconds on loopback would be disturbed. Molecule
-# says by itself what it cannot run.
+# Hosts that boot come after, two files of tests at a time: beside them, what counts seconds on loopback would be disturbed.
+# Molecule says by itself what it cannot run.
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
-	$(BIN)/pytest -m lab
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m lab
 	@tools/molecule $(BIN)
 
 check: $(VENV)/.dev
