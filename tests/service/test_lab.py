@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,20 @@ def command_line(*arguments: str, **variables: str) -> subprocess.CompletedProce
     )
 
 
-def killed_test(name: str, more: str, ready: Callable[[], bool]) -> None:
-    """Of a process that made the lab `name`, with a host `alone`, and was killed when `ready`."""
+@contextmanager
+def killed_test(name: str, more: str, ready: Callable[[], bool]) -> Iterator[None]:
+    """Of a process that makes the lab `name`, with a host `alone`, is there when `ready`, and is killed at the end.
+
+    From then on any test beside this one may end the lab before this one does.
+    """
     script = f"import time, lab\nwith lab.Lab(['alone'], name='{name}'{more}):\n time.sleep(300)"
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as test:
-        until(ready, f"lab {name} is there", 300)
-        test.kill()
+        try:
+            until(ready, f"lab {name} is there", 300)
+            yield
+        finally:
+            test.kill()
 
 
 def is_on(name: str) -> bool:
@@ -162,21 +169,21 @@ class TestLife:
 
     def test_what_a_killed_test_left_is_ended(self) -> None:
         name = f"killed{os.getpid()}"
-        killed_test(name, "", lambda: is_on(name))
-        server = subprocess.Popen([*Lab.open(name).inside(), "sleep", "300"])
-        host = Lab.open(name).hosts["alone"]
-        assert host.on and len(left_behind(name)) >= 3
-        assert name in clean.clean()
+        with killed_test(name, "", lambda: is_on(name)):
+            server = subprocess.Popen([*Lab.open(name).inside(), "sleep", "300"])
+            host = Lab.open(name).hosts["alone"]
+            assert host.on and len(left_behind(name)) >= 3
+        clean.clean()
         assert not host.on and left_behind(name) == []
         assert server.wait(timeout=60) == -signal.SIGKILL
 
     @pytest.mark.lab(kernel=True)
     def test_what_a_killed_test_left_of_a_machine_is_ended(self) -> None:
         name = f"machine{os.getpid()}"
-        killed_test(name, ", kernels=['alone']", lambda: is_on(name))
-        host = Lab.open(name).hosts["alone"]
-        assert host.on and host.own_kernel and len(left_behind(name)) == 3
-        assert name in clean.clean()
+        with killed_test(name, ", kernels=['alone']", lambda: is_on(name)):
+            host = Lab.open(name).hosts["alone"]
+            assert host.on and host.own_kernel and len(left_behind(name)) == 3
+        clean.clean()
         assert not host.on and left_behind(name) == []
 
     def test_a_kernel_for_nobody_is_refused(self, pair: Lab) -> None:
