@@ -20,6 +20,7 @@ from executor_bench import SystemdBench, alive, systemctl, until
 
 from lavalite.sbatchd.executors import Ended, Started
 from lavalite.sbatchd.keeper import proc
+from lavalite.sbatchd.systemd import records
 from lavalite.sbatchd.systemd.executor import SWEEP_SECONDS
 
 NOBODY = {"uid": 65534, "gid": 65534}
@@ -244,6 +245,16 @@ async def test_kill_follows_term_without_us(bench: SystemdBench) -> None:
     await bench.executor.close()
     await until(lambda: bench.leftovers() == [])
     assert await found_ended(bench, "1.0.1") == (-signal.SIGKILL, "preempted")
+
+
+async def test_kill_follows_term_where_sbatchd_sees_another_boot_than_its_fence(
+    bench: SystemdBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ProtectKernelTunables in a container, where the kernel's own id shows through."""
+    monkeypatch.setattr(records, "boot_id", lambda: "7" * 36)
+    bench.executor = bench.fresh()
+    await bench.connect()
+    await test_kill_follows_term_without_us(bench)
 
 
 async def test_kill_is_heard_in_the_grace_of_walltime(bench: SystemdBench) -> None:

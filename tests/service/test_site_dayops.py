@@ -333,7 +333,7 @@ def test_a_candidate_that_led_and_lost_its_disk_is_a_backup_again(day: Day) -> N
 
 
 def test_a_worker_is_removed_and_what_ran_there_is_known_to_have_ended(day: Day) -> None:
-    day.submit("leaving")
+    day.submit("leaving", first='trap "" TERM; ')
     gone = day.becomes("leaving", "running")["node"]
     (stays,) = (name for name in WORKERS if name != gone)
     line = documented("remove", node=gone)[0]

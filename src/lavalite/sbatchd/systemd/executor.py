@@ -109,7 +109,7 @@ class SystemdExecutor:
         self._bus = SystemdBus(self._hear_state, self._hear_job, lost)
         await self._bus.connect()
         try:
-            command = [self._python, "-I", "-S", fence.__file__, str(self._folder), self._prefix]
+            command = [self._python, "-I", "-S", fence.__file__, str(self._folder), self._prefix, self._contact.boot]
             await ensure_service(self._bus, self._clock, self._unit("fence"), command)
         except CallError as error:
             raise UnreachableError(f"the fence's unit cannot be started ({error})", code="systemd") from None

@@ -1,11 +1,12 @@
 """Kills attempts by deadline whether or not sbatchd lives: a service of its own beside the attempts' units.
 
-    python -I -S fence.py FOLDER PREFIX
+    python -I -S fence.py FOLDER PREFIX BOOT_ID
 
 Two deadlines, both in CLOCK_BOOTTIME seconds, so that a machine that slept does not wake up late: the fence, counted
 from the last contact with the leader, and the KILL that follows a TERM. (Walltime is systemd's.) It reads what the
 executor has made durable in FOLDER, and reads again twice a second: nobody has to reach it, and it may be restarted
-at any time. systemctl speaks to systemd without the message bus. Standard library alone.
+at any time. systemctl speaks to systemd without the message bus. BOOT_ID is this boot's as sbatchd sees it: in a
+container a confined unit may see the kernel's where others see the container's. Standard library alone.
 """
 
 from __future__ import annotations
@@ -77,9 +78,8 @@ def fence_deadline(start: dict[str, Any], contact: float) -> float | None:
 
 
 class Fence:
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self._folder, self._prefix = folder, prefix
-        self._boot = boot_id()
+    def __init__(self, folder: Path, prefix: str, boot: str) -> None:
+        self._folder, self._prefix, self._boot = folder, prefix, boot
         self._starts: dict[str, dict[str, Any]] = {}
         self._struck: dict[str, float] = {}
 
@@ -121,12 +121,12 @@ class Fence:
         subprocess.run(["systemctl", "kill", "--signal=KILL", "--", unit], check=False, timeout=30)
 
 
-def main(folder: str, prefix: str) -> None:
-    fence = Fence(Path(folder), prefix)
+def main(folder: str, prefix: str, boot: str) -> None:
+    fence = Fence(Path(folder), prefix, boot)
     while True:
         fence.look()
         time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

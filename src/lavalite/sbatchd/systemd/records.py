@@ -322,12 +322,12 @@ class Contact:
 
     def __init__(self, folder: Path) -> None:
         self._fd = os.open(folder / CONTACT_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        self._boot = boot_id()
-        self.sent = last_contact(folder, self._boot)
+        self.boot = boot_id()
+        self.sent = last_contact(folder, self.boot)
 
     def renew(self, sent: float, now: float) -> None:
         """Both CLOCK_BOOTTIME. Raises OSError."""
         sent = min(sent, now)
         if sent > self.sent:
             self.sent = sent
-            os.pwrite(self._fd, f"{self._boot} {sent:020.6f}".encode(), 0)
+            os.pwrite(self._fd, f"{self.boot} {sent:020.6f}".encode(), 0)
