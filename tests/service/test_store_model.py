@@ -33,9 +33,7 @@ class FileAgainstModel(RuleBasedStateMachine):
 
     def open(self) -> None:
         path = Path(self.folder.name) / "s.db"
-        self.file = SqliteFile(
-            path, boottime=lambda: self.now, boot_id="b", busy_seconds=1, history_revisions=1_000_000
-        )
+        self.file = SqliteFile(path, boottime=lambda: self.now, busy_seconds=1, history_revisions=1_000_000)
 
     def teardown(self) -> None:
         if hasattr(self, "file"):

@@ -38,14 +38,31 @@ async def test_records_outlive_the_store_and_nobody_else_reads_them(tmp_path: Pa
 
 
 async def test_a_lease_ends_with_the_boot(tmp_path: Path) -> None:
-    store = await opened(tmp_path / "s.db", boot_id="first")
-    lease_id = await store.lease_grant(3600)
-    await store.txn([], [Put("/k", b"", lease_id)])
-    await store.close()
-    store = await opened(tmp_path / "s.db", boot_id="second")
+    """At once after a boot that was longer up, and else within its time."""
+    clock = ManualClock()
+    clock.advance(86400)
+    before = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    lease_id = await before.lease_grant(60)
+    await before.txn([], [Put("/k", b"", lease_id)])
+    await before.close()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=ManualClock())
     assert await store.get("/k") is None
     with pytest.raises(LeaseLost):
         await store.lease_keepalive(lease_id)
+    await store.close()
+
+
+async def test_a_lease_of_a_boot_as_short_as_this_one_ends_within_its_time(tmp_path: Path) -> None:
+    clock, after = ManualClock(), ManualClock()
+    clock.advance(20)
+    before = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    await before.txn([], [Put("/k", b"", await before.lease_grant(60))])
+    await before.close()
+    after.advance(30)
+    store = await SqliteStore.open(tmp_path / "s.db", clock=after)
+    assert await store.get("/k") is not None, "due at 80 s: that may be one of this boot"
+    after.advance(50)
+    assert await store.get("/k") is None
     await store.close()
 
 

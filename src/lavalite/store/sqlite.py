@@ -43,7 +43,6 @@ WATCH_POLL_SECONDS = 0.25
 WATCH_POLL_WITHOUT_BELL_SECONDS = 0.03
 WATCH_RETRY_SECONDS = 1.0
 OPEN_RETRY_SECONDS = 0.02
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SqliteStore(Store):
@@ -56,13 +55,11 @@ class SqliteStore(Store):
         clock: Clock,
         timeout_seconds: float = 10.0,
         history_revisions: int = HISTORY_REVISIONS,
-        boot_id: str = "",
     ) -> None:
         self.path = Path(path)
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._history_revisions = history_revisions
-        self._boot_id = boot_id
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lavalite-sqlite")
         self._bell = Doorbell(self.path)
         self._file: SqliteFile | None = None
@@ -81,15 +78,12 @@ class SqliteStore(Store):
         clock: Clock,
         timeout_seconds: float = 10.0,
         history_revisions: int = HISTORY_REVISIONS,
-        boot_id: str = "",
     ) -> SqliteStore:
         """Open or create the file at `path`. Raises StoreUnavailable with what is wrong with it.
 
-        `history_revisions` is how much history is kept at least for watches; `boot_id` is this boot's unless given.
+        `history_revisions` is how much history is kept at least for watches.
         """
-        store = cls(
-            path, clock=clock, timeout_seconds=timeout_seconds, history_revisions=history_revisions, boot_id=boot_id
-        )
+        store = cls(path, clock=clock, timeout_seconds=timeout_seconds, history_revisions=history_revisions)
         try:
             await store._open_file()
         except BaseException:
@@ -102,7 +96,6 @@ class SqliteStore(Store):
             return SqliteFile(
                 self.path,
                 boottime=self._clock.boottime,
-                boot_id=self._boot_id or BOOT_ID.read_text().strip(),
                 busy_seconds=self._timeout_seconds * 0.8,
                 history_revisions=self._history_revisions,
             )

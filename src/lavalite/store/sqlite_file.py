@@ -42,6 +42,7 @@ SCHEMA = (
     "CREATE UNIQUE INDEX versions_by_key ON versions (key, revision)",
     "CREATE INDEX versions_by_revision ON versions (revision)",
     "CREATE INDEX versions_by_lease ON versions (lease_id) WHERE lease_id > 0",
+    # boot_id is empty: nothing goes by it.
     """CREATE TABLE leases (id INTEGER PRIMARY KEY, boot_id TEXT NOT NULL, ttl_seconds INTEGER NOT NULL,
         deadline_ms INTEGER NOT NULL)""",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -63,7 +64,9 @@ FORGET_REPLACED = """DELETE FROM versions WHERE id IN (SELECT older.id FROM
     (SELECT key, MAX(revision) AS revision FROM versions WHERE revision > ? AND revision <= ? GROUP BY key) AS newest
     JOIN versions AS older ON older.key = newest.key AND older.revision < newest.revision)"""
 FORGET_DELETIONS = "DELETE FROM versions WHERE create_revision = 0 AND revision >= ? AND revision < ?"
-DUE = "SELECT id FROM leases WHERE deadline_ms <= ? OR boot_id <> ?"
+# A lease due when none of this boot can be is of another, whose clock counted from another moment. Not told by the
+# boot's id: in a container a confined unit may see another one than a shell, and would end what that one holds.
+DUE = "SELECT id FROM leases WHERE deadline_ms <= :now_ms OR deadline_ms > :now_ms + ttl_seconds * 1000"
 
 Row = tuple[bytes, bytes, int, int, int]
 
@@ -76,15 +79,14 @@ def _record(row: Row) -> Record:
 class SqliteFile:
     """Not safe for threads: the owner calls it from one. Raises sqlite3.Error, OSError and the store's errors.
 
-    `boottime` gives seconds of CLOCK_BOOTTIME; a lease of another `boot_id` has expired.
+    `boottime` gives seconds of CLOCK_BOOTTIME. A lease of another boot has expired, or does within its time.
     """
 
     def __init__(
-        self, path: Path, *, boottime: Callable[[], float], boot_id: str, busy_seconds: float, history_revisions: int
+        self, path: Path, *, boottime: Callable[[], float], busy_seconds: float, history_revisions: int
     ) -> None:
         self._path = path
         self._boottime = boottime
-        self._boot_id = boot_id
         self._history_revisions = history_revisions
         self._revision = 0
         self._compact_revision = 0
@@ -157,7 +159,7 @@ class SqliteFile:
         while True:
             self._db.execute("BEGIN")
             try:
-                if self._db.execute(DUE, self._lease_clock()).fetchone() is None:
+                if not self._due():
                     self._load_position()
                     yield
                     return
@@ -216,7 +218,7 @@ class SqliteFile:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._load_position()
-            self._end_leases([row[0] for row in self._db.execute(DUE, self._lease_clock()).fetchall()])
+            self._end_leases(self._due())
             yield
             if self._revision - self._compact_revision > self._history_revisions * 11 // 10:
                 self._forget(self._revision - self._history_revisions)
@@ -241,8 +243,8 @@ class SqliteFile:
     def grant(self, ttl_seconds: int) -> int:
         with self._writing():
             lease_id = secrets.randbits(62) + 1
-            lease = (lease_id, self._boot_id, ttl_seconds, self._deadline_ms(ttl_seconds))
-            self._db.execute("INSERT INTO leases VALUES (?, ?, ?, ?)", lease)
+            lease = (lease_id, ttl_seconds, self._deadline_ms(ttl_seconds))
+            self._db.execute("INSERT INTO leases VALUES (?, '', ?, ?)", lease)
         return lease_id
 
     def keepalive(self, lease_id: int) -> int:
@@ -276,8 +278,8 @@ class SqliteFile:
     def _position(self) -> tuple[int, int]:
         return self._revision, self._compact_revision
 
-    def _lease_clock(self) -> tuple[int, str]:
-        return int(self._boottime() * 1000), self._boot_id
+    def _due(self) -> list[int]:
+        return [row[0] for row in self._db.execute(DUE, {"now_ms": int(self._boottime() * 1000)})]
 
     def _deadline_ms(self, ttl_seconds: int) -> int:
         return int(self._boottime() * 1000) + ttl_seconds * 1000
