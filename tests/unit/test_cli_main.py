@@ -55,6 +55,7 @@ def test_every_fault_of_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     ("typed", "code", "words"),
     [
         (["frob"], 2, "No such command 'frob'"),
+        (["nods"], 2, "Did you mean 'nodes'? See `lavalite --help`."),
         (["jobs", "--frob"], 2, "See `lavalite jobs --help`"),
         (["job", "0"], 2, "JOB"),
         (["job", "twelve"], 2, "JOB"),

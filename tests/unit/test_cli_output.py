@@ -140,6 +140,12 @@ def test_an_explanation_counts_nodes_in_words() -> None:
     assert shown[2] == "  nearest  n07 lacks 2 gpu, held by 4702"
 
 
+def test_why_a_job_waits_is_said_once() -> None:
+    why = "It waits for job 6 to be done; that is pending."
+    shown = explanation_text(Explanation(job=7, state="pending", asks="1 cpu", waits_for=[why], sentence=why))
+    assert shown.split("\n") == ["job 7 waits: 1 cpu", f"  {why}"]
+
+
 def test_what_a_definition_changes_is_a_diff() -> None:
     assert difference({"a": 1}, {"a": 1}) == ""
     assert difference({"a": 1}, {"a": 2}).split("\n")[-2:] == ["-a: 1", "+a: 2"]

@@ -220,8 +220,6 @@ def explanation_text(found: Explanation) -> str:
         lacks = " and ".join(format_amount(kind, amount, named=True) for kind, amount in found.lacks.items())
         held = f", held by {', '.join(map(plain, found.held_by))}" if found.held_by else ""
         lines.append(f"  nearest  {plain(found.nearest)}{' lacks ' + lacks if lacks else ''}{held}")
-    if found.waits_for:
-        lines.append(f"  waits for  {', '.join(map(plain, found.waits_for))}")
     if share := found.fairshare:
         lines.append("  " + plain(_share_text(share)))
     if found.sentence and not turned:

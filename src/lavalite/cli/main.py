@@ -98,7 +98,7 @@ def _usage(error: typer.TyperException) -> str:
     message = error.format_message().strip()
     if not message:  # a group without a verb: its help is printed already
         return ""
-    return f"{message}{'' if message.endswith('.') else '.'} See `{path} --help`."
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{path} --help`."
 
 
 def _say(text: str, code: int) -> int:
