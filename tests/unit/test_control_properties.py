@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lavalite.control import reservations
 from lavalite.control.audit import audit
 from lavalite.control.events import (
     CancelRequested,
@@ -25,10 +26,11 @@ from lavalite.control.events import (
     SignalRequested,
     Specs,
 )
-from lavalite.control.gangs import find_seats
+from lavalite.control.gangs import find_seats, seats_in
 from lavalite.control.settings import Settings
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
+from lavalite.ledger.book import FLOATING
 from lavalite.model.job import Array, Dependency, DependencyKind, Gang
 from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
 
@@ -265,14 +267,24 @@ class Cluster(RuleBasedStateMachine):
 
 
 def _nothing_sleeps_that_fits(world: World) -> None:
-    """A class that no pass looks at has no room, unless a pass is due."""
+    """A class that no pass looks at has no room beside what is kept for others, unless a pass is due."""
     state = world.state
     shapes = {waiting.shape for waiting in state.classes.values()}
     assert len(state.asleep) == sum(shape in state.asleep for shape in shapes), "one sleeps of which nobody waits"
     state.refresh_columns(world.now)
     for waiting in state.classes.values():
         if waiting.shape in state.asleep and not state.schedule_wanted:
-            assert not waiting.wanted.rows_that_fit(state.columns), f"{waiting.key} sleeps"
+            job = state.jobs[waiting.jobs[0][1]]
+            tasks_at_once = len(job.codes) if job.spec.gang is not None else 1
+            floating = job.spec.request.floating.items()
+            if any(state.book.free(FLOATING, kind) < amount * tasks_at_once for kind, amount in floating):
+                continue
+            with state.plan.leaving_out(job.id):
+                room = reservations.room(state, waiting, job, world.now)
+            if job.spec.gang is not None:
+                assert not seats_in(state, job, room).seats, f"{waiting.key} sleeps"
+            else:
+                assert not room, f"{waiting.key} sleeps"
 
 
 def _known(world: World) -> dict[str, object]:

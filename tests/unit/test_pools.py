@@ -645,7 +645,7 @@ def test_anything_is_a_document_or_an_input_error(value: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("written", "planned"),
     [
-        ("{}", 0),
+        ("{}", 1),
         ("{backfill: easy}", 1),
         ("{backfill: none}", 0),
         ("{backfill: conservative}", 10),

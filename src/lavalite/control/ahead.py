@@ -201,7 +201,7 @@ def releases_of(state: ClusterState, provider: str, now: float) -> list[Release]
 
 def keeps_of(state: ClusterState, provider: str, now: float) -> list[Keep]:
     """What is kept there: of reservations what their own tasks do not hold, and planned starts."""
-    keeps = [_planned(start) for start in state.plan.on(provider)]
+    keeps = [_planned(start, start.seats[provider]) for start in state.plan.on(provider)]
     begins = [keep.start for keep in keeps] + [r.start for r in state.reservations.values() if provider in r.nodes]
     for kept in state.reservations.values():
         if provider in kept.nodes and kept.end > now:
@@ -222,8 +222,11 @@ def _later(kept: Reservation, begins: list[float]) -> list[tuple[float, float]]:
     return sorted(found - {(kept.start, kept.end)})
 
 
-def _planned(start: PlannedStart) -> Keep:
-    return Keep(start.at, start.until, start.amounts, start.gpu)
+def _planned(start: PlannedStart, tasks: int) -> Keep:
+    amounts = {kind: amount * tasks for kind, amount in start.amounts.items()}
+    if tasks > 1 and start.gpu is not None and start.gpu.part:
+        amounts[GPU] = WHOLE * -(-tasks // (WHOLE // start.gpu.part))  # parts of one task are of one device
+    return Keep(start.at, start.until, amounts, start.gpu)
 
 
 def floating_ahead(state: ClusterState, kinds: Collection[str], now: float) -> Ahead:
@@ -236,9 +239,12 @@ def floating_ahead(state: ClusterState, kinds: Collection[str], now: float) -> A
             if at < math.inf:
                 releases.append(Release(at, {kind: held}, {}))
     starts = state.plan.starts.values()
-    return Ahead(
-        releases, [Keep(s.at, s.until, s.floating) for s in starts if not s.floating.keys().isdisjoint(kinds)]
-    )
+    kept = [
+        Keep(s.at, s.until, {kind: amount * s.tasks for kind, amount in s.floating.items()})
+        for s in starts
+        if not s.floating.keys().isdisjoint(kinds)
+    ]
+    return Ahead(releases, kept)
 
 
 def floating_room(state: ClusterState, floating: Mapping[str, int], points: Iterable[Point]) -> int:

@@ -195,7 +195,7 @@ class Demand(Supply):
         self.reservations[reservation.name] = reservation
         self.dirty.reservations[reservation.name] = None
         self.ends_changed.update(reservation.nodes)
-        self.schedule_wanted = True
+        self.schedule_wanted = self.keeps_changed = True
         if len(self.reservations) == 1:
             self._sort_anew()
 
@@ -205,14 +205,14 @@ class Demand(Supply):
         self.unused_since.pop(reservation.name, None)
         self.dirty.reservations[reservation.name] = None
         self.ends_changed.update(reservation.nodes)
-        self.schedule_wanted = self.compose_wanted = True
+        self.schedule_wanted = self.compose_wanted = self.keeps_changed = True
 
     def remove_reservation(self, name: str) -> None:
         """Forget one: nothing is kept for it any more. What its tasks hold they go on holding."""
         self.ends_changed.update(self.reservations.pop(name).nodes)
         self.unused_since.pop(name, None)
         self.dirty.reservations[name] = None
-        self.schedule_wanted = self.compose_wanted = True
+        self.schedule_wanted = self.compose_wanted = self.keeps_changed = True
         if not self.reservations:
             self._sort_anew()
 
@@ -250,11 +250,16 @@ class Demand(Supply):
             found.add(place)
             if found.first == place:
                 self.order.lower(found, self.fair.get(found.queue))
-            if self._comes_before_a_plan(found.queue, place):
+            if self._comes_before_a_plan(found.queue, place) or (
+                found.first == place and self.asleep.is_kept(found.shape)
+            ):
                 self.asleep.forget(found.shape)
             self.schedule_wanted = True
         elif not waits and job.class_key:
             waiting = self.classes[job.class_key]
+            if waiting.first == place and self.asleep.is_kept(waiting.shape):
+                self.asleep.forget(waiting.shape)
+                self.schedule_wanted = True  # the next one may be over in time
             waiting.remove(place)
             if not waiting.jobs:
                 del self.classes[job.class_key]
@@ -262,7 +267,7 @@ class Demand(Supply):
                     self.asleep.forget(waiting.shape)
             job.class_key = ()
             if job.id in self.plan.starts:
-                self.schedule_wanted = True  # what was kept for it is there for others
+                self.schedule_wanted = self.keeps_changed = True  # what was kept for it is there for others
 
     def _comes_before_a_plan(self, queue: str, place: tuple[int, int]) -> bool:
         """Whether a start of the queue is planned for somebody behind the job: then it is its turn to be planned."""
@@ -296,16 +301,16 @@ class Demand(Supply):
     def waiting_policies(self) -> Iterator[str]:
         """By what those are placed who may have a turn now."""
         for queue in self.order.queues():
-            yield from (shape.policy for key, shape in self.order.shapes(queue).items() if key not in self.asleep)
+            yield from (shape.policy for shape in self.order.awake(queue))
 
-    def let_sleep(self, waiting: WaitingClass) -> None:
+    def let_sleep(self, waiting: WaitingClass, *, floating: bool = False) -> None:
         """Its shape found no room. It is looked at again when something was freed that could be enough for it.
 
-        What is kept for reservations changes with time alone: while there are any, nothing sleeps. Nor does what only
-        a planned start keeps out.
+        What a reservation or a planned start keeps out, or the want of what floats (`floating`), is looked at when
+        that has changed as well.
         """
-        if not self.reservations and not (self.plan and waiting.wanted.rows_that_fit(self.columns)):
-            self.asleep.sleep(waiting.shape, waiting.wanted.line)
+        kept = floating or bool((self.reservations or self.plan) and waiting.wanted.rows_that_fit(self.columns))
+        self.asleep.sleep(waiting.shape, waiting.wanted.line, kept=kept)
 
     def _counted_apart(self, job: JobState) -> bool:
         """Whether it matters to anything but the job's own rights whose it is."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lavalite.control import limits, planning, quotas, reservations
+from lavalite.control import limits, quotas, reservations
 from lavalite.control.ahead import lasts_until
+from lavalite.control.find_start import find
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -53,8 +54,6 @@ class Estimates:
             return Estimate("planned", max(now, planned.at))
         if not job.class_key:
             return _held_back(state, job, now)
-        if job.spec.gang is not None:
-            return Estimate("unknown", why="Its tasks start together, and such starts are not planned.")
         if job.spec.reservation:
             kept = state.reservations.get(job.spec.reservation)
             if kept is None or now < kept.start:
@@ -81,8 +80,8 @@ class Estimates:
             state, waiting = self._state, self._state.classes[job.class_key]
             if not state.horizon.refresh(state, self._now, state.settings.max_rows_ahead):
                 return None
-            found = planning.find(state, waiting.wanted, job, self._now)
-            self._found[job.class_key] = found[0] if found is not None else math.inf
+            found = find(state, waiting, job, self._now)
+            self._found[job.class_key] = found.at if found is not None else math.inf
         return self._found[job.class_key]
 
 

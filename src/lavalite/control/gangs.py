@@ -43,9 +43,14 @@ class Seats:
 
 def find_seats(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Seats:
     """Room for all its tasks at once, in the tightest place that has it; else where most of them fit."""
+    return seats_in(state, job, reservations.room(state, waiting, job, now))
+
+
+def seats_in(state: ClusterState, job: JobState, room: dict[int, int]) -> Seats:
+    """The same, of rows that take so many tasks each."""
     gang, wanted = job.spec.gang or Gang(), len(job.codes)
     most = min(wanted, gang.tasks_per_node or wanted)
-    room = {row: min(most, tasks) for row, tasks in reservations.room(state, waiting, job, now).items()}
+    room = {row: min(most, tasks) for row, tasks in room.items()}
     found = [_seats(gang, wanted, place, some) for place, some in _places(state, gang, room).items()]
     good = [seats for seats in found if seats.seats]
     if good:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lavalite.control.ahead import Release, releases_of
 from lavalite.model.resources import KINDS
-from lavalite.placement.classes import RequestClass
+from lavalite.placement.classes import NO_LIMIT, RequestClass
 from lavalite.placement.columns import MOST, Ints
 
 if TYPE_CHECKING:
@@ -50,6 +50,22 @@ class Horizon:
     def empty(self) -> bool:
         """Whether nothing ends anywhere, so far as is known."""
         return not self._ends.any()
+
+    def times(self, now: float) -> list[float]:
+        """Now, and when anything ends anywhere: at these times there may be more room than before."""
+        later = np.unique(self._at[np.isfinite(self._at)])
+        return [now, *(float(at) for at in later[later > now])]
+
+    def room(self, state: ClusterState, wanted: RequestClass, at: float) -> Ints:
+        """For how many tasks each row has enough by then; none where they are not to go."""
+        columns, rows = state.columns, len(state.columns)
+        ended = (self._at[:rows] <= at).sum(axis=1)
+        tasks = np.where(wanted.eligible(columns) & columns.ready, NO_LIMIT, 0)
+        for kind, amount in wanted.amounts.items():
+            back = self._back[kind][np.arange(rows), np.maximum(ended, 1) - 1]
+            free = columns.free(kind) + np.where(ended > 0, back, 0)
+            tasks = np.minimum(tasks, np.minimum(free, columns.capacity(kind)) // amount)
+        return tasks.astype(np.int64)
 
     def earliest(self, state: ClusterState, wanted: RequestClass, now: float) -> Floats:
         """For each row, when a task fits there at the earliest; never where it is not to go or is too big."""

@@ -7,6 +7,7 @@ pass those that are looked at later leave free what is kept for those that were 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,14 @@ from lavalite.placement.columns import GpuSelector
 
 @dataclass(slots=True, frozen=True)
 class PlannedStart:
-    """One task of a job, on a provider, `at` a time (latest, if ends are kept); it may last up to `until`."""
+    """One task of a job, or all of a gang, `at` a time (latest, if ends are kept); they may last up to `until`.
+
+    `seats`: so many tasks on each provider. `amounts` and `floating` are what one task takes.
+    """
 
     job: int
     queue: str
-    provider: str
+    seats: dict[str, int]
     at: float
     until: float
     amounts: dict[str, int]
@@ -28,22 +32,29 @@ class PlannedStart:
     found_at: float = 0.0
     """When it was looked for last."""
 
+    @property
+    def tasks(self) -> int:
+        return sum(self.seats.values())
+
+    def keeps_as_much_as(self, other: PlannedStart) -> bool:
+        """Whether it keeps the same, for the same time."""
+        return (self.seats, self.at, self.until, self.amounts) == (other.seats, other.at, other.until, other.amounts)
+
 
 class Plan:
     """Planned starts by job. During a pass, only of those that were looked at in it."""
 
     def __init__(self) -> None:
         self.starts: dict[int, PlannedStart] = {}
-        self.failed: dict[int, tuple[float, int]] = {}
-        """Job → when, and as of which version of the rows, it was looked for last without any found."""
-        self.hopeless: dict[str, tuple[float, int]] = {}
-        """Queue → when, and as of which version of the rows, no start was found for any that sleeps there."""
         self.searches_left = 0
+        self.roused_left = 0
+        """So many more of those that sleep may have a turn in this pass."""
         self.looked_at = 0.0
         """When the last pass was."""
         self.passing = False
         self.points: dict[str, list[Any]] = {}
         """Of a pass, by provider: what is kept there when (control.ahead)."""
+        self._begun_with: dict[int, PlannedStart] = {}
         self._before: dict[int, PlannedStart] = {}
         self._by_provider: dict[str, list[PlannedStart]] = {}
         self._by_queue: dict[str, int] = {}
@@ -51,19 +62,25 @@ class Plan:
     def __bool__(self) -> bool:
         return bool(self.starts)
 
-    def begin(self, searches: int, now: float) -> None:
+    def begin(self, searches: int, roused: int, now: float) -> None:
         """A pass begins: nobody was looked at yet."""
         self.looked_at, self.passing = now, True
-        self._before, self.starts = self.starts, {}
+        self._begun_with, self._before, self.starts = self.starts, dict(self.starts), {}
         self._by_provider, self._by_queue, self.points = {}, {}, {}
-        self.searches_left = searches
+        self.searches_left, self.roused_left = searches, roused
 
-    def end(self, waiting: Iterable[int]) -> None:
-        """The pass is over, and these, who still wait, were not looked at: what was planned for them still stands."""
+    def end(self, waiting: Iterable[int]) -> bool:
+        """The pass is over, and these, who still wait, were not looked at: what was planned for them still stands.
+
+        Whether anything that was kept before is kept no longer.
+        """
         for job in waiting:
             if job in self._before:
                 self.add(self._before[job])
         self._before, self.passing, self.points = {}, False, {}
+        kept, self._begun_with = self._begun_with, {}
+        now = self.starts
+        return not all(job in now and now[job].keeps_as_much_as(start) for job, start in kept.items())
 
     def not_seen(self) -> list[int]:
         """Jobs with a planned start that were not looked at in this pass."""
@@ -79,11 +96,26 @@ class Plan:
 
     def add(self, start: PlannedStart) -> None:
         self.starts[start.job] = start
-        self.failed.pop(start.job, None)
-        self.hopeless.pop(start.queue, None)
-        self.points.pop(start.provider, None)
-        self._by_provider.setdefault(start.provider, []).append(start)
+        for provider in start.seats:
+            self.points.pop(provider, None)
+            self._by_provider.setdefault(provider, []).append(start)
         self._by_queue[start.queue] = self._by_queue.get(start.queue, 0) + 1
+
+    @contextmanager
+    def leaving_out(self, job: int) -> Iterator[None]:
+        """As the job itself sees it: nothing is kept for it."""
+        start = self.starts.pop(job, None)
+        if start is None:
+            yield
+            return
+        for provider in start.seats:
+            self._by_provider[provider].remove(start)
+        try:
+            yield
+        finally:
+            self.starts[job] = start
+            for provider in start.seats:
+                self._by_provider[provider].append(start)
 
     def of_queue(self, queue: str) -> int:
         """How many of the queue are planned."""

@@ -179,7 +179,10 @@ def kept_shares(state: ClusterState, now: float) -> tuple[list[Share], set[str]]
 
 
 def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Bounds | None:
-    """How many tasks of the job some rows take at most, beside what is kept for others; None: as many as fit."""
+    """How many tasks of the job some rows take at most, beside what is kept for others; None: as many as fit.
+
+    During a pass nothing is kept for the job itself: its own planned start was taken back.
+    """
     if not (state.reservations or state.plan):
         return None
     most: dict[int, int] = {}
@@ -261,7 +264,7 @@ def why_not_now(state: ClusterState, job: JobState, now: float) -> str:
 def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[str]) -> list[str]:
     """`reservation R (for another 300 s)`, `job 7 (to start in 20 s)`: for whom else something is kept there."""
     names = set(nodes)
-    others = (start for start in state.plan.starts.values() if start.provider in names and start.job != job.id)
+    others = (s for s in state.plan.starts.values() if not names.isdisjoint(s.seats) and s.job != job.id)
     planned = sorted(others, key=lambda start: (start.at, start.job))
     return [
         f"reservation {r.name} (for another {round(r.end - now)} s)"
@@ -273,7 +276,8 @@ def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[
 def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> list[str]:
     """The nodes that have room for the job, where all that is kept for others; none where any has more."""
     fitting = waiting.wanted.rows_that_fit(state.columns)
-    kept = bounds(state, waiting, job, now)
+    with state.plan.leaving_out(job.id):
+        kept = bounds(state, waiting, job, now)
     if kept is None or any(kept.most.get(row, not kept.only) for row in fitting):
         return []
     return [state.columns.names[row] for row in fitting]
@@ -286,7 +290,7 @@ def let_go(state: ClusterState, now: float) -> None:
     """
     if not state.reservations:
         return
-    state.schedule_wanted = True
+    state.schedule_wanted = state.keeps_changed = True
     used = {name for name, _ in state.reserved_use}
     for kept in list(state.reservations.values()):
         if kept.name in used or now < kept.start:

@@ -8,20 +8,20 @@
 
 A shape that does not fit is left out of the pass as a whole, however many jobs and users ask for it, and of those
 that follow until something is freed that could be enough for it: a pass costs what it places and one look at each
-shape that may fit. What comes later in the order may start where what comes first does not fit, and where that makes
-no planned start later. While a queue may still plan a start, those that sleep have their turn for that alone.
+shape that may fit, of which it takes so many and leaves the rest to the next. What comes later in the order may start
+where what comes first does not fit, and where that makes no planned start later. While a queue may still plan a
+start, a few of those that sleep have their turn for that alone.
 """
 
 from __future__ import annotations
-
-import math
 
 from lavalite.control import gangs, limits, planning, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.demand import WaitingClass
-from lavalite.control.order import Round, Shape
+from lavalite.control.order import Shape
 from lavalite.control.outbox import Outbox
+from lavalite.control.round import Round
 from lavalite.control.state import Batch, ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
 from lavalite.control.usage import Scope
@@ -43,12 +43,16 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     left = state.settings.max_placements
     records: list[CommitmentRecord] = []
     state.asleep.woken(state.columns)
-    state.looked_at = 0
+    if state.keeps_changed:
+        state.asleep.wake_kept()
+        state.keeps_changed = False
+    state.order.moved(state.asleep.take_moved(), state.asleep)
+    state.looked_at = looks = 0
     look_ahead(state)
     for queue, fair in state.fair.items():
         state.order.catch_up(queue, fair)
-    state.plan.begin(state.settings.max_searches, now)
-    pass_ = Round.begin(state.order, state.queue, state.asleep)
+    state.plan.begin(state.settings.max_searches, state.settings.max_roused, now)
+    pass_ = Round.begin(state.order, state.queue)
     claims = reclaim.Claims()
     while left and (turn := _next(state, pass_, now)) is not None:
         shape, waiting = turn
@@ -63,27 +67,34 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
                 break
             fits = most and _floating_room(state, job, now) >= most
             placed = _place_gang(state, waiting, job, now, records) if fits else 0
+            if most and not placed:
+                _let_sleep(state, waiting, job, floating=not fits)
         else:
             turn_most = left if waiting.queue not in state.fair or pass_.alone(shape) else _turn(state, waiting)
             most = min(job.ready, left, turn_most, allowed)
             wanted = min(most, _floating_room(state, job, now))
             placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
+            if placed == wanted < most:
+                _let_sleep(state, waiting, job, floating=True)
         left = max(0, left - placed)
         if waiting.shape not in state.asleep and (not most or placed < most):
             reclaim.claim(state, waiting, job, now, out, claims)
         if not most:
             state.plan.take_before(job.id)
+            shape.tried = (now, state.rows_version, job.id)
             pass_.set_aside(shape, waiting)
         elif placed == most:
             state.plan.take_before(job.id)
             pass_.placed(shape, waiting)
         else:
+            looks += waiting.shape in state.asleep and shape not in pass_.roused
+            if looks >= state.settings.max_looks:
+                left = 0  # what sleeps now is not looked at in the next pass, which goes on with the others
             _plan(state, pass_, shape, waiting, job, now)
     pass_.end()
-    if state.plan_wanted or not left:
-        state.plan.hopeless.clear()  # not all were looked for
-    state.plan.end([number for number in state.plan.not_seen() if not left and _waits(state, number)])
-    if claims.settle(state, whole=bool(left)) or not left or state.plan_wanted:
+    if state.plan.end([number for number in state.plan.not_seen() if not left and _waits(state, number)]):
+        state.keeps_changed = True
+    if claims.settle(state, whole=bool(left)) or not left or state.plan_wanted or state.keeps_changed:
         state.schedule_wanted = True
         out.at_once.append(Wake(now))
     limit = state.settings.max_txn_operations
@@ -96,18 +107,26 @@ def _next(state: ClusterState, pass_: Round, now: float) -> tuple[Shape, Waiting
     """Whose turn it is; at the end of those that are awake, who sleeps in a queue that may still plan a start."""
     turn = pass_.next()
     if turn is None:
-        wanted = [queue for queue in list(pass_.sleeping) if _may_plan(state, queue) and _has_hope(state, queue, now)]
-        roused = [queue for queue in wanted if pass_.rouse(queue)]
-        for queue in roused:
-            state.plan.hopeless[queue] = (now, state.rows_version)  # until one of them is planned
-        turn = pass_.next() if roused else None
+        for queue in state.order.queues():
+            if _may_plan(state, queue):
+                _rouse(state, pass_, queue, None, now)
+        turn = pass_.next()
     return turn
 
 
-def _has_hope(state: ClusterState, queue: str, now: float) -> bool:
-    """Whether a start may be found for some that sleep there: all were looked for some time ago, or rows changed."""
-    found_at, rows_version = state.plan.hopeless.get(queue, (-math.inf, -1))
-    return now >= found_at + state.settings.plan_again_seconds or rows_version != state.rows_version
+def _rouse(state: ClusterState, pass_: Round, queue: str, before: Shape | None, now: float) -> bool:
+    """Give some a turn that sleep and come before a shape; whether there are such, for this pass or the next."""
+    dormant = state.order.dormant(queue)
+    if not dormant:
+        return False
+    dormant.look(now, state.rows_version, state.settings.plan_again_seconds)
+    if dormant.first(before) is None or not planning.may_end(state, now):
+        return False
+    most = min(state.plan.roused_left, state.plan.searches_left)
+    if not most:
+        state.plan_wanted = True
+    state.plan.roused_left -= pass_.rouse(queue, before, most)
+    return True
 
 
 def _first(waiting: WaitingClass) -> int:
@@ -121,17 +140,23 @@ def _may_plan(state: ClusterState, queue: str) -> bool:
 
 def _plan(state: ClusterState, pass_: Round, shape: Shape, waiting: WaitingClass, job: JobState, now: float) -> None:
     """There is no room for the job: plan its start if it is the first, or one of the first, that has none."""
-    if job.spec.gang is not None or shape.fault or not _may_plan(state, waiting.queue):
+    if shape.fault or not _may_plan(state, waiting.queue) or not planning.may_end(state, now):
         state.plan.take_before(job.id)
         pass_.close(shape)
         return
     # Who was planned before comes before all that sleep, unless the order changes by itself.
-    stands = state.plan.stood(job.id) and waiting.queue not in state.fair
-    if not stands and _has_hope(state, waiting.queue, now) and pass_.rouse(waiting.queue, shape):
-        return
+    stood = state.plan.stood(job.id)
+    if not (stood and waiting.queue not in state.fair) and _rouse(state, pass_, waiting.queue, shape, now):
+        if not state.plan_wanted:
+            return  # their turn is before
+        if not stood:
+            pass_.close(shape)
+            return
     goes_on = planning.plan(state, waiting, job, now)
     if job.id in state.plan.starts:
         state.asleep.forget(waiting.shape)
+    elif not state.plan_wanted:
+        shape.tried = (now, state.rows_version, job.id)
     if not goes_on:
         pass_.close(shape)
     else:
@@ -184,10 +209,15 @@ def _place(
         if waiting.wanted.gpu is not None:
             state.refresh_columns(now)  # the next one must not be given the same devices
     state.refresh_columns(now)
-    # Whose own is lent to others claims it anew in every pass.
-    if sum(run.tasks for run in runs) < wanted and not shape.fault and not any(quotas.charges(state, job.spec)):
-        state.let_sleep(waiting)
+    if sum(run.tasks for run in runs) < wanted and not shape.fault:
+        _let_sleep(state, waiting, job)
     return placed
+
+
+def _let_sleep(state: ClusterState, waiting: WaitingClass, job: JobState, *, floating: bool = False) -> None:
+    """No room; but whose own is lent to others claims it anew in every pass."""
+    if not any(quotas.charges(state, job.spec)):
+        state.let_sleep(waiting, floating=floating)
 
 
 def _runs(

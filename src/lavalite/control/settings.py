@@ -17,6 +17,10 @@ class Settings:
     """Most tasks cancelled in one call of `decide`; a Wake asks for the rest."""
     max_searches: int = 8
     """Most times that one call of `decide` looks for a planned start; a Wake asks for the rest."""
+    max_roused: int = 32
+    """Of those that sleep, most that have their turn for a planned start in one call of `decide`; likewise."""
+    max_looks: int = 256
+    """Most shapes for which one call of `decide` finds no room; likewise."""
     max_rows_ahead: int = 200
     """Of so many rows one call of `decide` works out when what ends there."""
     plan_again_seconds: float = 10.0

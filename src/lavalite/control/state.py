@@ -36,6 +36,7 @@ from lavalite.control.tasks import (
     TaskRun,
     commitment_of,
 )
+from lavalite.ledger.book import FLOATING
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, Share, TaskChunk
 from lavalite.model.reservation import Reservation
@@ -192,7 +193,10 @@ class ClusterState(Demand):
         if started_at is not None and run.started_at is None:
             run.started_at = started_at
             job.started_at = min(job.started_at or started_at, started_at)
-        self.ends_changed.update(share.provider for share in self.book.shares(run.key.owner))
+        providers = {share.provider for share in self.book.shares(run.key.owner)}
+        self.ends_changed |= providers
+        if self.plan and not providers.isdisjoint((*self.plan.providers(), FLOATING)):
+            self.schedule_wanted = self.keeps_changed = True  # its end is another one, beside what is kept there
         self.dirty.tasks[run.key] = None
         self._task_moved(job, run.position)
 

@@ -112,6 +112,10 @@ class Supply:
         self._stale_rows: set[str] = set()
         self.ends_changed: set[str] = set()
         """Providers of which what ends there, or when, may have changed (control.horizon)."""
+        self.keeps_changed = False
+        """Whether what is kept for others, or what floats, may have changed: that too keeps some out."""
+        self._floating_free: dict[str, int] = {}
+        """Of each kind that floats, what was free when that was looked at last."""
         self._pools_stale = True
         self._floating_pools: dict[str, str] = {}
         self._pool_sums: dict[tuple[str, str], int] = {}
@@ -347,6 +351,10 @@ class Supply:
         stale = self._stale_rows | self.book.take_touched()
         self._stale_rows = set()
         self.ends_changed |= stale
+        if FLOATING in stale:
+            before = self._floating_free
+            self._floating_free = {kind: self.book.free(FLOATING, kind) for kind in self.book.kinds(FLOATING)}
+            self.keeps_changed |= any(free > before.get(kind, 0) for kind, free in self._floating_free.items())
         for provider in sorted(stale - {FLOATING}):
             host = self.hosts.get(provider)
             if host is None and provider not in self.nodes:

@@ -315,7 +315,7 @@ class QueueEntry(Entry):
     default: bool = False
     limits: QueueLimits = QueueLimits()
     fairshare: FairshareEntry | None = None
-    backfill: BackfillEntry = BackfillEntry(mode="none")
+    backfill: BackfillEntry = BackfillEntry(mode="easy")
     fence_after: Seconds | None = None
     lost_after: Seconds | None = None
     retries: Retries = 0

@@ -145,7 +145,7 @@ class QueueSpec:
     backoff_first_seconds: int | None = None
     backoff_factor: int | None = None
     backoff_most_seconds: int | None = None
-    planned_starts: int = 0
+    planned_starts: int = 1
 
 
 @dataclass(slots=True, frozen=True)
