@@ -67,6 +67,14 @@ def test_the_packing_bench_says_which_trace_it_wants(tmp_path: Path) -> None:
     assert "cluster-trace-gpu-v2023" in done.stderr
 
 
+@pytest.mark.etcd
+@pytest.mark.slow
+def test_the_commit_bench_measures_what_it_says() -> None:
+    figures = _figures("bench/commit.py", "--keys", "512", "--rounds", "2")
+    assert figures["committed keys per second, 3 members"]["peer"] == "512 keys"
+    assert figures["commit_ratio_1"]["value"] > 0 and figures["commit_ratio_3"]["value"] > 0
+
+
 def _figures(*words: str) -> dict[str, dict[str, float]]:
     command = [sys.executable, *words, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_SECONDS
 
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import FencedError
@@ -121,6 +122,16 @@ async def test_batches_are_whole_and_within_the_limit(setup: Setup) -> None:
     with pytest.raises(BatchTooLarge) as refused:
         setup.committer.submit({f"k{n}": b"" for n in range(limit + 1)})
     assert isinstance(refused.value, ValueError) and refused.value.code == "batch_too_large"
+
+
+async def test_what_fills_a_transaction_does_not_wait_for_more(setup: Setup) -> None:
+    """With a window of an hour, all but the last, which fills none, must be done at once."""
+    setup.committer._window_seconds = 3600
+    limit = setup.store.max_txn_operations
+    futures = [setup.committer.submit({f"k{n}.{i}": b"" for i in range(limit // 2)}) for n in range(4)]
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await asyncio.gather(*futures)
+    assert setup.store.sizes == [limit, limit]
 
 
 async def test_order_is_kept_across_transactions(setup: Setup) -> None:

@@ -46,6 +46,7 @@ class _Batch:
     puts: Mapping[str, bytes]
     deletes: frozenset[str]
     retry: bool
+    size_bytes: int
     done: asyncio.Future[Outcome]
 
     def settle(self, outcome: Outcome) -> None:
@@ -130,7 +131,9 @@ class Committer:
         whose transaction is found not to have happened is UNWOUND instead of tried again.
         The future raises FencedError when we are not the writer any more; raises BatchTooLarge at once.
         """
-        batch = _Batch(puts, frozenset(deletes), retry, asyncio.get_running_loop().create_future())
+        deletes = frozenset(deletes)
+        size_bytes = sum(write_bytes(k, v) for k, v in puts.items()) + sum(write_bytes(k, None) for k in deletes)
+        batch = _Batch(puts, deletes, retry, size_bytes, asyncio.get_running_loop().create_future())
         batch.done.add_done_callback(_look_at)
         if len(batch.puts.keys() | batch.deletes) > self._store.max_txn_operations:
             raise BatchTooLarge(
@@ -154,7 +157,7 @@ class Committer:
                     self._idle.set()
                     self._arrived.clear()
                     await self._arrived.wait()
-                elif 1 < len(self._queue) < self._store.max_txn_operations:
+                elif len(self._queue) > 1 and not self._fills_a_transaction():
                     # More is coming in faster than one at a time: let a group gather. Alone, nobody waits.
                     await self._clock.sleep(self._window_seconds)
                 await self._write_group()
@@ -164,6 +167,15 @@ class Committer:
             # A store that breaks its contract: going on would be guessing.
             self._fail(f"the commit queue broke: {error!r}")
             raise
+
+    def _fills_a_transaction(self) -> bool:
+        """Whether as much is queued as one can hold, so that waiting would make none fuller."""
+        operations = 0
+        for batch in self._queue:
+            operations += len(batch.puts) + len(batch.deletes)
+            if operations >= self._store.max_txn_operations:
+                return True
+        return False
 
     async def _write_group(self) -> None:
         self._flying, puts, deletes = self._next_group()
@@ -207,14 +219,12 @@ class Committer:
         while self._queue:
             batch = self._queue[0]
             new_keys = (batch.puts.keys() | batch.deletes) - puts.keys() - deletes
-            batch_bytes = sum(write_bytes(k, v) for k, v in batch.puts.items())
-            batch_bytes += sum(write_bytes(k, None) for k in batch.deletes)
             if group and (
                 len(puts) + len(deletes) + len(new_keys) > self._store.max_txn_operations
-                or size_bytes + batch_bytes > MAX_TXN_BYTES
+                or size_bytes + batch.size_bytes > MAX_TXN_BYTES
             ):
                 break
-            size_bytes += batch_bytes
+            size_bytes += batch.size_bytes
             for key in batch.deletes:
                 puts.pop(key, None)
                 deletes.add(key)
