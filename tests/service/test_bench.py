@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,9 +77,51 @@ def test_the_commit_bench_measures_what_it_says() -> None:
     assert figures["commit_ratio_1"]["value"] > 0 and figures["commit_ratio_3"]["value"] > 0
 
 
-def _figures(*words: str) -> dict[str, dict[str, float]]:
+@pytest.mark.etcd
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_bench_end_to_end_measures_what_it_says() -> None:
+    words = ["--tasks", "5", "--rounds", "1", "--idle", "2", "--seconds", "0.4"]
+    figures = _figures("bench/endtoend.py", *words, seconds=280)
+    metrics = {"jobs_per_second", "idle_start_p50_ms", "idle_start_p99_ms", "loaded_start_p99_ms"}
+    assert all(figures[metric]["value"] > 0 for metric in metrics)
+    assert not figures.keys() & {"ratio_slurm", "ratio_hyperqueue"}, "no peer was asked for"
+
+
+@pytest.mark.etcd
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_peer_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    """Slurm's programs are taken off PATH; what else there is goes on."""
+    etcd = shutil.which("etcd")
+    (tmp_path / "etcd").symlink_to(etcd or tmp_path)
+    command = [sys.executable, "bench/endtoend.py", "--peer", "slurm", "--tasks", "5", "--rounds", "1", "--idle", "1"]
+    done = subprocess.run(
+        [*command, "--seconds", "0.4", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert "slurm could not be run: no slurmctld, slurmd, sbatch, squeue, sinfo on PATH" in done.stderr
+    assert "idle_start_p50_ms" in done.stdout and "ratio_slurm" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_memory_bench_measures_what_it_says() -> None:
+    words = ["--nodes", "20", "--jobs", "50", "--classes", "5", "--array", "100000"]
+    figures = _figures("bench/memory.py", *words, seconds=280)
+    assert figures["rss_mib"]["value"] > 10, "a Python process has more"
+    assert figures["rss_mib"]["peer"] == "20 nodes, 50 pending jobs of 5 classes"
+    assert figures["array_extra_mib"]["peer"] == "one array of 100000 tasks"
+
+
+def _figures(*words: str, seconds: float = 100) -> dict[str, dict[str, float]]:
     command = [sys.executable, *words, "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode in (0, 1), done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert all(set(figure) == KEYS for figure in figures)

@@ -26,12 +26,13 @@ from lavalite.sbatchd import ending
 
 
 class Whole:
-    """Candidates with priorities; every one of them is a worker too. `tls` is what each daemon of a node is given."""
+    """Candidates with priorities, each a worker too, and `workers`. `tls` is what each daemon of a node is given."""
 
     def __init__(
         self,
         folder: Path,
         candidates: dict[str, int],
+        workers: tuple[str, ...] = (),
         *,
         store: dict[str, Any],
         tls: dict[str, dict[str, str]] | None = None,
@@ -39,7 +40,7 @@ class Whole:
     ) -> None:
         self.folder, self._tls = folder, tls or {}
         command = (sys.executable, "-m", "lavalite.mbatchd.daemon", "--config", f"{folder}/{{node}}/mbatchd.conf")
-        self.lims = LimCluster(folder, candidates, store=store, command=command, **options)
+        self.lims = LimCluster(folder, candidates, workers, store=store, command=command, **options)
         self.agents: dict[str, DaemonProcess] = {}
         ports = iter(free_ports(2 * len(candidates)))
         for node in candidates:
@@ -51,6 +52,7 @@ class Whole:
                 **self._secured(node),
             }
             self._configure_scheduler(node, store, listen, api)
+        for node in (*candidates, *workers):
             self.agents[node] = DaemonProcess(folder / node, "sbatchd", "lavalite.sbatchd.daemon", self._agent(node))
 
     def _configure_scheduler(self, node: str, store: dict[str, Any], listen: str, api: str) -> None:
