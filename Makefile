@@ -12,11 +12,16 @@ COLLECTION := .ansible/collections/ansible_collections/lavalite/cluster
 INVENTORY ?= inventories/local
 TEST_WORKERS ?= 2
 STATE := $(CURDIR)/.lavalite/local
-TRACE ?=
+# Where openb lies, for bench/packing.py.
+TRACE ?= $(wildcard ../shared/data/openb)
+HYPERQUEUE := hyperqueue==0.27.0
+BENCHES = inventory.py site.py placement.py "placement.py --classes 500" "placement.py --distinct" \
+  "placement.py --nodes 1000,10000,100000" commit.py "endtoend.py --peer slurm --peer hyperqueue" memory.py \
+  $(if $(TRACE),"packing.py --trace $(TRACE)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test test-deps lab-deps molecule check lint bench changelog lock format clean
+.PHONY: help demo demo-down test test-deps lab-deps molecule check lint bench bench-deps changelog lock format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -6
@@ -97,14 +102,19 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev $(COLLECTION)
-	$(BIN)/python bench/inventory.py
-	$(BIN)/python bench/site.py
-	$(BIN)/python bench/placement.py
-	$(BIN)/python bench/placement.py --classes 500
-	$(BIN)/python bench/placement.py --distinct
-	$(BIN)/python bench/placement.py --nodes 1000,10000,100000
-	$(if $(TRACE),$(BIN)/python bench/packing.py --trace $(TRACE),@echo "bench/packing.py: not run. make bench TRACE=DIR, with openb in it (bench/packing.py --help).")
+# What the benches run beside us. What cannot be had is named by the bench that misses it.
+bench-deps: $(VENV)/.dev test-deps
+	@command -v slurmctld >/dev/null 2>&1 || ! $(ROOT_ON_DEBIAN) || { $(call INSTALL,slurm-wlm); }
+	@$(BIN)/python -c "import hyperqueue" 2>/dev/null || $(BIN)/pip install --quiet $(HYPERQUEUE) || \
+	  echo "$(HYPERQUEUE) cannot be installed"
+
+# All of them, whether the one before reached its target or not.
+bench: $(VENV)/.dev $(COLLECTION) bench-deps
+	@missed=; for words in $(BENCHES); do \
+	  echo "bench/$$words"; $(BIN)/python bench/$$words || missed="$$missed bench/$$words;"; \
+	done; \
+	$(if $(TRACE),,echo "bench/packing.py: not run. make bench TRACE=DIR with openb in it; see bench/packing.py --help.";) \
+	if [ -n "$$missed" ]; then echo "missed a target, or could not be run:$$missed" >&2; exit 1; fi
 
 # What the gates need is apart from what is tested, and galaxy-importer apart from that: it holds versions of its own.
 .lint/%/.stamp: requirements/%.txt
