@@ -37,6 +37,8 @@ PAGE_LIMIT = 1000
 RETRY_PAUSE_SECONDS = 0.5
 ELSEWHERE = (502, 503, 504)
 """Answers of one that cannot serve now: another endpoint, or a later try, may."""
+TOO_MUCH = 429
+"""The answer of one that takes no more now, and says when to come again."""
 
 
 class Answer:
@@ -47,6 +49,7 @@ class Answer:
         self.etag = headers.get("etag", "")
         self.location = headers.get("location", "")
         self.retry_after = headers.get("retry-after", "")
+        self.retry_after_seconds = float(self.retry_after) if self.retry_after.isdigit() else float("inf")
         self.content_type = headers.get("content-type", "")
         self.raw = raw
         self._decoded = None
@@ -134,7 +137,7 @@ class Client:
         """Ask each endpoint until one serves. Raises ApiError with what was wrong, UnreachableError if none did."""
         deadline = time.monotonic() + self._patience_seconds
         while True:
-            refusals = []
+            refusals, pause_seconds = [], RETRY_PAUSE_SECONDS
             for endpoint, token in self._endpoints(refusals):
                 try:
                     answer = self._follow(endpoint, token, method, _target(path, query), body, headers)
@@ -144,12 +147,15 @@ class Client:
                 if answer.status in ELSEWHERE:
                     refusals.append("%s: %s" % (endpoint, faults_of(answer)[0].sentence()))
                     continue
+                if answer.status == TOO_MUCH and time.monotonic() + answer.retry_after_seconds < deadline:
+                    pause_seconds = answer.retry_after_seconds
+                    break
                 if answer.status >= 400:
                     raise ApiError(answer.status, faults_of(answer))
                 return answer
             if time.monotonic() >= deadline:
                 raise UnreachableError(refusals)
-            time.sleep(RETRY_PAUSE_SECONDS)
+            time.sleep(pause_seconds)
 
     def _endpoints(self, refusals):
         """(endpoint, token) in the order to try; the LIM's word is taken anew each time, for leaders change."""

@@ -150,6 +150,26 @@ def test_who_answered_once_is_waited_for_while_it_restarts(peers: Any, monkeypat
                 peer.close()
 
 
+def busy(seconds: str) -> Answer:
+    status, body, _ = fault(429, "3 jobs have not ended yet, and 3 is the most")
+    return status, body, {"Retry-After": seconds}
+
+
+def test_who_is_told_to_come_again_later_does(peers: Any) -> None:
+    peer = peers(busy("4"), busy("0"), ok(STATUS))
+    began = time.monotonic()
+    with client(Target(peer.url)) as api:
+        assert api.status().cluster == "c"
+    assert len(peer.heard) == 3 and time.monotonic() - began >= 4
+
+
+def test_who_has_no_time_to_come_again_is_told_why_at_once(peers: Any) -> None:
+    peer = peers(busy("30"))
+    with client(Target(peer.url), timeout_seconds=5) as api, pytest.raises(RefusedError, match="3 is the most"):
+        api.status()
+    assert len(peer.heard) == 1
+
+
 def test_no_leader_in_time_is_unreachable_in_the_peers_words(peers: Any) -> None:
     peer = peers(NO_LEADER)
     with client(Target(peer.url), timeout_seconds=0.6) as api, pytest.raises(UnreachableError, match="does not lead"):

@@ -30,13 +30,21 @@ class Typist:
         self.socket = folder / "n1/m/api.sock"
 
     def type(self, text: str, exit_code: int = 0) -> str:
+        """What it says on standard output."""
+        return self._run(text, exit_code).stdout
+
+    def refused(self, text: str) -> str:
+        """What it says on standard error, of a command that fails."""
+        return self._run(text, 1).stderr
+
+    def _run(self, text: str, exit_code: int) -> subprocess.CompletedProcess[str]:
         words = shlex.split(text, comments=True)
         assert words[0] == "lavalite", text
         environment = {**os.environ, "LAVALITE_API": f"unix:{self.socket}", "COLUMNS": "300"}
         command = [sys.executable, "-m", "lavalite.cli.main", *words[1:]]
         told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert told.returncode == exit_code, f"{text}\n{told.stdout}\n{told.stderr}"
-        return told.stdout
+        return told
 
 
 @pytest.fixture

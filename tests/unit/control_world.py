@@ -5,7 +5,7 @@ It keeps the promises that the shell, the committer and the agents make, and che
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from lavalite.control.actions import (
@@ -380,6 +380,8 @@ class World:
         assert list(state.sums_faults()) == []
         for job in state.jobs.values():
             _check_job(state, job)
+        users = Counter(job.spec.user for job in state.jobs.values() if job.unfinished)
+        assert +state.unfinished_jobs == users
         assert state.unfinished_tasks == sum(job.unfinished for job in state.jobs.values())
         for key, run in state.runs.items():
             job = state.jobs[key.job]

@@ -41,26 +41,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 
+from lavalite.api.shapes import Ask, Shape
+from lavalite.api.status import Headroom as Headroom
+from lavalite.api.status import Health as Health
+from lavalite.api.status import Status as Status
 from lavalite.model.job import TYPED, Amount, JobSpec
 
 Item = TypeVar("Item")
 MAX_RESERVED_SECONDS = 366 * 86400
 LATEST_SECONDS = 2.0**40
 """The latest time that a start may be at, so that nobody has to show a year of five digits by the thousand."""
-
-
-class Shape(BaseModel):
-    """Answers may grow fields: a client ignores what it does not know."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Ask(BaseModel):
-    """Requests may not: an unknown field is a mistake and is said to be one."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Page(Shape, Generic[Item]):
@@ -79,38 +71,6 @@ class ApiFault(Shape):
 
 class Errors(Shape):
     errors: list[ApiFault]
-
-
-class Status(Shape):
-    """`lim` is master or backup; `counts` are jobs by state and nodes by state."""
-
-    cluster: str
-    node: str
-    lim: str
-    mbatchd: str
-    epoch: tuple[int, int] | None
-    version: str
-    started_at: float
-    now: float
-    store: dict[str, Any] = {}
-    nodes: dict[str, int] = {}
-    jobs: dict[str, int] = {}
-    tasks: dict[str, int] = {}
-    commitments: int = 0
-    quarantined: int = 0
-    """Attempts that agents run and that nobody here knows; see /v1/quarantine."""
-    loop_lag_ms: float = 0.0
-    api_url: str = ""
-
-
-class Health(Shape):
-    """What anybody may know. `tasks` are those that hold something: committed, running, suspended, unknown."""
-
-    lim: str
-    mbatchd: str
-    node: str
-    version: str
-    tasks: int
 
 
 class Amounts(Shape):

@@ -2,6 +2,7 @@
 
 for each target: refused ──► next target          307 ──► the target it names, next
                  503, 502 ──► next target         2xx ──► done        any other ──► the error it says
+                 429 ──► asked again when it says to, where there is time for that
 all tried: wait a moment, look for targets anew (the leader may have moved), until the time is up
 """
 
@@ -124,6 +125,8 @@ class Transport:
             heard = self._answered or not targets
             problem = "" if targets else "Nobody leads the cluster at the moment"
             distrusted = False
+            busy: LavaLiteError | None = None
+            pause_seconds = PAUSE_SECONDS
             for target in targets:
                 try:
                     response = self._follow(target, method, path, request, stream)
@@ -141,6 +144,11 @@ class Transport:
                     response.close()
                     continue
                 self._answered = True
+                if response.status_code == 429 and "retry-after" in response.headers:
+                    heard = True
+                    busy, pause_seconds = _error_of(response), _seconds(response.headers["retry-after"])
+                    response.close()
+                    break
                 try:
                     _raise_for(response)
                     yield response
@@ -149,10 +157,12 @@ class Transport:
                 return
             self._leader = None
             waited = self._clock.monotonic() - started
-            if waited + PAUSE_SECONDS > (self._timeout if heard else min(self._timeout, NOBODY_SECONDS)):
+            if waited + pause_seconds > (self._timeout if heard else min(self._timeout, NOBODY_SECONDS)):
+                if busy is not None:
+                    raise busy
                 hint = "Try again in a moment." if heard else TRUST_HINT if distrusted else START_HINT
                 raise UnreachableError(problem, hint=hint)
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause_seconds)
 
     def _candidates(self) -> list[Target]:
         """The leader of the last answer first, while it is one."""
@@ -215,15 +225,19 @@ def faults_of(response: httpx.Response) -> list[Fault]:
 
 
 def _raise_for(response: httpx.Response) -> None:
-    if response.is_success:
-        return
+    if not response.is_success:
+        raise _error_of(response)
+
+
+def _error_of(response: httpx.Response) -> LavaLiteError:
+    """What an answer that is no success says."""
     response.read()
     faults, status = faults_of(response), response.status_code
     first = faults[0]
     if status == 404:
-        raise UnknownNameError(faults=faults)
+        return UnknownNameError(faults=faults)
     if status in (400, 413, 422):
-        raise InputError(faults=faults)
+        return InputError(faults=faults)
     kinds: dict[int, type[LavaLiteError]] = {
         401: RefusedError,
         403: RefusedError,
@@ -233,7 +247,12 @@ def _raise_for(response: httpx.Response) -> None:
     kind = kinds.get(status, RefusedError if status == 429 else LavaLiteError)
     error = kind(first.message, code=first.code, field=first.field, hint=first.hint)
     error.args = ("\n".join(f.sentence() for f in faults),)
-    raise error
+    return error
+
+
+def _seconds(text: str) -> float:
+    """Of a Retry-After that is no number of seconds, the usual pause."""
+    return max(PAUSE_SECONDS, float(text)) if text.isascii() and text.isdecimal() else PAUSE_SECONDS
 
 
 def _sentence_of(response: httpx.Response) -> str:

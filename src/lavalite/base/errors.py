@@ -5,6 +5,7 @@ LavaLiteError                 exit 1
 │   └── UnknownNameError      exit 2   a name that does not exist
 ├── ConflictError             exit 1   a version or a state stands against it
 ├── RefusedError              exit 1   the peer says no: token, role, epoch
+├── BusyError                 exit 1   there is too much already; worth another try in a while
 ├── UnreachableError          exit 3   a daemon or a store does not answer
 └── FencedError               exit 1   we are no longer the leader; the process must end
 """
@@ -83,6 +84,18 @@ class ConflictError(LavaLiteError):
 
 class RefusedError(LavaLiteError):
     default_code = "refused"
+
+
+class BusyError(LavaLiteError):
+    """Nothing was done. It is worth another try after `retry_after_seconds`."""
+
+    default_code = "too_many"
+
+    def __init__(
+        self, message: str, *, code: str = "", field: str = "", hint: str = "", retry_after_seconds: int = 1
+    ) -> None:
+        super().__init__(message, code=code, field=field, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class UnreachableError(LavaLiteError):

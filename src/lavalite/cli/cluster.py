@@ -209,6 +209,14 @@ def status(place: Place, output: Output = Format.TABLE) -> None:
     say(status_text(found) if output in (Format.TABLE, Format.WIDE) else machine(found, output))
 
 
+def submits_text(found: Status) -> str:
+    """Why they are refused; else how near that is, by what is nearest."""
+    if found.refuses:
+        return f"refused: {found.refuses}"
+    told = [f"{room.what} {room.used * 100 // room.most} %" for room in found.headroom if room.most]
+    return f"let in; of the most that may be: {', '.join(told)}" if told else ""
+
+
 def status_text(found: Status) -> str:
     def counts(by_state: dict[str, int]) -> str:
         return ", ".join(f"{count} {state}" for state, count in by_state.items() if count) or "none"
@@ -229,6 +237,7 @@ def status_text(found: Status) -> str:
             ("jobs", counts(found.jobs)),
             ("tasks", counts(found.tasks)),
             ("commitments", found.commitments),
+            ("submits", submits_text(found)),
             ("api", found.api_url),
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,8 @@ class Demand(Supply):
         self.plan = Plan()
         self.unfinished_tasks = 0
         """Of all jobs."""
+        self.unfinished_jobs: Counter[str] = Counter()
+        """By user."""
         self.cancels: dict[int, Cancel] = {}
         """Jobs that are being cancelled, and how far that is."""
         self.untold: set[str] = set()
@@ -140,6 +143,7 @@ class Demand(Supply):
         job = self._admit(record)
         self.look_for_dependencies(job)
         self.unfinished_tasks += job.unfinished
+        self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
         self.dirty.jobs[job.id] = None
         self.settle_waiting(job)
         return job

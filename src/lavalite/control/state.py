@@ -140,6 +140,7 @@ class ClusterState(Demand):
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
         for job in self.jobs.values():
             self.unfinished_tasks += job.unfinished
+            self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
             if job.cancelling and job.unfinished:
                 self.cancels[job.id] = Cancel()
             self.look_for_dependencies(job)
@@ -252,6 +253,9 @@ class ClusterState(Demand):
         self._task_moved(job, position)
         if not job.unfinished:
             self.finished[job.id] = job.ended_at or 0.0
+            self.unfinished_jobs[job.spec.user] -= 1
+            if not self.unfinished_jobs[job.spec.user]:
+                del self.unfinished_jobs[job.spec.user]
             self._job_ended(job)
 
     def _back_off(self, job: JobState, position: int, wake_at: float) -> None:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from lavalite.api.models import Change, ChangePage
-from lavalite.base.errors import InputError, LavaLiteError
+from lavalite.base.errors import BusyError, InputError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import events
 from lavalite.control.state import ClusterState
@@ -72,7 +72,7 @@ class Changes:
     async def follow(self, quiet_seconds: float = QUIET_SECONDS) -> AsyncGenerator[Change | None, None]:
         """Changes from now on, None when there was none for a while; ends for a listener that fell too far behind."""
         if len(self._listeners) >= MAX_LISTENERS:
-            raise LavaLiteError("too many follow the changes already", code="too_many", hint="Try again later.")
+            raise BusyError("too many follow the changes already", hint="Try again later.")
         queue: asyncio.Queue[Told | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
@@ -93,14 +93,14 @@ class Changes:
         """What changed after the cursor `since`: at most `limit`, and as soon as there is anything.
 
         Without a cursor, all that is remembered; with `now`, what is yet to come. Raises InputError for a cursor that
-        none of ours is, and LavaLiteError where too many wait.
+        none of ours is, and BusyError where too many wait.
         """
         number, missed = self._number(since)
         found, number = self._after(number, wanted, limit)
         if found or wait_seconds <= 0:
             return self._page(found, number, missed)
         if self._waiting >= MAX_LISTENERS:
-            raise LavaLiteError("too many wait for changes already", code="too_many", hint="Try again later.")
+            raise BusyError("too many wait for changes already", hint="Try again later.")
         self._waiting += 1
         try:
             with suppress(TimeoutError):

@@ -20,6 +20,17 @@ class Retention(Config):
     age_seconds: int = Field(default=7 * 24 * 3600, ge=60)
 
 
+class BackPressure(Config):
+    """From when on submits are told to come again later. Jobs that have not ended count, and an array is one."""
+
+    jobs: int = Field(default=200_000, ge=1)
+    jobs_per_user: int = Field(default=100_000, ge=1)
+    commit_queue: int = Field(default=10_000, ge=1)
+    """Writes that wait for the store."""
+    store_percent: int = Field(default=80, ge=1, le=95)
+    """Of etcd's quota, what is in use. Its file may have FILE_PERCENT of it."""
+
+
 class MbatchdConfig(Config):
     """`listen` is for agents, `api_listen` and `api_socket_path` for people and Prometheus."""
 
@@ -39,6 +50,7 @@ class MbatchdConfig(Config):
     retention: Retention = Retention()
     beat_seconds: float = Field(default=2.0, gt=0, le=60)
     silent_after_seconds: float = Field(default=10.0, gt=0)
+    back_pressure: BackPressure = BackPressure()
     max_unfinished_tasks: int = Field(default=5_000_000, ge=1)
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, replace
 
 import structlog
@@ -36,6 +36,7 @@ from lavalite.mbatchd.identity import Doorman
 from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.leadership import Lead, Leadership
 from lavalite.mbatchd.nodes import NodeDesk
+from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.reader import Reader
 from lavalite.mbatchd.reservations import ReservationDesk
 from lavalite.mbatchd.scheduler import Scheduler
@@ -117,6 +118,13 @@ async def _serve_led(
         core.service.apply(Loaded())
         go_on_removing(core.service)
         await frames.start()
+        pressure = Pressure(
+            config.back_pressure,
+            config.max_unfinished_tasks,
+            core.state,
+            store,
+            lambda: core.committer.pending,
+        )
         reader = Reader(
             core.service,
             sessions,
@@ -124,13 +132,14 @@ async def _serve_led(
             leadership,
             core.committer,
             store,
+            pressure,
             cluster=config.cluster,
             node=config.node,
             api_url=_api_url(config, config.api_listen),
         )
         scheduler = Scheduler(
             reader,
-            JobDesk(core.service, sessions.output, config.max_unfinished_tasks),
+            JobDesk(core.service, sessions.output, pressure),
             NodeDesk(core.service),
             DefinitionDesk(core.service, reader, config.cluster),
             changes,
@@ -143,7 +152,7 @@ async def _serve_led(
         try:
             await leadership.announce(config.advertise or frames.address, _api_url(config, servers.address))
             log.info("mbatchd serves", version=__version__, epoch=lead.epoch, listen=frames.address)
-            await _until_over(core, leadership, stop)
+            await _until_over(core, leadership, stop, pressure.watch(clock))
         finally:
             core.service.end()
             changes.end()
@@ -174,9 +183,12 @@ def _state_of(cluster: str, epoch: EpochPair, stored: dict[str, bytes], settings
     return load(keys, epoch, stored.items(), specs=specs, settings=settings)
 
 
-async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) -> None:
+async def _until_over(
+    core: _Core, leadership: Leadership, stop: asyncio.Event, watching: Coroutine[None, None, None]
+) -> None:
     ticking = asyncio.create_task(core.service.run())
     membership = asyncio.create_task(_follow_members(core.service, leadership))
+    pressure = asyncio.create_task(watching)
     try:
         await _first(
             stop.wait(),
@@ -184,8 +196,9 @@ async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) 
             core.service.failed.wait(),
             _end_of(ticking),
             _end_of(membership),
+            _end_of(pressure),
         )
-        for task in (ticking, membership):
+        for task in (ticking, membership, pressure):
             if task.done():
                 await task  # its error is what ends us
         if core.committer.fenced.is_set():
@@ -197,9 +210,9 @@ async def _until_over(core: _Core, leadership: Leadership, stop: asyncio.Event) 
                 await core.committer.drain()
         log.info("mbatchd stops as asked")
     finally:
-        for task in (ticking, membership):
+        for task in (ticking, membership, pressure):
             task.cancel()
-        await asyncio.gather(ticking, membership, return_exceptions=True)
+        await asyncio.gather(ticking, membership, pressure, return_exceptions=True)
 
 
 async def _follow_members(service: Service, leadership: Leadership) -> None:

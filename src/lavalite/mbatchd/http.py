@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from lavalite import __version__
 from lavalite.base.errors import (
+    BusyError,
     ConflictError,
     Fault,
     FencedError,
@@ -37,6 +38,7 @@ STATUS_CODES: list[tuple[type[LavaLiteError], int]] = [
     (UnknownNameError, 404),
     (InputError, 400),
     (ConflictError, 409),
+    (BusyError, 429),
     (FencedError, 503),
     (UnreachableError, 503),
 ]
@@ -84,8 +86,9 @@ def make_app(scheduler: Scheduler, doorman: Doorman) -> FastAPI:
 async def _our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LavaLiteError)
     status = next((code for kind, code in STATUS_CODES if isinstance(error, kind)), 409)
-    status = {"version_changed": 412, "too_many": 429}.get(error.code, status)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    status = {"version_changed": 412}.get(error.code, status)
+    seconds = error.retry_after_seconds if isinstance(error, BusyError) else 1
+    headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return fault_answer(status, error.faults if isinstance(error, InputError) else [error.fault], headers)
 
 

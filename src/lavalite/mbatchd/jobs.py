@@ -18,6 +18,7 @@ from lavalite.control.tasks import JobState
 from lavalite.mbatchd.groups import Groups, chosen
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.output import OutputStreams
+from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.service import Service
 from lavalite.model.job import JobRecord, JobSpec
 from lavalite.model.task import FINAL, AttemptId
@@ -37,9 +38,8 @@ Verb = Literal["hold", "release", "suspend", "resume", "requeue"]
 class JobDesk:
     """Submit, cancel, hold, and read output."""
 
-    def __init__(self, service: Service, output: OutputStreams, max_unfinished_tasks: int) -> None:
-        self._service, self._output = service, output
-        self._max_unfinished_tasks = max_unfinished_tasks
+    def __init__(self, service: Service, output: OutputStreams, pressure: Pressure) -> None:
+        self._service, self._output, self._pressure = service, output, pressure
         self._groups = Groups(service.time.now)
 
     async def submit(self, batch: models.SubmitBatch, who: Identity, *, dry_run: bool) -> models.Submitted:
@@ -73,7 +73,8 @@ class JobDesk:
         if faults:
             raise InputError(faults=faults)
         known = self._service.state.submit_keys
-        self._demand_room(sum(len(spec.indices()) for key, spec in specs if key not in known))
+        new = [spec for key, spec in specs if key not in known]
+        self._pressure.demand_room(who.user, len(new), sum(len(spec.indices()) for spec in new))
         if dry_run:
             return models.Submitted(ids=[])
         ids, existing = [], []
@@ -176,15 +177,6 @@ class JobDesk:
 
     def _job(self, job_id: int) -> JobState:
         return find_job(self._service.state, job_id)
-
-    def _demand_room(self, tasks: int) -> None:
-        unfinished = self._service.state.unfinished_tasks
-        if unfinished + tasks > self._max_unfinished_tasks:
-            raise LavaLiteError(
-                f"{unfinished} tasks have not ended yet, and {self._max_unfinished_tasks} is the most",
-                code="too_many",
-                hint="Submit again when some have ended.",
-            )
 
 
 def _event(job_id: int, verb: Verb, user: str) -> events.Event:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lavalite.base.errors import LavaLiteError, UnreachableError
+from lavalite.base.errors import BusyError, LavaLiteError, UnreachableError
 from lavalite.wire.frames import AnyFrame, CancelRead, EpochPair, Output, Read
 
 MAX_PIECES = 256
@@ -56,7 +56,7 @@ class OutputStreams:
         """The bytes from `offset` on; with `follow` until the attempt ends. Raises LavaLiteError."""
         of_reader = sum(entry.reader == reader for entry in self._streams.values())
         if len(self._streams) >= MAX_STREAMS or of_reader >= MAX_STREAMS_EACH:
-            raise LavaLiteError("too many outputs are being read", code="too_many", hint="Try again later.")
+            raise BusyError("too many outputs are being read", hint="Try again later.")
         number = next(self._numbers)
         ask = Read(epoch=epoch, stream_id=number, attempt=attempt, stream=stream, offset=offset, follow=follow)
         entry = self._streams[number] = _Stream(node, reader)

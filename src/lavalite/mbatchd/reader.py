@@ -20,6 +20,7 @@ from lavalite.control.supply import NodeState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership
+from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
 from lavalite.model.reservation import Reservation
@@ -46,6 +47,7 @@ class Reader:
         leadership: Leadership,
         committer: Committer,
         store: Store,
+        pressure: Pressure,
         *,
         cluster: str,
         node: str,
@@ -53,6 +55,7 @@ class Reader:
     ) -> None:
         self._service, self._state, self._sessions = service, service.state, sessions
         self._news, self._leadership, self._committer, self._store = news, leadership, committer, store
+        self._pressure = pressure
         self._cluster, self._node, self._api_url = cluster, node, api_url
         self._started_at = service.time.now()
 
@@ -79,6 +82,8 @@ class Reader:
             tasks=counts["tasks"],
             quarantined=len(self._state.quarantine),
             commitments=len(self._state.runs) + sum(bool(h.parts) for h in self._state.hosts.values()),
+            headroom=self._pressure.headroom(),
+            refuses=self._pressure.refuses(),
             loop_lag_ms=round(1000 * self._service.loop_lag_seconds, 3),
             api_url=self._api_url,
         )

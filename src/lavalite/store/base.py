@@ -133,7 +133,13 @@ class StoreStatus:
     version: str
     revision: int
     size_bytes: int
+    """What the store takes of its disk, room that it will use again included."""
     endpoint: str
+    in_use_bytes: int = 0
+    quota_bytes: int = 0
+    """Beyond this size it takes no writes; 0: it has no such limit."""
+    alarms: tuple[str, ...] = ()
+    """What it says is wrong with it, in its own words."""
 
 
 class Store(ABC):

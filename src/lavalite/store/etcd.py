@@ -44,6 +44,8 @@ PAGE_BYTES = 2 * 1024 * 1024
 """What a page should weigh; records are asked for by number, so the number follows their size."""
 
 FIRST_PAGE_RECORDS = 256
+DEFAULT_QUOTA_BYTES = 2 * 1024**3
+"""Etcd's own, where it is given none."""
 RECONNECT_SECONDS = (0.05, 1.0)
 DELETE_EVENT = 1
 PERMANENT = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
@@ -70,8 +72,9 @@ class EtcdStubs:
 class EtcdStore(Store):
     """Make one with `await EtcdStore.open(endpoints, clock=clock)`."""
 
-    def __init__(self, members: Members, clock: Clock) -> None:
+    def __init__(self, members: Members, clock: Clock, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
         self._members = members
+        self._quota_bytes = quota_bytes
         self._clock = clock
         self._page_records = FIRST_PAGE_RECORDS
 
@@ -87,9 +90,11 @@ class EtcdStore(Store):
         key_path: Path | None = None,
         username: str | None = None,
         password: str | None = None,
+        quota_bytes: int | None = None,
     ) -> EtcdStore:
         """A store on `endpoints` (HOST:PORT or https://HOST:PORT). Connects at the first call.
 
+        `quota_bytes` is etcd's --quota-backend-bytes, which members before 3.6 do not tell.
         Raises InputError for endpoints or files that cannot be used.
         """
         try:
@@ -98,7 +103,7 @@ class EtcdStore(Store):
             raise InputError(str(error), field="endpoints") from None
         access = Access(_pem(ca_path), _pem(key_path), _pem(cert_path), username, password)
         members = [Member(endpoint, access, EtcdStubs) for endpoint in parsed]
-        return cls(Members(members, access, clock, timeout_seconds), clock)
+        return cls(Members(members, access, clock, timeout_seconds), clock, quota_bytes or DEFAULT_QUOTA_BYTES)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -133,7 +138,16 @@ class EtcdStore(Store):
             return await stubs.maintenance.Status(pb.StatusRequest(), timeout=seconds, metadata=metadata)
 
         answer = await self._call(attempt)
-        return StoreStatus("etcd", answer.version, answer.header.revision, answer.dbSize, self._members.in_use)
+        return StoreStatus(
+            "etcd",
+            answer.version,
+            answer.header.revision,
+            answer.dbSize,
+            self._members.in_use,
+            in_use_bytes=answer.dbSizeInUse,
+            quota_bytes=answer.dbSizeQuota or self._quota_bytes,
+            alarms=tuple(answer.errors),
+        )
 
     # --- writing -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from lavalite.store.base import Store
 from lavalite.store.endpoints import parse_endpoints
 from lavalite.store.sqlite import SqliteStore
 
-ETCD_ONLY = ("endpoints", "ca_path", "cert_path", "key_path", "username", "password_path")
+ETCD_ONLY = ("endpoints", "ca_path", "cert_path", "key_path", "username", "password_path", "quota_bytes")
 
 
 class StoreConfig(BaseModel):
@@ -31,6 +31,9 @@ class StoreConfig(BaseModel):
     key_path: Path | None = Field(None, description="etcd: the key of our client certificate (PEM).")
     username: str | None = None
     password_path: Path | None = Field(None, description="etcd: a file that holds the password and nothing else.")
+    quota_bytes: int | None = Field(
+        None, ge=1, description="etcd: its quota-backend-bytes, where it is before 3.6 and does not tell. 2 GiB."
+    )
     timeout_seconds: float = Field(5.0, gt=0, le=300, description="Deadline of one call.")
 
     @model_validator(mode="after")
@@ -76,6 +79,7 @@ async def open_store(config: StoreConfig, clock: Clock) -> Store:
         key_path=config.key_path,
         username=config.username,
         password=_secret(config.password_path),
+        quota_bytes=config.quota_bytes,
     )
 
 

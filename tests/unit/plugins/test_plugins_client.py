@@ -51,6 +51,17 @@ def test_no_leader_yet_is_asked_again(api: Any) -> None:
     assert Client(urls=[api.url], patience_seconds=30).get("/v1/status").body == {"ok": 1}
 
 
+def test_who_is_told_to_come_again_later_does_while_there_is_time(api: Any) -> None:
+    fault = {"errors": [{"code": "too_many", "message": "3 jobs have not ended yet, and 3 is the most"}]}
+    answers = [(429, {"Retry-After": "0"}, fault), (200, {}, {"ids": [4]})]
+    api.answer = lambda *_: answers.pop(0)
+    assert Client(urls=[api.url], patience_seconds=30).post("/v1/jobs", {}).body == {"ids": [4]}
+    for headers in ({"Retry-After": "60"}, {}):
+        api.answer = lambda *_: (429, headers, fault)  # noqa: B023  (asked before the next one)
+        with pytest.raises(ApiError, match="3 is the most"):
+            Client(urls=[api.url], patience_seconds=30).post("/v1/jobs", {})
+
+
 def test_no_leader_is_unreachable_with_the_reason(api: Any) -> None:
     api.answer = lambda *_: (503, {}, {"errors": [{"code": "not_leader", "message": "no leader yet"}]})
     with pytest.raises(UnreachableError, match="no leader yet"):
