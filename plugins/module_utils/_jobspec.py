@@ -55,6 +55,8 @@ def spec_of(params):
         spec["walltime_seconds"] = _amounts.seconds(params["walltime"], "walltime")
     if params.get("gang") is not None:
         spec["gang"] = dict((name, value) for name, value in params["gang"].items() if value is not None)
+    if params.get("affinity"):
+        spec["affinity"] = [_affinity(item) for item in params["affinity"]]
     if params.get("retry_on") is not None:
         spec["retry_on"] = [str(code) for code in params["retry_on"]]
     if params.get("backoff"):
@@ -72,6 +74,14 @@ def _dependency(item):
         found["tasks"] = _array(item["tasks"], "depends.tasks")
     if item.get("each"):
         found["each"] = True
+    return found
+
+
+def _affinity(item):
+    found = dict((name, value) for name, value in item.items() if value is not None and name != "labels")
+    if item.get("labels"):
+        labels = item["labels"].items()
+        found["labels"] = dict((str(k), [str(x) for x in v] if isinstance(v, list) else str(v)) for k, v in labels)
     return found
 
 

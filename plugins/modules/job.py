@@ -94,6 +94,35 @@ options:
   policy:
     description: The placement policy, where it is not the queue's.
     type: str
+  affinity:
+    description:
+      - What its tasks are to be near to, or apart from. Each entry has one of O(affinity[].job),
+        O(affinity[].name), O(affinity[].group) and O(affinity[].labels).
+    type: list
+    elements: dict
+    suboptions:
+      job:
+        description: The number of a job, or V(0) for the job itself.
+        type: int
+      name:
+        description: Jobs of this name.
+        type: str
+      group:
+        description: Jobs that count for this group.
+        type: str
+      labels:
+        description: Labels of nodes, each with a value or a list of values.
+        type: dict
+      anti:
+        description: Whether it is to be apart from them, or on nodes that have not all of the labels.
+        type: bool
+        default: false
+      within:
+        description: A label of nodes, as V(rack). What has the same value of it is near. Without it, the same node.
+        type: str
+      weight:
+        description: From 1 to 100, how much it is preferred. Without it, it is demanded.
+        type: int
   priority:
     description: The priority among the jobs of the same queue.
     type: int
@@ -359,12 +388,16 @@ def arguments():
     depends.update(each=dict(type="bool", default=False))
     gang = dict((name, dict(type="int")) for name in ("tasks_per_node", "nodes_least", "nodes_most"))
     gang.update(within=dict(type="str"))
+    affinity = dict((name, dict(type="str")) for name in ("name", "group", "within"))
+    affinity.update((name, dict(type="int")) for name in ("job", "weight"))
+    affinity.update(labels=dict(type="dict"), anti=dict(type="bool", default=False))
     backoff = dict(first=dict(type="str"), factor=dict(type="int"), most=dict(type="str"))
     return with_connection(
         name=dict(type="str", required=True),
         state=dict(type="str", choices=["present", "cancelled"], default="present"),
         command=dict(type="list", elements="str"),
         gang=dict(type="dict", options=gang),
+        affinity=dict(type="list", elements="dict", options=affinity),
         retry_on=dict(type="list", elements="str"),
         backoff=dict(type="dict", options=backoff),
         depends=dict(type="list", elements="dict", options=depends),

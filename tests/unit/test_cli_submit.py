@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lavalite.api.models import Job
 from lavalite.base.errors import InputError
 from lavalite.cli import submit
+from lavalite.cli.affinity import parse_affinity
 from lavalite.cli.jobs import parse_tasks
 from lavalite.cli.submit import (
     make_gang,
@@ -123,6 +124,18 @@ def test_waiting_ends_with_the_jobs_own_end(last: str, code: int, monkeypatch: p
         )
 
     assert wait_for(read, 7) == code
+
+
+def test_affinities() -> None:
+    terms = [parse_affinity("name=db,within=rack,prefer", anti=False), parse_affinity("job=self", anti=True)]
+    terms.append(parse_affinity("label=rack:r1|r2,label=zone:a,prefer=80", anti=False))
+    assert [term.text() for term in make_spec({"command": ["true"], "affinity": terms}).affinity] == [
+        "rather near jobs named db within one rack (50)",
+        "apart from itself",
+        "rather on nodes {rack: [r1, r2], zone: a} (80)",
+    ]
+    with pytest.raises(InputError, match="just one of them"):
+        make_spec({"command": ["true"], "affinity": [parse_affinity("job=1,name=db", anti=False)]})
 
 
 def test_gangs() -> None:

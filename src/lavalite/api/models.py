@@ -291,6 +291,7 @@ class Job(Shape):
     starts_why: str = ""
     key: str = ""
     gang: dict[str, Any] | None = None
+    affinity: list[str] = []
     request: dict[str, Any] = {}
     depends: list[str] = []
     rerunnable: bool = False

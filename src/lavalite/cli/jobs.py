@@ -151,6 +151,7 @@ def job_text(found: Job) -> str:
             ("command", shlex.join(found.command)),
             ("needs", request_text(found.request)),
             ("gang", gang_text(found.gang)),
+            ("affinity", "; ".join(found.affinity)),
             ("walltime", walltime),
             ("after", ", ".join(found.depends)),
             ("rerunnable", "yes" if found.rerunnable else ""),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lavalite.api.models import Job, Submit
 from lavalite.base.errors import Fault, InputError, LavaLiteError
+from lavalite.cli.affinity import parse_affinity
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import Format, Output, machine, note, progress, say
 from lavalite.model import amounts
@@ -190,6 +191,18 @@ def submit(
     reservation: Annotated[str, typer.Option(help="Run in this reservation.", rich_help_panel=_PLACE)] = "",
     group: Annotated[str, typer.Option(help="For whom it counts; else your own group.", rich_help_panel=_PLACE)] = "",
     policy: Annotated[str, typer.Option(help="Placement policy; else the queue's.", rich_help_panel=_PLACE)] = "",
+    affinity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="name=db[,within=rack][,prefer=50]",
+            help="Near tasks of name=, group=, job=12 or job=self, or on nodes with label=rack:r1|r2: demanded, or"
+            " with prefer= preferred.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None,
+    anti_affinity: Annotated[
+        list[str] | None, typer.Option(metavar="job=self[,…]", help="Apart from them.", rich_help_panel=_PLACE)
+    ] = None,
     priority: Annotated[int, typer.Option(help="Among jobs of the queue.", rich_help_panel=_PLACE)] = 0,
     after: Annotated[
         str,
@@ -237,6 +250,10 @@ def submit(
             "request": make_request(typed, gpu_model, floating or [], pool or []),
             "group": group,
             "policy": policy,
+            "affinity": [
+                *(parse_affinity(text, anti=False) for text in affinity or []),
+                *(parse_affinity(text, anti=True) for text in anti_affinity or []),
+            ],
             "priority": priority,
             "walltime_seconds": _duration(walltime),
             "retries": retries,

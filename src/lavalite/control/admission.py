@@ -8,6 +8,7 @@ from lavalite.control.explain import asked
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState
 from lavalite.ledger.book import FLOATING
+from lavalite.model.affinity import ITSELF, Affinity
 from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, JobSpec
 from lavalite.model.resources import KINDS
@@ -84,7 +85,30 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
         if amount > capacity:
             message = f"{amount} {kind} asked, the floating pools have {capacity}"
             faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
+    faults += [fault for term in spec.affinity for fault in _affinity(state, spec, term)]
     faults += [fault for d in spec.depends if (fault := _dependency(state, spec, d)) is not None]
+    return faults
+
+
+def _affinity(state: ClusterState, spec: JobSpec, term: Affinity) -> list[Fault]:
+    """What is wrong with a term of its affinity."""
+    faults = []
+    if spec.host:
+        message = "a logical host says where the job runs, and so does an affinity"
+        faults.append(Fault("bad_input", message, "affinity", "Leave one of them out."))
+    if term.job and term.job not in state.jobs:
+        later = " yet" if term.job > state.last_job_id else ""
+        hint = "Submit that one first, and name its number." if later else "It may have ended long ago; name a job."
+        faults.append(Fault("unknown_name", f"there is no job {term.job}{later}", "affinity", hint))
+    if term.job == ITSELF and spec.gang is not None:
+        hint = "Say so by the gang's tasks per node, or by what it is to be within."
+        faults.append(Fault("bad_input", "a gang is placed at once, and is not near itself yet", "affinity", hint))
+    if term.demanded and term.anti and term.model_copy(update={"anti": not term.anti}) in spec.affinity:
+        hint = "Leave one of them out."
+        faults.append(Fault("bad_input", f"{term.text()}, and the contrary, exclude each other", "affinity", hint))
+    if term.within and state.nodes and not any(term.within in n.labels for n in state.nodes.values()):
+        known = sorted({label for node in state.nodes.values() for label in node.labels})
+        faults.append(_unknown("node with a label", term.within, "affinity", known))
     return faults
 
 

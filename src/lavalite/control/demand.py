@@ -12,11 +12,13 @@ from typing import Any
 from lavalite.control import dependencies
 from lavalite.control.events import Specs
 from lavalite.control.fairshare import FairQueue
+from lavalite.control.neighbours import Neighbours, subjects_of
 from lavalite.control.order import Order
 from lavalite.control.plan import Plan
 from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
 from lavalite.control.tasks import BLOCKED, READY, WAITING, IllegalTransition, JobState
+from lavalite.model.affinity import Subject
 from lavalite.model.job import JobRecord
 from lavalite.model.reservation import Reservation
 from lavalite.model.task import before_restore
@@ -90,6 +92,7 @@ class Demand(Supply):
         """By queue, those that have fairshare."""
         self.asleep = Sleepers()
         """Shapes that found no room, while nothing was freed that could be enough: they are not looked at."""
+        self.neighbours = Neighbours()
         self.looked_at = 0
         """For how many classes room was looked for in the last pass."""
         self.workload_due = 0
@@ -144,6 +147,7 @@ class Demand(Supply):
         self.look_for_dependencies(job)
         self.unfinished_tasks += job.unfinished
         self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
+        self._watch(job)
         self.dirty.jobs[job.id] = None
         self.settle_waiting(job)
         return job
@@ -243,6 +247,24 @@ class Demand(Supply):
         if job.spec.gang is not None:
             self.gangs_moved.add(job.id)
 
+    def _watch(self, job: JobState) -> None:
+        """From now on it matters where those are that the job is to be near to, or apart from."""
+        if not job.spec.affinity:
+            return
+        watched, repelled = self.neighbours.watch(job)
+        if watched:
+            self._count_neighbours(watched)
+        for other in self.jobs.values() if repelled else ():
+            if other.class_key and not repelled.isdisjoint(subjects_of(other)):
+                self._leave_class(other)
+                self.settle_waiting(other)
+
+    def _count_neighbours(self, subjects: set[Subject]) -> None:
+        """Where those are that are watched since now."""
+
+    def selections_in_use(self) -> set[str]:
+        return {name for waiting in self.classes.values() for name in waiting.wanted.labels}
+
     def settle_waiting(self, job: JobState) -> None:
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
         waits = bool(job.startable) and not (job.held or job.cancelling or job.unmet or job.sleeping)
@@ -264,14 +286,18 @@ class Demand(Supply):
             if waiting.first == place and self.asleep.is_kept(waiting.shape):
                 self.asleep.forget(waiting.shape)
                 self.schedule_wanted = True  # the next one may be over in time
-            waiting.remove(place)
-            if not waiting.jobs:
-                del self.classes[job.class_key]
-                if self.order.discard(waiting):
-                    self.asleep.forget(waiting.shape)
-            job.class_key = ()
+            self._leave_class(job)
             if job.id in self.plan.starts:
                 self.schedule_wanted = self.keeps_changed = True  # what was kept for it is there for others
+
+    def _leave_class(self, job: JobState) -> None:
+        waiting = self.classes[job.class_key]
+        waiting.remove((-job.spec.priority, job.id))
+        if not waiting.jobs:
+            del self.classes[job.class_key]
+            if self.order.discard(waiting):
+                self.asleep.forget(waiting.shape)
+        job.class_key = ()
 
     def _comes_before_a_plan(self, queue: str, place: tuple[int, int]) -> bool:
         """Whether a start of the queue is planned for somebody behind the job: then it is its turn to be planned."""
@@ -290,6 +316,7 @@ class Demand(Supply):
         elif queue.planned_starts:
             # Likewise of what is kept for planned starts; nearly equal ends are one shape, lest there be many.
             shape = (*shape, about(self.walltime_seconds(job)))
+        shape = (*shape, *self.neighbours.mark_of(job))
         group, user = (job.spec.group, job.spec.user) if self._counted_apart(job) else ("", "")
         key = (*shape, group, user)
         if key not in self.classes:
@@ -307,14 +334,16 @@ class Demand(Supply):
         for queue in self.order.queues():
             yield from (shape.policy for shape in self.order.awake(queue))
 
-    def let_sleep(self, waiting: WaitingClass, *, floating: bool = False) -> None:
-        """Its shape found no room. It is looked at again when something was freed that could be enough for it.
+    def let_sleep(self, waiting: WaitingClass, job: JobState, *, floating: bool = False) -> None:
+        """Its shape found no room, by a job of it. It is looked at again when something was freed that could be
+        enough for it, or when those moved that it is to be near to or apart from.
 
         What a reservation or a planned start keeps out, or the want of what floats (`floating`), is looked at when
         that has changed as well.
         """
         kept = floating or bool((self.reservations or self.plan) and waiting.wanted.rows_that_fit(self.columns))
         self.asleep.sleep(waiting.shape, waiting.wanted.line, kept=kept)
+        self.neighbours.sleeps(job, waiting.shape)
 
     def _counted_apart(self, job: JobState) -> bool:
         """Whether it matters to anything but the job's own rights whose it is."""

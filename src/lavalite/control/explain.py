@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lavalite.control import gangs, limits, quotas, reservations, shares
+import numpy as np
+
+from lavalite.control import affinity, gangs, limits, quotas, reservations, shares
 from lavalite.control.dependencies import first_missing, never
 from lavalite.control.estimates import Estimates
 from lavalite.control.state import ClusterState
@@ -45,6 +47,7 @@ class Explanation:
 def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     """Why the job's pending tasks have not started; empty reasons where none is pending."""
     told = Explanation(job.id, job.state.value, asks=asked(job.spec.request, state.pools_of(job.spec), job.spec.host))
+    told.asks = ", ".join([told.asks, *(term.text() for term in job.spec.affinity)])
     if not job.by_state().get(TaskState.PENDING):
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
         return told
@@ -147,7 +150,9 @@ def _limits(state: ClusterState, job: JobState) -> list[str]:
 def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanation) -> None:
     state.refresh_columns(now)
     wanted = state.request_class(job.spec)
-    why = refusal(state.columns, wanted)
+    near = affinity.filters(state, job)
+    why = refusal(state.columns, wanted, near)
+    told.sentence = " ".join(affinity.sentences(state, job))
     if why is None and job.spec.reservation:
         told.sentence = f"Reservation {job.spec.reservation} has too little left for it, or nothing free of it yet."
         return
@@ -155,7 +160,8 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     if why is None and fault:
         told.sentence = f"{fault} It is asked again when anything on a node has changed."
         return
-    back = reservations.held_back(state, state.classes[job.class_key], job, now) if job.class_key else []
+    closed = {int(row) for _, turned_away in near for row in np.flatnonzero(turned_away)}
+    back = reservations.held_back(state, state.classes[job.class_key], job, now, closed) if job.class_key else []
     if why is None and back:
         told.nodes, told.filters = len(back), {Reason.HELD.value: len(back)}
         told.held_by = reservations.keeping_out(state, job, now, back)

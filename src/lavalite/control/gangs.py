@@ -12,9 +12,10 @@ anew: what fails after that has failed for good.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lavalite.control import reservations
+from lavalite.control import affinity, reservations
 from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -22,8 +23,10 @@ from lavalite.control.tasks import ASSUMED, BLOCKED, CODES, READY, WAITING, End,
 from lavalite.control.wishes import end_run
 from lavalite.model.job import Gang
 from lavalite.model.task import TaskState
+from lavalite.placement.ranking import Leaning
 
 REASON = "its gang is ended as one"
+NOTHING_MET: Mapping[int, int] = {}
 _ENDED_BADLY = (CODES[TaskState.FAILED], CODES[TaskState.CANCELLED])
 _ENDED = (*_ENDED_BADLY, CODES[TaskState.SUCCEEDED])
 
@@ -50,11 +53,13 @@ def seats_in(state: ClusterState, job: JobState, room: dict[int, int]) -> Seats:
     """The same, of rows that take so many tasks each."""
     gang, wanted = job.spec.gang or Gang(), len(job.codes)
     most = min(wanted, gang.tasks_per_node or wanted)
-    room = {row: min(most, tasks) for row, tasks in room.items()}
-    found = [_seats(gang, wanted, place, some) for place, some in _places(state, gang, room).items()]
+    leaning = affinity.leaning(state, job) or Leaning()
+    room = {row: min(most, tasks) for row, tasks in room.items() if leaning.open is None or leaning.open[row]}
+    met = {row: int(leaning.met[row]) for row in room} if leaning.met is not None else {}
+    found = [_seats(gang, wanted, place, some, met) for place, some in _places(state, gang, room).items()]
     good = [seats for seats in found if seats.seats]
     if good:
-        return min(good, key=lambda seats: (seats.fit, seats.within))
+        return min(good, key=lambda seats: (-_met_by(seats, met), seats.fit, seats.within))
     return max(found, key=lambda seats: seats.fit, default=Seats(0))
 
 
@@ -70,9 +75,25 @@ def _places(state: ClusterState, gang: Gang, room: dict[int, int]) -> dict[str, 
     return dict(sorted(places.items()))
 
 
-def _seats(gang: Gang, wanted: int, place: str, room: dict[int, int]) -> Seats:
-    """The fewest rows that the span allows and that take all, the roomiest first; the last one as tight as can be."""
-    rows = sorted(room, key=lambda row: (-room[row], row))
+def _met_by(seats: Seats, met: Mapping[int, int]) -> int:
+    """How much is met of what is preferred, over all tasks."""
+    return sum(met.get(row, 0) * tasks for row, tasks in seats.seats.items())
+
+
+def _seats(gang: Gang, wanted: int, place: str, room: dict[int, int], met: Mapping[int, int] = NOTHING_MET) -> Seats:
+    """The fewest rows that the span allows and that take all, the roomiest first; the last one as tight as can be.
+
+    Where rows meet more of what is preferred than others, those come first, if with them the span can be kept.
+    """
+    if met:
+        preferred = _fewest(gang, wanted, place, room, met)
+        if preferred.seats:
+            return preferred
+    return _fewest(gang, wanted, place, room, NOTHING_MET)
+
+
+def _fewest(gang: Gang, wanted: int, place: str, room: dict[int, int], met: Mapping[int, int]) -> Seats:
+    rows = sorted(room, key=lambda row: (-met.get(row, 0), -room[row], row))
     least, most = gang.nodes_least, min(gang.nodes_most or wanted, wanted)
     fit = sum(room[row] for row in rows[:most])
     count = next((n for n in range(1, most + 1) if sum(room[r] for r in rows[:n]) >= wanted), None)
@@ -81,7 +102,8 @@ def _seats(gang: Gang, wanted: int, place: str, room: dict[int, int]) -> Seats:
     chosen = rows[: max(count, least)]
     if len(chosen) > 1 and least <= count:
         rest = wanted - sum(room[row] for row in chosen[:-1])
-        chosen[-1] = min((row for row in rows[count - 1 :] if room[row] >= rest), key=lambda row: (room[row], row))
+        enough = (row for row in rows[count - 1 :] if room[row] >= rest)
+        chosen[-1] = min(enough, key=lambda row: (-met.get(row, 0), room[row], row))
     seats, left = {}, wanted
     for number, row in enumerate(chosen):
         # Each of those that come after takes one at least.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from lavalite.control import limits, quotas
+from lavalite.control import affinity, limits, quotas
 from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -23,7 +23,7 @@ from lavalite.control.wishes import end_run
 from lavalite.model.job import Share
 from lavalite.model.resources import GPU, WHOLE
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Columns
+from lavalite.placement.columns import Bools, Columns
 
 REASON_RECLAIMED = "requeued: it ran on borrowed quota, which its owner needs"
 MAX_CLAIMED_TASKS = 64
@@ -61,7 +61,9 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
     excess = {(pool, kind, group): n for pool, kind, _ in charges for group, n in _excess(state, pool, kind, job)}
     if not excess:
         return
-    search = _Search(state, waiting.wanted, job.spec.group, charges, wanted, excess)
+    leaning = affinity.leaning(state, job)
+    closed = ~leaning.open if leaning is not None and leaning.open is not None else None
+    search = _Search(state, waiting.wanted, job.spec.group, charges, wanted, excess, closed)
     victims = search.victims()
     if search.enough < (len(job.codes) if job.spec.gang is not None else 1):
         return  # nothing that could be taken back would make room for it
@@ -112,6 +114,8 @@ class _Search:
     wanted: int
     excess: dict[tuple[str, str, str], int]
     """(pool, kind, group) → what the group still holds beyond its own."""
+    closed: Bools | None = None
+    """Rows where the owner's tasks must not go, whatever is free there."""
     freed: dict[tuple[str, str], int] = field(default_factory=dict)
     nodes: dict[str, _Node] = field(default_factory=dict)
     enough: int = 0
@@ -121,6 +125,8 @@ class _Search:
         """Those to stop. What stops already counts as gone."""
         state = self.state
         fits = self.wanted_class.fits(state.columns)
+        if self.closed is not None:
+            fits[self.closed] = 0
         self._free_now = int(fits.clip(0, MAX_CLAIMED_TASKS).sum())
         stopping, others = self._candidates()
         for run in stopping:
@@ -185,6 +191,8 @@ class _Search:
                 self.excess[*place, group] -= share.amount
         row = state.columns.row(run.node)
         if row is None or not (state.columns.ready & self.wanted_class.eligible(state.columns))[row]:
+            return
+        if self.closed is not None and self.closed[row]:
             return
         node = self.nodes.get(run.node)
         if node is None:

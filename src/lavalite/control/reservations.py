@@ -16,7 +16,7 @@ another ends, that one's tasks while they are being stopped: each reservation ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -273,9 +273,14 @@ def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[
     ] + [f"job {start.job} (to start in {max(0, round(start.at - now))} s)" for start in planned]
 
 
-def held_back(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> list[str]:
-    """The nodes that have room for the job, where all that is kept for others; none where any has more."""
-    fitting = waiting.wanted.rows_that_fit(state.columns)
+def held_back(
+    state: ClusterState, waiting: WaitingClass, job: JobState, now: float, closed: Collection[int] = ()
+) -> list[str]:
+    """The nodes that have room for the job, where all that is kept for others; none where any has more.
+
+    `closed` are rows where it must not go.
+    """
+    fitting = [row for row in waiting.wanted.rows_that_fit(state.columns) if row not in closed]
     with state.plan.leaving_out(job.id):
         kept = bounds(state, waiting, job, now)
     if kept is None or any(kept.most.get(row, not kept.only) for row in fitting):

@@ -15,10 +15,11 @@ start, a few of those that sleep have their turn for that alone.
 
 from __future__ import annotations
 
-from lavalite.control import gangs, limits, planning, quotas, reclaim, reservations
+from lavalite.control import affinity, gangs, limits, planning, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.demand import WaitingClass
+from lavalite.control.neighbours import means_itself
 from lavalite.control.order import Shape
 from lavalite.control.outbox import Outbox
 from lavalite.control.round import Round
@@ -140,7 +141,8 @@ def _may_plan(state: ClusterState, queue: str) -> bool:
 
 def _plan(state: ClusterState, pass_: Round, shape: Shape, waiting: WaitingClass, job: JobState, now: float) -> None:
     """There is no room for the job: plan its start if it is the first, or one of the first, that has none."""
-    if shape.fault or not _may_plan(state, waiting.queue) or not planning.may_end(state, now):
+    unforeseen = shape.fault or state.neighbours.is_bound(job)
+    if unforeseen or not _may_plan(state, waiting.queue) or not planning.may_end(state, now):
         state.plan.take_before(job.id)
         pass_.close(shape)
         return
@@ -198,26 +200,49 @@ def _place(
 ) -> int:
     """Place up to so many tasks of the job; how many were."""
     placed, shape = 0, state.order.shape_of(waiting)
-    runs = _runs(state, shape, waiting, job, wanted, now)
-    for row in (run.row for run in runs for _ in range(run.tasks)):
+    at_once = 1 if job.spec.affinity and means_itself(job) else wanted
+    while placed < wanted:
+        asked = min(at_once, wanted - placed)
+        runs = _runs(state, shape, waiting, job, asked, now)
+        rows = [run.row for run in runs for _ in range(run.tasks)]
+        taken = _place_on(state, waiting, job, rows, now, records)
+        placed += taken
+        if len(rows) < asked:
+            if not shape.fault:
+                _let_sleep(state, waiting, job)
+            break
+        if taken < asked:
+            break
+    return placed
+
+
+def _place_on(
+    state: ClusterState,
+    waiting: WaitingClass,
+    job: JobState,
+    rows: list[int],
+    now: float,
+    records: list[CommitmentRecord],
+) -> int:
+    """Place a task of the job on each of the rows, in order; how many were."""
+    taken = 0
+    for row in rows:
         record = _place_one(state, waiting, job, state.columns.names[row], row, now)
         if record is None:
             break
         records.append(record)
-        placed += 1
+        taken += 1
         state.turns[waiting.queue] = row
         if waiting.wanted.gpu is not None:
             state.refresh_columns(now)  # the next one must not be given the same devices
     state.refresh_columns(now)
-    if sum(run.tasks for run in runs) < wanted and not shape.fault:
-        _let_sleep(state, waiting, job)
-    return placed
+    return taken
 
 
 def _let_sleep(state: ClusterState, waiting: WaitingClass, job: JobState, *, floating: bool = False) -> None:
     """No room; but whose own is lent to others claims it anew in every pass."""
     if not any(quotas.charges(state, job.spec)):
-        state.let_sleep(waiting, floating=floating)
+        state.let_sleep(waiting, job, floating=floating)
 
 
 def _runs(
@@ -233,7 +258,8 @@ def _runs(
     state.looked_at += 1
     try:
         bounds = reservations.bounds(state, waiting, job, now)
-        return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds)
+        leaning = affinity.leaning(state, job)
+        return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds, leaning)
     except PolicyFault as fault:
         shape.fault = str(fault)
         return []

@@ -37,6 +37,7 @@ from lavalite.control.tasks import (
     commitment_of,
 )
 from lavalite.ledger.book import FLOATING
+from lavalite.model.affinity import Subject
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, Share, TaskChunk
 from lavalite.model.reservation import Reservation
@@ -138,6 +139,11 @@ class ClusterState(Demand):
         """After everything is restored: what has ended, what waits for what, what waits to be placed."""
         done = [job for job in self.jobs.values() if not job.unfinished]
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
+        for job in self.jobs.values():
+            if job.spec.affinity and job.unfinished:
+                self.neighbours.watch(job)
+        if self.neighbours.watched:
+            self.neighbours.recount(self._held_where())
         for job in self.jobs.values():
             self.unfinished_tasks += job.unfinished
             self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
@@ -256,6 +262,8 @@ class ClusterState(Demand):
             self.unfinished_jobs[job.spec.user] -= 1
             if not self.unfinished_jobs[job.spec.user]:
                 del self.unfinished_jobs[job.spec.user]
+            if job.spec.affinity:
+                self.neighbours.unwatch(job)
             self._job_ended(job)
 
     def _back_off(self, job: JobState, position: int, wake_at: float) -> None:
@@ -272,6 +280,7 @@ class ClusterState(Demand):
             since = int(run.committed_at * 1000)
             self.fair[job.queue].hold(job.spec.group, job.spec.user, _rate(shares), since)
         self._note_reserved_use(job, run, +1)
+        self._note_neighbour(job, run, +1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs[run.key] = run
@@ -284,6 +293,7 @@ class ClusterState(Demand):
         if job.queue in self.fair:
             self.fair[job.queue].let_go(job.spec.group, job.spec.user, _rate(shares))
         self._note_reserved_use(job, run, -1)
+        self._note_neighbour(job, run, -1)
         node = self.nodes.get(run.node)
         if node is not None:
             node.runs.pop(run.key, None)
@@ -292,6 +302,7 @@ class ClusterState(Demand):
         """Where what queues, pools, users and groups count is not what their tasks hold: a bug. Adds up anew."""
         held = [(self.jobs[key.job], key, self.book.shares(key.owner)) for key in self.runs]
         yield from self.usage.faults(held)
+        yield from self.neighbours.faults(self._held_where())
         rates: dict[tuple[str, str, str], int] = {}
         for job, _, shares in held:
             for user in ("", job.spec.user):
@@ -308,6 +319,20 @@ class ClusterState(Demand):
             if job.queue == queue:
                 rate = _rate(self.book.shares(key.owner))
                 self.fair[queue].hold(job.spec.group, job.spec.user, rate, int(run.committed_at * 1000))
+
+    def _note_neighbour(self, job: JobState, run: TaskRun, tasks: int) -> None:
+        """Whoever is to be near to the job, or apart from it, has other places open."""
+        if self.neighbours.concerns(job):
+            woken = self.neighbours.move(job, run.node, tasks)
+            for shape in woken or ():
+                self.asleep.forget(shape)
+            self.schedule_wanted |= woken is not None
+
+    def _held_where(self) -> Iterator[tuple[JobState, str]]:
+        return ((self.jobs[key.job], run.node) for key, run in self.runs.items())
+
+    def _count_neighbours(self, subjects: set[Subject]) -> None:
+        self.neighbours.recount(self._held_where(), only=subjects)
 
     def _note_reserved_use(self, job: JobState, run: TaskRun, sign: int) -> None:
         """What the task takes of its reservation, or gives back."""

@@ -14,12 +14,16 @@ from lavalite.model.job import JobSpec
 from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, NodeOffer
+from lavalite.model.selector import Selector
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
 from lavalite.placement.reasons import Reason
 from lavalite.store.keys import Keys
+
+MOST_SELECTIONS = 1024
+"""Of so many selections of nodes, those that nobody uses any more are forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +121,10 @@ class Supply:
         self._floating_free: dict[str, int] = {}
         """Of each kind that floats, what was free when that was looked at last."""
         self._pools_stale = True
+        self._selections: dict[str, tuple[Selector, bool]] = {}
+        """Nodes by labels that jobs demand, under the name that the columns have them by; True: those without."""
+        self._labelled: dict[str, dict[str, list[int]]] = {}
+        self._labelled_of: tuple[int, int] = (-1, -1)
         self._floating_pools: dict[str, str] = {}
         self._pool_sums: dict[tuple[str, str], int] = {}
         self._pool_sums_of: tuple[int, int, int] = (-1, -1, -1)
@@ -187,7 +195,46 @@ class Supply:
     def request_class(self, spec: JobSpec) -> RequestClass:
         """What the job asks for, ready to be looked for in the columns."""
         pools = {} if spec.reservation else self.pools_of(spec)
-        return RequestClass(spec.request, pools, spec.host)
+        return RequestClass(spec.request, pools, spec.host, self._labels(spec))
+
+    def _labels(self, spec: JobSpec) -> list[str]:
+        """The names under which the columns have the nodes with the labels that the job demands."""
+        names = []
+        for term in spec.affinity:
+            selector = term.selector() if term.demanded else None
+            if selector is None:
+                continue
+            name = f"not {selector.spelled()}" if term.anti else selector.spelled()
+            names.append(name)
+            if name not in self._selections:
+                if len(self._selections) >= MOST_SELECTIONS:
+                    used = self.selections_in_use()
+                    self._selections = {n: s for n, s in self._selections.items() if n in used}
+                self._selections[name] = (selector, term.anti)
+                self.columns.add_pool(name, self._selected(selector, term.anti))
+        return sorted(set(names))
+
+    def _selected(self, selector: Selector, anti: bool) -> list[str]:
+        return [node.name for node in self.nodes.values() if selector.matches(node.name, node.labels) != anti]
+
+    def selections_in_use(self) -> set[str]:
+        """Those of `labels` that waiting classes have."""
+        return set()
+
+    def rows_labelled(self, label: str, value: str) -> list[int]:
+        """The rows of nodes that have this value of the label."""
+        version = (self.nodes_version, len(self.columns))
+        if self._labelled_of != version:
+            self._labelled.clear()
+            self._labelled_of = version
+        if label not in self._labelled:
+            values = self._labelled[label] = {}
+            for node in self.nodes.values():
+                row = self.columns.row(node.name)
+                if row is not None:
+                    for found in node.labels.get(label, ()):
+                        values.setdefault(found, []).append(row)
+        return self._labelled[label].get(value, [])
 
     def node_of(self, provider: str) -> NodeState | None:
         """The node that executes what is placed on a provider: itself, or a host's anchor."""
@@ -374,7 +421,8 @@ class Supply:
                 is_host=host is not None,
             )
         if self._pools_stale:
-            self.columns.set_pools(self.pool_members())
+            selected = {name: self._selected(*found) for name, found in self._selections.items()}
+            self.columns.set_pools(self.pool_members() | selected)
             self._pools_stale = False
 
     def pool_members(self) -> dict[str, list[str]]:

@@ -235,6 +235,7 @@ def job(state: ClusterState, found: JobState, now: float | None = None, estimate
         "starts_why": estimate.why if estimate is not None else "",
         "key": found.submit_key,
         "gang": spec.gang.model_dump() if spec.gang is not None else None,
+        "affinity": [term.text() for term in spec.affinity],
         "request": spec.request.model_dump(exclude_defaults=True),
         "depends": [d.text() for d in spec.depends],
         "rerunnable": spec.rerunnable,

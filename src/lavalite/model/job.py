@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 from lavalite.base.errors import InputError
+from lavalite.model.affinity import MAX_TERMS, Affinity
 from lavalite.model.exits import parse_exit
 from lavalite.model.resources import Stored
 from lavalite.model.task import TaskState
@@ -202,6 +203,7 @@ class JobSpec(Stored):
     reservation: str = ""
     request: Request = Request()
     policy: str = ""
+    affinity: list[Affinity] = Field(default=[], max_length=MAX_TERMS)
     priority: int = Field(default=0, ge=-1000, le=1000)
     walltime_seconds: int | None = Field(default=None, ge=1)
     retries: Retries | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,10 +22,13 @@ class RequestClass:
     """What is asked for, from which pool per kind, or on which logical host.
 
     `pools` names the pool of each kind asked for; a kind that is absent may come from any node. `amounts` is what one
-    task takes, per kind in the kind's unit, and `gpu` what it asks of each GPU; None if it asks for none.
+    task takes, per kind in the kind's unit, `labels` the selections of nodes (columns keep them as they keep pools)
+    that it must be in, and `gpu` what it asks of each GPU; None if it asks for none.
     """
 
-    def __init__(self, request: Request, pools: Mapping[str, str], host: str = "") -> None:
+    def __init__(
+        self, request: Request, pools: Mapping[str, str], host: str = "", labels: Sequence[str] = ()
+    ) -> None:
         self.request = request
         self.amounts = request.amounts()
         self.pools = dict(pools) if not host else {}
@@ -38,7 +41,8 @@ class RequestClass:
         """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much."""
         self.asked: Floats = (self.line > 0).astype(np.float64)
         self.at = [(KIND_AT[kind], amount) for kind, amount in self.amounts.items()]
-        self._from_pools = sorted(set(self.pools.values()))
+        self.labels = tuple(labels) if not host else ()
+        self._from_pools = [*sorted(set(self.pools.values())), *self.labels]
 
     def spare(self, columns: Columns, rows: Ints | None) -> Ints:
         """What one task would leave of each kind on each of the rows (None: of all): a line for each kind.
@@ -88,8 +92,15 @@ class RequestClass:
             most = min(most, units // (self.whole_gpus or 1))
         return most
 
+    def in_pools(self, columns: Columns) -> Bools:
+        """As `eligible`, whatever labels the rows have."""
+        mask = self.eligible(columns) if self.host else ~columns.is_host
+        for pool in self.pools.values():
+            mask = mask & columns.pool(pool)
+        return mask
+
     def eligible(self, columns: Columns) -> Bools:
-        """Rows that the request means at all: the host it names, or the nodes of its pools."""
+        """Rows that the request means at all: the host it names, or the nodes of its pools that have its labels."""
         if self.host:
             mask = np.zeros(len(columns), dtype=np.bool_)
             row = columns.row(self.host)

@@ -153,10 +153,14 @@ class Columns:
         """Which providers each pool selects, all told. Everybody looks at every row again."""
         self._pools = {}
         for pool, members in pools.items():
-            mask = np.zeros(self._size, dtype=np.bool_)
-            mask[[self._index[name] for name in members if name in self._index]] = True
-            self._pools[pool] = mask
+            self.add_pool(pool, members)
         self._restart()
+
+    def add_pool(self, pool: str, members: Iterable[str]) -> None:
+        """Another one, that nobody has asked about yet."""
+        mask = np.zeros(self._size, dtype=np.bool_)
+        mask[[self._index[name] for name in members if name in self._index]] = True
+        self._pools[pool] = mask
 
     # --- what has changed ---------------------------------------------------------------------------------------
 

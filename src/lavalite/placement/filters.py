@@ -1,12 +1,12 @@
 """Why a request does not fit: each row is counted under the first filter that turns it away. For people, so not fast.
 
-not the host or pool asked for → lacks a kind → no such device → too small even when empty   (never)
-→ draining → silent → too little free                                                       (not now)
+not the host or pool asked for → lacks a label → lacks a kind → no such device → too small even when empty   (never)
+→ draining → silent → not near, or not apart from, other jobs → too little free             (not now)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,12 +15,15 @@ from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import GONE, READY, Bools, Columns
 from lavalite.placement.reasons import Reason, Refusal
 
+Filter = tuple[Reason, Bools]
+"""A reason, and the rows that it turns away."""
 
-def refusal(columns: Columns, wanted: RequestClass) -> Refusal | None:
-    """Why no row can take one task now; None if one can."""
-    answer = _count(_looked_at(columns, wanted), [*_never(columns, wanted), *_not_now(columns, wanted)])
+
+def refusal(columns: Columns, wanted: RequestClass, also: Sequence[Filter] = ()) -> Refusal | None:
+    """Why no row can take one task now; None if one can. `also` are filters that come before what is free."""
+    answer = _count(_looked_at(columns, wanted), [*_never(columns, wanted), *_not_now(columns, wanted, also)])
     if answer is not None:
-        _nearest(columns, wanted, answer)
+        _nearest(columns, wanted, answer, also)
     return answer
 
 
@@ -32,8 +35,9 @@ def never_fits(columns: Columns, wanted: RequestClass) -> Refusal | None:
     return answer
 
 
-def _never(columns: Columns, wanted: RequestClass) -> Iterator[tuple[Reason, Bools]]:
-    yield (Reason.NO_SUCH_HOST if wanted.host else Reason.NOT_IN_POOL), ~wanted.eligible(columns)
+def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
+    yield (Reason.NO_SUCH_HOST if wanted.host else Reason.NOT_IN_POOL), ~wanted.in_pools(columns)
+    yield Reason.NOT_LABELLED, ~wanted.eligible(columns)
     small = np.zeros(len(columns), dtype=np.bool_)
     lacks = small.copy()
     for kind, amount in wanted.amounts.items():
@@ -48,10 +52,11 @@ def _never(columns: Columns, wanted: RequestClass) -> Iterator[tuple[Reason, Boo
     yield Reason.TOO_SMALL, small
 
 
-def _not_now(columns: Columns, wanted: RequestClass) -> Iterator[tuple[Reason, Bools]]:
+def _not_now(columns: Columns, wanted: RequestClass, also: Sequence[Filter]) -> Iterator[Filter]:
     states = np.array(columns.states, dtype=object)
     for reason in (Reason.DRAINING, Reason.SILENT, Reason.HELD):
         yield reason, states == reason.value
+    yield from also
     yield Reason.TOO_FEW_FREE, wanted.fits(columns) == 0
 
 
@@ -60,7 +65,7 @@ def _matching(columns: Columns, wanted: RequestClass, row: int) -> int:
     return sum(map(wanted.gpu.accepts, columns.devices(row)))
 
 
-def _count(looked_at: Bools, filters: list[tuple[Reason, Bools]]) -> Refusal | None:
+def _count(looked_at: Bools, filters: list[Filter]) -> Refusal | None:
     answer = Refusal()
     left = looked_at.copy()
     for reason, turned_away in filters:
@@ -77,10 +82,20 @@ def _looked_at(columns: Columns, wanted: RequestClass) -> Bools:
     return present & (wanted.eligible(columns) if wanted.host else ~columns.is_host)
 
 
-def _nearest(columns: Columns, wanted: RequestClass, answer: Refusal, *, of_capacity: bool = False) -> None:
+def _nearest(
+    columns: Columns,
+    wanted: RequestClass,
+    answer: Refusal,
+    also: Sequence[Filter] = (),
+    *,
+    of_capacity: bool = False,
+) -> None:
     """The eligible row that lacks least, by the sum of the shares of what is asked."""
     least: tuple[int, int] | None = None
-    for row in np.flatnonzero(wanted.eligible(columns) & _looked_at(columns, wanted)):
+    open_to_it = wanted.eligible(columns) & _looked_at(columns, wanted)
+    for _, turned_away in also:
+        open_to_it &= ~turned_away
+    for row in np.flatnonzero(open_to_it):
         lacks = _lacks(columns, wanted, int(row), of_capacity=of_capacity)
         if not of_capacity and columns.states[row] != READY:
             continue

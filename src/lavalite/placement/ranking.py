@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavalite.placement.classes import NONE, RequestClass
-from lavalite.placement.columns import Columns, Floats, Ints
+from lavalite.placement.columns import Bools, Columns, Floats, Ints
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
@@ -45,6 +45,17 @@ class Bounds:
     only: bool = False
 
 
+@dataclass(slots=True, frozen=True)
+class Leaning:
+    """What is near says of each row: whether it is `open`, and how much is met there of what is preferred.
+
+    What is preferred counts before the policy's score. None is: all are open, or all are alike.
+    """
+
+    open: Bools | None = None
+    met: Ints | None = None
+
+
 class Ranking:
     """See the module's docstring. Methods raise PolicyFault where the policy does not answer as it must."""
 
@@ -60,19 +71,39 @@ class Ranking:
         """The row for one task, NONE if there is none. `after` is the row chosen last, for who takes turns."""
         return self._best(self._kept_up(columns), after)
 
-    def runs(self, columns: Columns, tasks: int, after: int = NONE, bounds: Bounds | None = None) -> list[Run]:
+    def runs(
+        self,
+        columns: Columns,
+        tasks: int,
+        after: int = NONE,
+        bounds: Bounds | None = None,
+        leaning: Leaning | None = None,
+    ) -> list[Run]:
         """Where up to so many tasks go; fewer if there is no room for more."""
-        if tasks == 1 and bounds is None:
+        if tasks == 1 and bounds is None and leaning is None:
             row = self.best(columns, after)
             return [Run(row, 1)] if row >= 0 else []
-        scores = self._kept_up(columns).copy()
+        scores: Scores = self._kept_up(columns).copy()
         most = bounds.most if bounds is not None else NO_ROWS
+        lift = self._lift(leaning)
+        if leaning is not None:
+            scores = _leant(scores, leaning, lift)
         if bounds is not None:
             _keep_back(scores, bounds)
-        return list(self._runs(columns, scores, tasks, after, most))
+        return list(self._runs(columns, scores, tasks, after, most, lift))
+
+    def _lift(self, leaning: Leaning | None) -> Ints | None:
+        """What is added to the scores of each row for what is preferred."""
+        return None if leaning is None or leaning.met is None else leaning.met * (self.policy.highest + 1)
 
     def _runs(
-        self, columns: Columns, scores: Scores, tasks: int, after: int, most: Mapping[int, int]
+        self,
+        columns: Columns,
+        scores: Scores,
+        tasks: int,
+        after: int,
+        most: Mapping[int, int],
+        lift: Ints | None,
     ) -> Iterator[Run]:
         ahead: dict[int, tuple[Ints | Floats, int]] = {}
         """Row → its scores with 0, 1, … tasks placed on it, and how many are."""
@@ -81,7 +112,8 @@ class Ranking:
             if row < 0:
                 return
             if row not in ahead:
-                ahead[row] = self._ahead(columns, row, min(tasks, most.get(row, tasks))), 0
+                coming = self._ahead(columns, row, min(tasks, most.get(row, tasks)))
+                ahead[row] = coming if lift is None else coming + lift[row], 0
             coming, placed = ahead[row]
             scores[row] = NONE
             length = min(tasks, self._length(coming[placed:], row, self._best(scores, row), scores))
@@ -170,6 +202,11 @@ def _nonsense(scores: object, rows: int, highest: int) -> str:
     if low < 0 or high > highest:
         return f"with a score of {low if low < 0 else high}, which is not from 0 to {highest}"
     return ""
+
+
+def _leant(scores: Scores, leaning: Leaning, lift: Ints | None) -> Scores:
+    fits = scores >= 0 if leaning.open is None else (scores >= 0) & leaning.open
+    return np.where(fits, scores if lift is None else scores + lift, NONE)
 
 
 def _keep_back(scores: Scores, bounds: Bounds) -> None:

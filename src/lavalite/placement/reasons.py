@@ -16,6 +16,9 @@ class Reason(StrEnum):
     """Why a node was turned away."""
 
     NOT_IN_POOL = "not_in_pool"
+    NOT_LABELLED = "not_labelled"
+    NOT_NEAR = "not_near"
+    NOT_APART = "not_apart"
     NO_MODEL = "no_model"
     NO_KIND = "no_kind"
     TOO_SMALL = "too_small"
@@ -31,6 +34,9 @@ class Reason(StrEnum):
 
 WORDS: dict[Reason, tuple[str, str]] = {
     Reason.NOT_IN_POOL: ("is not in the pool asked for", "are not in the pool asked for"),
+    Reason.NOT_LABELLED: ("has not the labels asked for", "have not the labels asked for"),
+    Reason.NOT_NEAR: ("is not near the jobs asked for", "are not near the jobs asked for"),
+    Reason.NOT_APART: ("is near jobs that it is to be apart from", "are near jobs that it is to be apart from"),
     Reason.NO_MODEL: ("has no device of the model asked for", "have no device of the model asked for"),
     Reason.NO_KIND: ("offers none of a kind asked for", "offer none of a kind asked for"),
     Reason.TOO_SMALL: ("is too small even when empty", "are too small even when empty"),

@@ -36,7 +36,8 @@ class Rankings:
         self._known: dict[tuple[Any, ...], Ranking] = {}
 
     def of(self, wanted: RequestClass, policy: str) -> Ranking:
-        key = (policy, wanted.host, tuple(wanted.pools.items()), tuple(wanted.amounts.items()), wanted.gpu)
+        pools, amounts = tuple(wanted.pools.items()), tuple(wanted.amounts.items())
+        key = (policy, wanted.host, pools, wanted.labels, amounts, wanted.gpu)
         found = self._known.pop(key, None)
         if found is None:
             chosen = POLICIES.get(policy) or Unusable(policy, "there is no policy of that name here")
