@@ -106,8 +106,9 @@ def _request(params):
     for option, field, parse in _AMOUNTS:
         if params.get(option) is not None:
             request[field] = _amounts.asked(parse, params[option], option)
-    if params.get("gpu_model"):
-        request["gpu_model"] = params["gpu_model"]
+    for name in ("gpu_model", "gpu_topology"):
+        if params.get(name):
+            request[name] = params[name]
     if params.get("pools"):
         request["pools"] = dict((str(k), str(v)) for k, v in params["pools"].items())
     if params.get("floating"):

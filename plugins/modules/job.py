@@ -52,6 +52,9 @@ options:
       within:
         description: A label of nodes, as V(rack), that is the same for all nodes on which they are.
         type: str
+      prefer_within:
+        description: A label of nodes, as V(switch), of which they have as few values as can be.
+        type: str
   queue:
     description: The queue. Without it, the default queue.
     type: str
@@ -79,6 +82,10 @@ options:
   gpu_memory:
     description: Memory that each GPU must have, as V(40GiB).
     type: str
+  gpu_topology:
+    description: What all GPUs of a task must have in common. Without it they are as near to each other as can be.
+    type: str
+    choices: [nvlink, pcie, numa]
   storage:
     description: Storage a task, as V(100GiB).
     type: str
@@ -387,7 +394,7 @@ def arguments():
     depends = dict(job=dict(type="int", required=True), kind=kinds, tasks=dict(type="str"))
     depends.update(each=dict(type="bool", default=False))
     gang = dict((name, dict(type="int")) for name in ("tasks_per_node", "nodes_least", "nodes_most"))
-    gang.update(within=dict(type="str"))
+    gang.update(within=dict(type="str"), prefer_within=dict(type="str"))
     affinity = dict((name, dict(type="str")) for name in ("name", "group", "within"))
     affinity.update((name, dict(type="int")) for name in ("job", "weight"))
     affinity.update(labels=dict(type="dict"), anti=dict(type="bool", default=False))
@@ -396,6 +403,7 @@ def arguments():
         name=dict(type="str", required=True),
         state=dict(type="str", choices=["present", "cancelled"], default="present"),
         command=dict(type="list", elements="str"),
+        gpu_topology=dict(type="str", choices=["nvlink", "pcie", "numa"]),
         gang=dict(type="dict", options=gang),
         affinity=dict(type="list", elements="dict", options=affinity),
         retry_on=dict(type="list", elements="str"),

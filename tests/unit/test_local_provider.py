@@ -202,8 +202,10 @@ class FakeNvml:
     def nvmlShutdown(self) -> None:
         self.shut = True
 
+    count = 2
+
     def nvmlDeviceGetCount(self) -> int:
-        return 2
+        return self.count
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return "570.1"
@@ -225,6 +227,14 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
         return SimpleNamespace(total=80 * GIB)
 
+    NVML_P2P_CAPS_INDEX_NVLINK, NVML_P2P_STATUS_OK = 2, 0
+    linked: tuple[set[int], ...] = ()
+    """Pairs that reach each other over NVLink."""
+
+    def nvmlDeviceGetP2PStatus(self, one: int, other: int, index: int) -> int:
+        assert index == self.NVML_P2P_CAPS_INDEX_NVLINK
+        return self.NVML_P2P_STATUS_OK if {one, other} in self.linked else 5
+
     def nvmlDeviceGetMigMode(self, gpu: int) -> tuple[int, int]:
         raise FakeError("not supported")
 
@@ -237,6 +247,22 @@ def test_gpus_are_named_by_uuid_and_placed_by_pci_address(root: Path) -> None:
         ("GPU-0", "Test H100", -1),
         ("GPU-1", "Test H100", 1),
     ]
+
+
+def test_gpus_tell_what_they_are_connected_by(root: Path) -> None:
+    nvml = FakeNvml()
+    nvml.count, nvml.linked = 5, ({0, 2}, {2, 3})
+    for gpu, port in enumerate(("17:00.0", "17:00.0", "65:00.0", "65:00.0", "")):
+        real = root / "sys/devices/pci0000:00" / (f"0000:{port}" if port else "") / f"0000:0{gpu}:00.0"
+        real.mkdir(parents=True)
+        link = root / f"sys/bus/pci/devices/0000:0{gpu}:00.0"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(real)
+    found = look(root, gpus=lambda warn: find_gpus(warn, nvml)).devices("gpu")
+    # 0, 2 and 3 reach each other, 0 and 3 by way of 2; 4 hangs on no port that others could share
+    assert [d.attributes.get("nvlink", "") for d in found] == ["0", "", "0", "0", ""]
+    ports = ["0000:17:00.0"] * 2 + ["0000:65:00.0"] * 2 + [""]
+    assert [d.attributes.get("pcie", "") for d in found] == ports
 
 
 def test_a_lost_gpu_is_told_and_the_others_are_offered() -> None:

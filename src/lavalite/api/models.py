@@ -299,13 +299,18 @@ class Job(Shape):
 
 
 class Task(Shape):
-    """`index` is the array index, 0 where the job is no array."""
+    """`index` is the array index, 0 where the job is no array.
+
+    `gpus` are those that it holds; `gpu_topology`, nvlink, pcie or numa, is what all of them have in common, if any.
+    """
 
     job: int
     index: int
     state: str
     attempt: int = 0
     node: str = ""
+    gpus: list[str] = []
+    gpu_topology: str = ""
     exit_code: int | None = None
     reason: str = ""
     started_at: float | None = None

@@ -97,6 +97,7 @@ TASK_COLUMNS: list[Column[Task]] = [
     Column("EXIT", lambda t: t.exit_code),
     Column("STARTED", lambda t: moment(t.started_at)),
     Column("ENDED", lambda t: moment(t.ended_at)),
+    Column("GPUS", lambda t: " ".join(t.gpus) + (f" ({t.gpu_topology})" if t.gpu_topology else ""), wide=True),
     Column("REASON", lambda t: t.reason),
 ]
 

@@ -63,13 +63,13 @@ def parse_after(text: str) -> list[Dependency]:
     return depends
 
 
-def make_gang(tasks_per_node: int | None, nodes: str, within: str) -> dict[str, Any]:
+def make_gang(tasks_per_node: int | None, nodes: str, within: str, prefer_within: str = "") -> dict[str, Any]:
     """A gang; `nodes` is `2`, `2-4` or empty. Raises InputError."""
     match = _NODES.fullmatch(nodes) if nodes else None
     if nodes and not match:
         hint = "Write it as 2, or as 2-4 for from two to four."
         raise InputError(f"{nodes} is no number of nodes", field="--nodes", hint=hint)
-    found: dict[str, Any] = {"tasks_per_node": tasks_per_node, "within": within}
+    found: dict[str, Any] = {"tasks_per_node": tasks_per_node, "within": within, "prefer_within": prefer_within}
     if match:
         found |= {"nodes_least": int(match[1]), "nodes_most": int(match[2] or match[1])}
     return found
@@ -173,11 +173,18 @@ def submit(
     tasks_per_node: Annotated[int | None, typer.Option(help="Of a gang: at most so many on a node.")] = None,
     nodes: Annotated[str, typer.Option(metavar="2[-4]", help="Of a gang: on so many nodes.")] = "",
     within: Annotated[str, typer.Option(metavar="LABEL", help="Of a gang: all on nodes alike in it, as rack.")] = "",
+    prefer_within: Annotated[
+        str, typer.Option(metavar="LABEL", help="Of a gang: on nodes of as few values of it as can be.")
+    ] = "",
     cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5.", rich_help_panel=_RESOURCES)] = "1",
     memory: Annotated[str, typer.Option(help="Memory: 16GiB.", rich_help_panel=_RESOURCES)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
     gpu_model: Annotated[str, typer.Option(help="Only GPUs of this model.", rich_help_panel=_RESOURCES)] = "",
     gpu_memory: Annotated[str, typer.Option(help="Memory that each GPU has.", rich_help_panel=_RESOURCES)] = "",
+    gpu_topology: Annotated[
+        str,
+        typer.Option(metavar="nvlink|pcie|numa", help="GPUs that have this in common.", rich_help_panel=_RESOURCES),
+    ] = "",
     storage: Annotated[str, typer.Option(help="Local storage: 1TiB.", rich_help_panel=_RESOURCES)] = "",
     network: Annotated[str, typer.Option(help="Bandwidth: 10Gbit/s.", rich_help_panel=_RESOURCES)] = "",
     floating: Annotated[
@@ -243,11 +250,13 @@ def submit(
             "name": name,
             "command": _command(command or [], shell),
             "array": parse_array(array) if array else None,
-            "gang": make_gang(tasks_per_node, nodes, within) if gang or tasks_per_node or nodes or within else None,
+            "gang": make_gang(tasks_per_node, nodes, within, prefer_within)
+            if gang or tasks_per_node or nodes or within or prefer_within
+            else None,
             "queue": queue,
             "host": host,
             "reservation": reservation,
-            "request": make_request(typed, gpu_model, floating or [], pool or []),
+            "request": make_request(typed, gpu_model, floating or [], pool or []) | {"gpu_topology": gpu_topology},
             "group": group,
             "policy": policy,
             "affinity": [

@@ -11,7 +11,7 @@ from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
 from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, JobSpec
-from lavalite.model.resources import KINDS
+from lavalite.model.resources import KINDS, WHOLE
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
 from lavalite.placement.reasons import Refusal
@@ -173,6 +173,9 @@ def _amounts(spec: JobSpec) -> list[Fault]:
     if not request.gpu_milli and (request.gpu_model or request.gpu_memory_bytes):
         message = "a GPU is described, but none is asked for"
         faults.append(Fault("bad_amount", message, "request.gpu_milli", "Say how many, in thousandths."))
+    if request.gpu_topology and request.gpu_milli < 2 * WHOLE:
+        message = f"{request.gpu_topology} is between GPUs, and fewer than two whole ones are asked for"
+        faults.append(Fault("bad_amount", message, "request.gpu_topology", "Ask for two or more, or leave it out."))
     return faults
 
 

@@ -97,6 +97,9 @@ class Point:
             return 0
         whole = max(0, sum(d.free == WHOLE for d in able) - self.whole_kept)
         if not gpu.part:
+            if gpu.together:
+                # Each that is kept may be of the island of another task.
+                return min(most, max(0, wanted.gpu_tasks(able) - self.whole_kept))
             return min(most, whole // (wanted.amounts[GPU] // WHOLE))
         return min(most, sum(gpu.units(d) for d in able if d.free < WHOLE) + whole * (WHOLE // gpu.part))
 
@@ -112,10 +115,9 @@ class Point:
         if self.choosy and len({(d.model, d.memory_bytes) for d in devices}) > 1:
             return 0
         taken: dict[str, int] = {}
-        each = 1 if wanted.gpu.part else wanted.amounts[GPU] // WHOLE
         for tasks in range(min(most, len(devices) * WHOLE)):
             now = tuple(replace(d, free=d.free - taken.get(d.id, 0)) for d in devices)
-            if sum(map(wanted.gpu.units, now)) < each:
+            if not wanted.gpu_tasks(now):
                 return tasks
             for device in wanted.pick_devices(now):
                 taken[device] = taken.get(device, 0) + (wanted.gpu.part or WHOLE)

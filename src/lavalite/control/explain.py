@@ -68,6 +68,7 @@ def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
     """`4 A100, 16 cpu, 128GiB memory, pool gpus, on host trainer`: for people."""
     amounts = request.amounts()
     words = [format_kind(kind, amounts[kind], request.gpu_model) for kind in sorted_kinds(amounts)]
+    words += [f"GPUs together by {request.gpu_topology}"] if request.gpu_topology else []
     words += [f"{amount} {kind}" for kind, amount in request.floating.items() if amount]
     words += [f"pool {pool}" for pool in sorted(set(pools.values()))] if not host else [f"on host {host}"]
     return ", ".join(words)
@@ -196,6 +197,7 @@ def _explain_gang(state: ClusterState, job: JobState, now: float, told: Explanat
         span += [f"on {gang.nodes_least} nodes at least"] if gang.nodes_least > 1 else []
         span += [f"on {gang.nodes_most} nodes at most"] if gang.nodes_most else []
     span += [f"all within one {gang.within}"] if gang.within else []
+    span += [f"rather within one {gang.prefer_within}"] if gang.prefer_within else []
     asked_for = f" ({', '.join(span)})" if span else ""
     told.sentence = f"Its {tasks} tasks start together{asked_for}, and {found.fit} of {tasks} fit now{where}."
     return True

@@ -56,21 +56,41 @@ def seats_in(state: ClusterState, job: JobState, room: dict[int, int]) -> Seats:
     leaning = affinity.leaning(state, job) or Leaning()
     room = {row: min(most, tasks) for row, tasks in room.items() if leaning.open is None or leaning.open[row]}
     met = {row: int(leaning.met[row]) for row in room} if leaning.met is not None else {}
-    found = [_seats(gang, wanted, place, some, met) for place, some in _places(state, gang, room).items()]
+    found = [
+        _nearby(state, gang, wanted, place, some, met) for place, some in _places(state, gang.within, room).items()
+    ]
     good = [seats for seats in found if seats.seats]
     if good:
         return min(good, key=lambda seats: (-_met_by(seats, met), seats.fit, seats.within))
     return max(found, key=lambda seats: seats.fit, default=Seats(0))
 
 
-def _places(state: ClusterState, gang: Gang, room: dict[int, int]) -> dict[str, dict[int, int]]:
+def _nearby(
+    state: ClusterState, gang: Gang, wanted: int, place: str, room: dict[int, int], met: Mapping[int, int]
+) -> Seats:
+    """Seats in as few values of the preferred label as can be; anywhere in the place if that is not enough."""
+    inner = _places(state, gang.prefer_within, room)
+    if len(inner) < 2:
+        return _seats(gang, wanted, place, room, met)
+    alone = [_seats(gang, wanted, place, some, met) for some in inner.values()]
+    if good := [seats for seats in alone if seats.seats]:
+        return min(good, key=lambda seats: (-_met_by(seats, met), seats.fit))
+    rows: dict[int, int] = {}
+    for some in sorted(inner.values(), key=lambda some: -sum(some.values())):
+        rows |= some
+        if (seats := _seats(gang, wanted, place, rows, met)).seats:
+            return seats
+    return _seats(gang, wanted, place, room, met)
+
+
+def _places(state: ClusterState, label: str, room: dict[int, int]) -> dict[str, dict[int, int]]:
     """The rows by the value of the label that all of them must share; all of them where there is none."""
-    if not gang.within:
+    if not label:
         return {"": room}
     places: dict[str, dict[int, int]] = {}
     for row, tasks in room.items():
         node = state.node_of(state.columns.names[row])
-        for value in node.labels.get(gang.within, ()) if node is not None else ():
+        for value in node.labels.get(label, ()) if node is not None else ():
             places.setdefault(value, {})[row] = tasks
     return dict(sorted(places.items()))
 

@@ -21,7 +21,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.wishes import end_run
 from lavalite.model.job import Share
-from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.resources import GPU
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Bools, Columns
 
@@ -98,8 +98,7 @@ class _Node:
         most = min((self.free.get(kind, 0) // amount for kind, amount in wanted.amounts.items()), default=0)
         if wanted.gpu is not None:
             devices = [replace(d, free=self.gpus.get(d.id, 0)) for d in columns.devices(self.row)]
-            each = 1 if wanted.gpu.part else wanted.amounts[GPU] // WHOLE
-            most = min(most, sum(map(wanted.gpu.units, devices)) // each)
+            most = min(most, wanted.gpu_tasks(devices))
         return most
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lavalite.control import gangs
+from lavalite.control import gangs, numa
 from lavalite.control.actions import AttemptStart, SendDispatch
 from lavalite.control.events import CommitConfirmed, CommitUnwound
 from lavalite.control.outbox import Outbox
@@ -93,13 +93,16 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
 
 
 def _cores(state: ClusterState, run: TaskRun, host_name: str) -> list[str]:
-    """The cores to stay on: the logical host's own, or else those that no logical host has to itself; empty: any."""
+    """The cores to stay on: the logical host's own, or else those that no logical host has to itself, of the NUMA
+    nodes that its GPUs are on where there are enough; empty: any.
+    """
     host = state.hosts.get(host_name)
     if host is not None:
         return [d for part in host.parts if part.kind == CPU and part.provider == host.anchor for d in part.devices]
     free = state.book.device_free(run.node, CPU)
     shared = [core for core, amount in free.items() if amount == WHOLE]
-    return shared if len(shared) < len(free) else []
+    near = numa.cores_near(state, run, shared)
+    return near or (shared if len(shared) < len(free) else [])
 
 
 def _filled_in(path: str, key: TaskKey) -> str:

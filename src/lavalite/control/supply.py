@@ -17,6 +17,7 @@ from lavalite.model.resources import GPU, NodeOffer
 from lavalite.model.selector import Selector
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
+from lavalite.placement.closeness import near_of
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
 from lavalite.placement.reasons import Reason
@@ -439,7 +440,7 @@ class Supply:
         for device_id, free in self.book.device_free(provider, GPU).items():
             if device_id in known:
                 device = known[device_id]
-                rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free))
+                rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free, near_of(device)))
         return rows
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from lavalite.control import shares
+from lavalite.control import numa, shares
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.state import ClusterState
@@ -260,6 +260,8 @@ def task(state: ClusterState, found: JobState, position: int) -> View:
         "state": found.state_of(position).value,
         "attempt": run.attempt if run is not None and live else found.attempts_of(position),
         "node": run.node if run is not None and live else end.node,
+        "gpus": [gpu.id for gpu in numa.gpus_of(state, run)] if run is not None and live else [],
+        "gpu_topology": numa.level_of(state, run) if run is not None and live else "",
         "exit_code": None if live else end.exit_code,
         "reason": "" if live else end.reason,
         "started_at": run.started_at if run is not None and live else end.started_at,

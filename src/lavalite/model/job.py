@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -42,6 +42,8 @@ class Request(Stored):
     gpu_milli: Amount = 0
     gpu_model: str = ""
     gpu_memory_bytes: Amount = 0
+    gpu_topology: Literal["", "nvlink", "pcie", "numa"] = ""
+    """What all GPUs of a task must have in common; where it is not said, they are as near as can be."""
     storage_bytes: Amount = 0
     network_bits_per_second: Amount = 0
     floating: dict[str, Amount] = {}
@@ -162,13 +164,15 @@ class Backoff(Stored):
 class Gang(Stored):
     """The job's tasks start together or not at all, on nodes as this says. None is no limit.
 
-    `within` is a label of nodes, such as `rack`, of which all of them have the same value.
+    `within` is a label of nodes, such as `rack`, of which all of them have the same value; `prefer_within` one of
+    which they have as few values as can be.
     """
 
     tasks_per_node: int | None = Field(default=None, ge=1, le=MAX_GANG_TASKS)
     nodes_least: int = Field(default=1, ge=1, le=MAX_GANG_TASKS)
     nodes_most: int | None = Field(default=None, ge=1, le=MAX_GANG_TASKS)
     within: str = Field(default="", max_length=63)
+    prefer_within: str = Field(default="", max_length=63)
 
     @model_validator(mode="after")
     def _ordered(self) -> Gang:

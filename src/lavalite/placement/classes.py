@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from lavalite.model.job import Request
 from lavalite.model.resources import GPU, WHOLE
+from lavalite.placement.closeness import nearest
 from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, Floats, GpuSelector, Ints, amounts_line
 
 MANY = 512
@@ -88,9 +89,13 @@ class RequestClass:
         free = columns.free_on(row)
         most = min((int(free[KIND_AT[kind]]) // amount for kind, amount in self.amounts.items()), default=NO_LIMIT)
         if self.gpu is not None:
-            units = sum(map(self.gpu.units, columns.devices(row)))
-            most = min(most, units // (self.whole_gpus or 1))
+            most = min(most, self.gpu_tasks(columns.devices(row)))
         return most
+
+    def gpu_tasks(self, devices: Iterable[DeviceRow]) -> int:
+        """For how many tasks these devices are enough. It must ask for GPUs."""
+        assert self.gpu is not None
+        return self.gpu.units_in(devices) // (self.whole_gpus or 1)
 
     def in_pools(self, columns: Columns) -> Bools:
         """As `eligible`, whatever labels the rows have."""
@@ -113,13 +118,17 @@ class RequestClass:
         return mask
 
     def pick_devices(self, devices: tuple[DeviceRow, ...]) -> list[str]:
-        """The devices for one task on a row where it fits: whole ones in order, a part where least is left."""
+        """The devices for one task on a row where it fits: whole ones that are nearest to each other, a part where
+        least is left.
+        """
         if self.gpu is None:
             return []
         usable = [d for d in devices if self.gpu.units(d)]
         if self.gpu.part:
             return [min(usable, key=lambda d: d.free).id]
-        return [d.id for d in usable[: self.whole_gpus]]
+        if all(d.near == usable[0].near for d in usable):
+            return [d.id for d in usable[: self.whole_gpus]]
+        return [d.id for d in nearest(usable, self.whole_gpus, lambda d: d.near, self.gpu.together)]
 
 
 def gpu_selector(request: Request) -> GpuSelector | None:
@@ -127,4 +136,6 @@ def gpu_selector(request: Request) -> GpuSelector | None:
     if not request.gpu_milli:
         return None
     part = request.gpu_milli if request.gpu_milli < WHOLE else 0
-    return GpuSelector(request.gpu_model, request.gpu_memory_bytes, part)
+    whole = 0 if part else request.gpu_milli // WHOLE
+    together = request.gpu_topology if whole > 1 else ""
+    return GpuSelector(request.gpu_model, request.gpu_memory_bytes, part, together, whole if together else 0)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lavalite.model.resources import KINDS, WHOLE, Device
 from lavalite.model.specs import fits_model
+from lavalite.placement.closeness import LEVELS, NOWHERE, Near, together
 from lavalite.placement.reasons import Reason
 
 Ints = NDArray[np.int64]
@@ -50,14 +51,20 @@ class DeviceRow:
     model: str
     memory_bytes: int
     free: int
+    near: Near = NOWHERE
 
 
 class GpuSelector(NamedTuple):
-    """What is asked of each device. `part` is 0 for whole devices, else the milli-GPUs wanted of one."""
+    """What is asked of each device. `part` is 0 for whole devices, else the milli-GPUs wanted of one.
+
+    With `together`, a level of placement.closeness, each `each` of them must be of one island of that level.
+    """
 
     model: str
     memory_bytes: int
     part: int
+    together: str = ""
+    each: int = 0
 
     def accepts(self, device: DeviceRow) -> bool:
         """Whether it is such a device at all, free or not."""
@@ -68,6 +75,13 @@ class GpuSelector(NamedTuple):
         if not self.accepts(device):
             return 0
         return max(0, device.free) // self.part if self.part else int(device.free == WHOLE)
+
+    def units_in(self, devices: Iterable[DeviceRow]) -> int:
+        """How many askers these can serve now; of devices that must be together, only those that can be."""
+        if not self.together:
+            return sum(map(self.units, devices))
+        usable = [device.near for device in devices if self.units(device)]
+        return self.each * together(usable, self.together, self.each)
 
 
 class Columns:
@@ -94,6 +108,8 @@ class Columns:
         self._devices: list[tuple[DeviceRow, ...]] = []
         self._device_free = np.zeros((self._size, 0), dtype=np.int64)
         self._device_sort = np.zeros((self._size, 0), dtype=np.int64)
+        self._device_island = np.zeros((len(LEVELS), self._size, 0), dtype=np.int64)
+        """By level, the number of the island within its row that a device is on; 0 stands for none."""
         self._sorts: dict[tuple[str, int], int] = {("", -1): 0}
         """(model, memory) → number; 0 stands for no device."""
         self._accepted: dict[GpuSelector, Bools] = {}
@@ -259,7 +275,15 @@ class Columns:
     def gpus(self, selector: GpuSelector, rows: Ints | None = None) -> Ints:
         """How many devices (or, for parts, askers) of this sort each row has free."""
         some = slice(len(self)) if rows is None else rows
-        return units_of(selector, self._device_free[some], self.accepted(selector)[self._device_sort[some]])
+        free, accepted = self._device_free[some], self.accepted(selector)[self._device_sort[some]]
+        if not selector.together:
+            return units_of(selector, free, accepted)
+        islands = self._device_island[LEVELS.index(selector.together)][some]
+        units = np.zeros(len(free), dtype=np.int64)
+        for island in range(1, int(islands.max(initial=0)) + 1):
+            here = units_of(selector, free, accepted & (islands == island))
+            units += here - here % selector.each
+        return units
 
     def _set_devices(self, row: int, devices: tuple[DeviceRow, ...]) -> bool:
         """Whether that could let something fit that did not before."""
@@ -270,6 +294,9 @@ class Columns:
             wider = ((0, 0), (0, len(devices) - self._device_free.shape[1]))
             self._device_free = np.pad(self._device_free, wider)
             self._device_sort = np.pad(self._device_sort, wider)
+            self._device_island = np.pad(self._device_island, ((0, 0), *wider))
+        if [d.near for d in devices] != [d.near for d in before]:
+            self._set_islands(row, devices)
         self._devices[row] = devices
         self._device_free[row] = 0
         self._device_sort[row] = 0
@@ -278,10 +305,19 @@ class Columns:
             self._device_free[row, at] = max(0, device.free)
             self._device_sort[row, at] = self._sorts.setdefault(sort, len(self._sorts))
         same = len(before) == len(devices) and all(
-            (old.id, old.model, old.memory_bytes) == (new.id, new.model, new.memory_bytes) and new.free <= old.free
+            (old.id, old.model, old.memory_bytes, old.near) == (new.id, new.model, new.memory_bytes, new.near)
+            and new.free <= old.free
             for old, new in zip(before, devices, strict=True)
         )
         return not same
+
+    def _set_islands(self, row: int, devices: tuple[DeviceRow, ...]) -> None:
+        self._device_island[:, row] = 0
+        for at in range(len(LEVELS)):
+            numbers: dict[str, int] = {"": 0}
+            for place, device in enumerate(devices):
+                island = device.near[at]
+                self._device_island[at, row, place] = numbers.setdefault(island, len(numbers))
 
     # --- growing --------------------------------------------------------------------------------------------------
 
@@ -306,6 +342,7 @@ class Columns:
         self._is_host = np.pad(self._is_host, (0, more))
         self._device_free = np.pad(self._device_free, ((0, more), (0, 0)))
         self._device_sort = np.pad(self._device_sort, ((0, more), (0, 0)))
+        self._device_island = np.pad(self._device_island, ((0, 0), (0, more), (0, 0)))
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
     def _note(self, row: int, *, freed: bool) -> None:

@@ -1,12 +1,15 @@
 """Why a request does not fit: each row is counted under the first filter that turns it away. For people, so not fast.
 
-not the host or pool asked for → lacks a label → lacks a kind → no such device → too small even when empty   (never)
-→ draining → silent → not near, or not apart from, other jobs → too little free             (not now)
+not the host or pool asked for → lacks a label → lacks a kind → no such device → too small even when empty
+→ no GPUs that are connected as asked                                                       (never)
+→ draining → silent → not near, or not apart from, other jobs
+→ GPUs free, but not together → too little free                                             (not now)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,6 +53,9 @@ def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
         yield Reason.NO_MODEL, of_model == 0
         small |= of_model < needed
     yield Reason.TOO_SMALL, small
+    if wanted.gpu is not None and wanted.gpu.together:
+        whole = [[replace(d, free=WHOLE) for d in columns.devices(row)] for row in range(len(columns))]
+        yield Reason.NO_TOPOLOGY, np.array([not wanted.gpu_tasks(devices) for devices in whole], dtype=np.bool_)
 
 
 def _not_now(columns: Columns, wanted: RequestClass, also: Sequence[Filter]) -> Iterator[Filter]:
@@ -57,7 +63,12 @@ def _not_now(columns: Columns, wanted: RequestClass, also: Sequence[Filter]) -> 
     for reason in (Reason.DRAINING, Reason.SILENT, Reason.HELD):
         yield reason, states == reason.value
     yield from also
-    yield Reason.TOO_FEW_FREE, wanted.fits(columns) == 0
+    none = wanted.fits(columns) == 0
+    if wanted.gpu is not None and wanted.gpu.together:
+        each = wanted.gpu.each
+        apart = columns.gpus(wanted.gpu._replace(together="")) >= each
+        yield Reason.NOT_TOGETHER, none & apart & (columns.gpus(wanted.gpu) < each)
+    yield Reason.TOO_FEW_FREE, none
 
 
 def _matching(columns: Columns, wanted: RequestClass, row: int) -> int:

@@ -22,6 +22,8 @@ class Reason(StrEnum):
     NO_MODEL = "no_model"
     NO_KIND = "no_kind"
     TOO_SMALL = "too_small"
+    NO_TOPOLOGY = "no_topology"
+    NOT_TOGETHER = "not_together"
     TOO_FEW_FREE = "too_few_free"
     HELD = "held"
     DRAINING = "draining"
@@ -40,6 +42,11 @@ WORDS: dict[Reason, tuple[str, str]] = {
     Reason.NO_MODEL: ("has no device of the model asked for", "have no device of the model asked for"),
     Reason.NO_KIND: ("offers none of a kind asked for", "offer none of a kind asked for"),
     Reason.TOO_SMALL: ("is too small even when empty", "are too small even when empty"),
+    Reason.NO_TOPOLOGY: ("has no GPUs that are connected as asked", "have no GPUs that are connected as asked"),
+    Reason.NOT_TOGETHER: (
+        "has GPUs free that are not connected as asked",
+        "have GPUs free that are not connected as asked",
+    ),
     Reason.TOO_FEW_FREE: ("has too little free", "have too little free"),
     Reason.HELD: ("is held by a reservation", "are held by reservations"),
     Reason.DRAINING: ("is draining", "are draining"),

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from lavalite.model.resources import CPU, GPU, WHOLE, Device
 from lavalite.model.specs import HostSpec, NodeCapacity, fits_model
+from lavalite.placement.closeness import largest, near_of, nearest
 
 
 def natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
@@ -88,7 +89,10 @@ class Room:
         kept = [device for device in usable if device.id in held][:count]
         rest = [device for device in usable if device.id not in held]
         near = near or {device.numa_node for device in kept}
-        picked = kept + _together(rest, count - len(kept), near)
+        if kind == GPU and spec.topology and count > 1 and not kept:
+            picked = nearest(usable, count, near_of, spec.topology)
+        else:
+            picked = kept + _together(rest, count - len(kept), near)
         return sorted((device.id for device in picked), key=natural)
 
     def numa_nodes(self, kind: str, ids: Iterable[str]) -> set[int]:
@@ -112,6 +116,9 @@ class Room:
         asked = spec.amounts[kind]
         free = self._device_free[kind]
         have = [WHOLE if empty else free[device.id] for device in self._suitable(spec, kind)]
+        if kind == GPU and spec.topology and asked > WHOLE:
+            whole = [d for d in self._suitable(spec, kind) if empty or free[d.id] == WHOLE]
+            return WHOLE * largest([near_of(device) for device in whole], spec.topology)
         return max(have, default=0) if asked < WHOLE else WHOLE * sum(left == WHOLE for left in have)
 
 

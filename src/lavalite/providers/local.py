@@ -16,7 +16,14 @@ import structlog
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, UNITS, WHOLE, Device, NodeOffer, Resource
 from lavalite.providers.cgroup import cpu_quota_milli, memory_limit_bytes
 from lavalite.providers.nvml import find_gpus
-from lavalite.providers.sysfs import Tree, find_cores, find_network_cards, numa_memory_bytes, total_memory_bytes
+from lavalite.providers.sysfs import (
+    Tree,
+    find_cores,
+    find_network_cards,
+    numa_memory_bytes,
+    root_port,
+    total_memory_bytes,
+)
 
 RESERVE_SHARE = 32
 RESERVE_LEAST_BYTES, RESERVE_MOST_BYTES = 256 << 20, 4 << 30
@@ -127,5 +134,7 @@ def _gpu(node: str, gpus: list[Device]) -> Resource:
 
 
 def _placed(gpu: Device, tree: Tree) -> Device:
-    """With the NUMA node that its PCI address is on."""
-    return gpu.model_copy(update={"numa_node": tree.number(f"sys/bus/pci/devices/{gpu.pci_address}/numa_node", -1)})
+    """With the NUMA node that its PCI address is on, and the PCIe root port that it is behind."""
+    folder = f"sys/bus/pci/devices/{gpu.pci_address}"
+    attributes = gpu.attributes | ({"pcie": port} if (port := root_port(tree.root / folder)) else {})
+    return gpu.model_copy(update={"numa_node": tree.number(f"{folder}/numa_node", -1), "attributes": attributes})

@@ -42,12 +42,42 @@ def _all(nvml: Any, warn: Callable[[str], None]) -> list[Device]:
     except nvml.NVMLError as error:
         warn(f"GPUs are not offered: NVML says {error}")
         return found
+    handles = []
     for index in range(count):
         try:
             found.append(_gpu(nvml, index, driver))
+            handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
         except nvml.NVMLError as error:
             warn(f"GPU {index} is not offered: NVML says {error}")
-    return found
+    return _with_islands(found, _islands(nvml, handles))
+
+
+def _with_islands(gpus: list[Device], islands: list[int]) -> list[Device]:
+    """With the number of the NVLink island that each is on, where it is on one."""
+    return [
+        gpu.model_copy(update={"attributes": gpu.attributes | {"nvlink": str(island)}}) if island >= 0 else gpu
+        for gpu, island in zip(gpus, islands, strict=True)
+    ]
+
+
+def _islands(nvml: Any, handles: list[Any]) -> list[int]:
+    """For each GPU the place of the first one that it reaches over NVLink, however far; -1 where it reaches none."""
+    islands = list(range(len(handles)))
+    for at, one in enumerate(handles):
+        for before in range(at):
+            if islands[before] != islands[at] and _linked(nvml, handles[before], one):
+                first, other = sorted((islands[before], islands[at]))
+                islands = [first if island == other else island for island in islands]
+    return [island if islands.count(island) > 1 else -1 for island in islands]
+
+
+def _linked(nvml: Any, one: Any, other: Any) -> bool:
+    """Whether the two reach each other over NVLink, directly or by a switch."""
+    try:
+        status = nvml.nvmlDeviceGetP2PStatus(one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    except nvml.NVMLError:
+        return False
+    return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
 def _gpu(nvml: Any, index: int, driver: str) -> Device:

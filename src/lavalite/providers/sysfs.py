@@ -155,6 +155,14 @@ def _card(tree: Tree, name: str) -> Device:
     )
 
 
+def root_port(device: Path) -> str:
+    """The PCIe root port that a device, by its link in /sys/bus/pci/devices, is behind; empty where there is none."""
+    if not device.is_symlink():
+        return ""
+    found = [name for name in device.resolve().parts if PCI_ADDRESS.fullmatch(name)]
+    return found[0] if len(found) > 1 else ""
+
+
 def _pci_address(device: Path) -> str:
     """Of the device that this link leads to, or of the nearest one that it hangs on (virtio). Empty: none."""
     if not device.is_symlink():
