@@ -82,6 +82,9 @@ options:
   gpu_memory:
     description: Memory that each GPU must have, as V(40GiB).
     type: str
+  gpu_mig:
+    description: A MIG profile, as V(1g.10gb). Then O(gpu) counts instances of it, and no whole GPUs.
+    type: str
   gpu_topology:
     description: What all GPUs of a task must have in common. Without it they are as near to each other as can be.
     type: str
@@ -382,6 +385,7 @@ def arguments():
         "gpu",
         "gpu_model",
         "gpu_memory",
+        "gpu_mig",
         "storage",
         "network",
     )

@@ -265,6 +265,39 @@ def test_gpus_tell_what_they_are_connected_by(root: Path) -> None:
     assert [d.attributes.get("pcie", "") for d in found] == ports
 
 
+class MigNvml(FakeNvml):
+    """GPU 0 is whole; GPU 1 is split in two instances, with a gap between their numbers."""
+
+    def nvmlDeviceGetMigMode(self, gpu: int) -> tuple[int, int]:
+        return gpu, gpu
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: int) -> int:
+        assert gpu == 1
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: int, at: int) -> int:
+        if at not in (0, 3):
+            raise FakeError("Not Found")
+        return 10 + at
+
+    def nvmlDeviceGetName(self, gpu: int) -> bytes:
+        return {10: b"Test H100 MIG 1g.10gb", 13: b"Test H100 MIG 3g.40gb"}.get(gpu, b"Test H100")
+
+    def nvmlDeviceGetUUID(self, gpu: int) -> str:
+        return f"MIG-{gpu}" if gpu >= 10 else f"GPU-{gpu}"
+
+
+def test_of_a_split_gpu_its_mig_instances_are_offered(root: Path) -> None:
+    record(root, {"sys/bus/pci/devices/0000:01:00.0/numa_node": "1"})
+    offer = look(root, gpus=lambda warn: find_gpus(warn, MigNvml()))
+    assert offer.amount("gpu") == 3000
+    assert [(d.id, d.model, d.mig, d.numa_node, d.attributes.get("mig_parent")) for d in offer.devices("gpu")] == [
+        ("GPU-0", "Test H100", "", -1, None),
+        ("MIG-10", "Test H100", "1g.10gb", 1, "GPU-1"),
+        ("MIG-13", "Test H100", "3g.40gb", 1, "GPU-1"),
+    ]
+
+
 def test_a_lost_gpu_is_told_and_the_others_are_offered() -> None:
     said: list[str] = []
     nvml = FakeNvml(broken=(0,))

@@ -59,6 +59,10 @@ def request_text(request: dict[str, Any]) -> str:
     parts = [format_amount(kind, amount, named=True) for kind, amount in asked.amounts().items()]
     if asked.gpu_model:
         parts.append(f"GPU model {asked.gpu_model}")
+    if asked.gpu_mig:
+        parts.append(f"of MIG profile {asked.gpu_mig}")
+    if asked.gpu_topology:
+        parts.append(f"GPUs together by {asked.gpu_topology}")
     if asked.gpu_memory_bytes:
         parts.append(f"{format_amount('memory', asked.gpu_memory_bytes)} on each GPU")
     parts += [f"{amount} {name}" for name, amount in asked.floating.items()]

@@ -181,6 +181,9 @@ def submit(
     gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
     gpu_model: Annotated[str, typer.Option(help="Only GPUs of this model.", rich_help_panel=_RESOURCES)] = "",
     gpu_memory: Annotated[str, typer.Option(help="Memory that each GPU has.", rich_help_panel=_RESOURCES)] = "",
+    mig: Annotated[
+        str, typer.Option(metavar="1g.10gb", help="MIG instances of it, no whole GPUs.", rich_help_panel=_RESOURCES)
+    ] = "",
     gpu_topology: Annotated[
         str,
         typer.Option(metavar="nvlink|pcie|numa", help="GPUs that have this in common.", rich_help_panel=_RESOURCES),
@@ -256,7 +259,8 @@ def submit(
             "queue": queue,
             "host": host,
             "reservation": reservation,
-            "request": make_request(typed, gpu_model, floating or [], pool or []) | {"gpu_topology": gpu_topology},
+            "request": make_request(typed, gpu_model, floating or [], pool or [])
+            | {"gpu_topology": gpu_topology, "gpu_mig": mig},
             "group": group,
             "policy": policy,
             "affinity": [

@@ -167,12 +167,19 @@ def _reservation(state: ClusterState, spec: JobSpec) -> list[Fault]:
 
 def _amounts(spec: JobSpec) -> list[Fault]:
     request, faults = spec.request, []
+    whole = request.gpu_milli >= WHOLE and whole_gpus(request.gpu_milli)
     if not whole_gpus(request.gpu_milli):
         message = f"{request.gpu_milli} milli-GPUs are neither whole GPUs nor a part of one"
         faults.append(Fault("bad_amount", message, "request.gpu_milli", "Ask for 1000, 2000, …, or less than 1000."))
     if not request.gpu_milli and (request.gpu_model or request.gpu_memory_bytes):
         message = "a GPU is described, but none is asked for"
         faults.append(Fault("bad_amount", message, "request.gpu_milli", "Say how many, in thousandths."))
+    if request.gpu_mig and not whole:
+        message = f"{request.gpu_mig} is a MIG instance, and such are given out whole"
+        faults.append(Fault("bad_amount", message, "request.gpu_mig", "Say how many: 1, 2, …"))
+    if request.gpu_mig and request.gpu_topology:
+        message = f"{request.gpu_topology} is between whole GPUs, and MIG instances are asked for"
+        faults.append(Fault("bad_input", message, "request.gpu_topology", "Leave one of them out."))
     if request.gpu_topology and request.gpu_milli < 2 * WHOLE:
         message = f"{request.gpu_topology} is between GPUs, and fewer than two whole ones are asked for"
         faults.append(Fault("bad_amount", message, "request.gpu_topology", "Ask for two or more, or leave it out."))

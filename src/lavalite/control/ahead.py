@@ -93,7 +93,7 @@ class Point:
             return most
         gpu = wanted.gpu
         able = [d for d in self._then(devices) if gpu.units(d)]
-        if self.choosy and len({(d.model, d.memory_bytes) for d in devices}) > 1:
+        if self._may_be_of(devices):
             return 0
         whole = max(0, sum(d.free == WHOLE for d in able) - self.whole_kept)
         if not gpu.part:
@@ -112,7 +112,7 @@ class Point:
         most = self._by_amounts(wanted, free)
         if not most or wanted.gpu is None or not self.whole_kept:
             return most
-        if self.choosy and len({(d.model, d.memory_bytes) for d in devices}) > 1:
+        if self._may_be_of(devices):
             return 0
         taken: dict[str, int] = {}
         for tasks in range(min(most, len(devices) * WHOLE)):
@@ -125,6 +125,11 @@ class Point:
             if sum(left == WHOLE for left in then) < self.whole_kept:
                 return tasks
         return most
+
+    def _may_be_of(self, devices: Devices) -> bool:
+        """Whether it matters which of a mixed lot are kept; MIG instances are never what whole GPUs are kept by."""
+        choosy = self.choosy or (self.whole_kept > 0 and any(d.mig for d in devices))
+        return choosy and len({d.sort for d in devices}) > 1
 
     @property
     def whole_kept(self) -> int:
@@ -159,7 +164,7 @@ class Ahead:
         alive = [keep for keep in self.keeps if keep.start <= time < keep.end]
         for keep in alive:
             _add(kept, keep.amounts)
-        choosy = any(k.gpu is not None and (k.gpu.model or k.gpu.memory_bytes) for k in alive)
+        choosy = any(k.gpu is not None and (k.gpu.model or k.gpu.memory_bytes or k.gpu.mig) for k in alive)
         return Point(time, released, devices, kept, choosy)
 
     def points(self, now: float, until: float = math.inf) -> list[Point]:

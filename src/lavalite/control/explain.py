@@ -68,6 +68,7 @@ def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
     """`4 A100, 16 cpu, 128GiB memory, pool gpus, on host trainer`: for people."""
     amounts = request.amounts()
     words = [format_kind(kind, amounts[kind], request.gpu_model) for kind in sorted_kinds(amounts)]
+    words += [f"of MIG profile {request.gpu_mig}"] if request.gpu_mig else []
     words += [f"GPUs together by {request.gpu_topology}"] if request.gpu_topology else []
     words += [f"{amount} {kind}" for kind, amount in request.floating.items() if amount]
     words += [f"pool {pool}" for pool in sorted(set(pools.values()))] if not host else [f"on host {host}"]

@@ -127,7 +127,8 @@ def _left_then(state: ClusterState, kept: Reservation, node: NodeState, kind: st
 
 
 def _whole_then(state: ClusterState, node: NodeState, over: Iterable[TaskRun]) -> int:
-    free = state.book.device_free(node.name, GPU)
+    instances = {device.id for device in node.offer.devices(GPU) if device.mig}
+    free = {d: left for d, left in state.book.device_free(node.name, GPU).items() if d not in instances}
     for run in over:
         for share in _shares_here(state, run.key, node.name, GPU):
             for device in share.devices:

@@ -440,7 +440,8 @@ class Supply:
         for device_id, free in self.book.device_free(provider, GPU).items():
             if device_id in known:
                 device = known[device_id]
-                rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free, near_of(device)))
+                near, mig = near_of(device), device.mig
+                rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free, near, mig))
         return rows
 
 

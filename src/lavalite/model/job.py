@@ -42,6 +42,8 @@ class Request(Stored):
     gpu_milli: Amount = 0
     gpu_model: str = ""
     gpu_memory_bytes: Amount = 0
+    gpu_mig: str = Field(default="", max_length=32, pattern=r"^$|^([1-9]c\.)?[1-9][0-9]?g\.[0-9]{1,4}gb(\+[a-z.]+)?$")
+    """The profile of MIG instances, as `1g.10gb`: then so many of those are asked for, and no whole GPUs."""
     gpu_topology: Literal["", "nvlink", "pcie", "numa"] = ""
     """What all GPUs of a task must have in common; where it is not said, they are as near as can be."""
     storage_bytes: Amount = 0

@@ -39,6 +39,11 @@ class Device(Stored):
     pci_address: str = ""
     attributes: dict[str, str] = {}
 
+    @property
+    def mig(self) -> str:
+        """The profile of a MIG instance, as `1g.10gb`; empty for a whole GPU."""
+        return self.attributes.get("mig_profile", "")
+
 
 class Resource(Stored):
     """`name` is `OWNER/KIND`; `version` grows whenever anything of it changes."""

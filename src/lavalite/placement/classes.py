@@ -138,4 +138,6 @@ def gpu_selector(request: Request) -> GpuSelector | None:
     part = request.gpu_milli if request.gpu_milli < WHOLE else 0
     whole = 0 if part else request.gpu_milli // WHOLE
     together = request.gpu_topology if whole > 1 else ""
-    return GpuSelector(request.gpu_model, request.gpu_memory_bytes, part, together, whole if together else 0)
+    return GpuSelector(
+        request.gpu_model, request.gpu_memory_bytes, part, together, whole if together else 0, request.gpu_mig
+    )

@@ -52,6 +52,12 @@ class DeviceRow:
     memory_bytes: int
     free: int
     near: Near = NOWHERE
+    mig: str = ""
+    """The profile of a MIG instance; empty for a whole GPU."""
+
+    @property
+    def sort(self) -> tuple[str, int, str]:
+        return self.model, self.memory_bytes, self.mig
 
 
 class GpuSelector(NamedTuple):
@@ -65,10 +71,12 @@ class GpuSelector(NamedTuple):
     part: int
     together: str = ""
     each: int = 0
+    mig: str = ""
+    """Instances of this MIG profile are asked for; else whole GPUs, or parts of such."""
 
     def accepts(self, device: DeviceRow) -> bool:
         """Whether it is such a device at all, free or not."""
-        return _accepts(self.model, self.memory_bytes, device.model, device.memory_bytes)
+        return self.mig == device.mig and _accepts(self.model, self.memory_bytes, device.model, device.memory_bytes)
 
     def units(self, device: DeviceRow) -> int:
         """How many askers the device can serve now; for whole devices 1 or 0."""
@@ -110,8 +118,8 @@ class Columns:
         self._device_sort = np.zeros((self._size, 0), dtype=np.int64)
         self._device_island = np.zeros((len(LEVELS), self._size, 0), dtype=np.int64)
         """By level, the number of the island within its row that a device is on; 0 stands for none."""
-        self._sorts: dict[tuple[str, int], int] = {("", -1): 0}
-        """(model, memory) → number; 0 stands for no device."""
+        self._sorts: dict[tuple[str, int, str], int] = {("", -1, ""): 0}
+        """(model, memory, MIG profile) → number; 0 stands for no device."""
         self._accepted: dict[GpuSelector, Bools] = {}
         self._pools: dict[str, Bools] = {}
         self._last_change = np.zeros(self._size, dtype=np.int64)
@@ -266,7 +274,12 @@ class Columns:
         known = self._accepted.get(selector)
         if known is None or len(known) < len(self._sorts):
             asked = (selector.model, selector.memory_bytes)
-            known = np.array([memory >= 0 and _accepts(*asked, model, memory) for model, memory in self._sorts])
+            known = np.array(
+                [
+                    memory >= 0 and mig == selector.mig and _accepts(*asked, model, memory)
+                    for model, memory, mig in self._sorts
+                ]
+            )
             if len(self._accepted) >= 4096:
                 self._accepted.clear()
             self._accepted[selector] = known
@@ -301,12 +314,10 @@ class Columns:
         self._device_free[row] = 0
         self._device_sort[row] = 0
         for at, device in enumerate(devices):
-            sort = (device.model, device.memory_bytes)
             self._device_free[row, at] = max(0, device.free)
-            self._device_sort[row, at] = self._sorts.setdefault(sort, len(self._sorts))
+            self._device_sort[row, at] = self._sorts.setdefault(device.sort, len(self._sorts))
         same = len(before) == len(devices) and all(
-            (old.id, old.model, old.memory_bytes, old.near) == (new.id, new.model, new.memory_bytes, new.near)
-            and new.free <= old.free
+            (old.id, old.near, *old.sort) == (new.id, new.near, *new.sort) and new.free <= old.free
             for old, new in zip(before, devices, strict=True)
         )
         return not same

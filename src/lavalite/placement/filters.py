@@ -50,7 +50,7 @@ def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
     if wanted.gpu is not None:
         needed = max(1, wanted.amounts[GPU] // WHOLE)
         of_model = np.array([_matching(columns, wanted, row) for row in range(len(columns))], dtype=np.int64)
-        yield Reason.NO_MODEL, of_model == 0
+        yield Reason.NO_MIG if wanted.gpu.mig else Reason.NO_MODEL, of_model == 0
         small |= of_model < needed
     yield Reason.TOO_SMALL, small
     if wanted.gpu is not None and wanted.gpu.together:

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     NOT_NEAR = "not_near"
     NOT_APART = "not_apart"
     NO_MODEL = "no_model"
+    NO_MIG = "no_mig"
     NO_KIND = "no_kind"
     TOO_SMALL = "too_small"
     NO_TOPOLOGY = "no_topology"
@@ -40,6 +41,7 @@ WORDS: dict[Reason, tuple[str, str]] = {
     Reason.NOT_NEAR: ("is not near the jobs asked for", "are not near the jobs asked for"),
     Reason.NOT_APART: ("is near jobs that it is to be apart from", "are near jobs that it is to be apart from"),
     Reason.NO_MODEL: ("has no device of the model asked for", "have no device of the model asked for"),
+    Reason.NO_MIG: ("has no MIG instance of the profile asked for", "have no MIG instances of the profile asked for"),
     Reason.NO_KIND: ("offers none of a kind asked for", "offer none of a kind asked for"),
     Reason.TOO_SMALL: ("is too small even when empty", "are too small even when empty"),
     Reason.NO_TOPOLOGY: ("has no GPUs that are connected as asked", "have no GPUs that are connected as asked"),

@@ -109,7 +109,7 @@ class Room:
         devices = self._devices.get(kind, [])
         if kind != GPU:
             return devices
-        return [d for d in devices if fits_model(d, spec.gpu_model, spec.gpu_memory_bytes)]
+        return [d for d in devices if not d.mig and fits_model(d, spec.gpu_model, spec.gpu_memory_bytes)]
 
     def _in_devices(self, spec: HostSpec, kind: str, *, empty: bool) -> int:
         """How much of what is asked for the named devices could give."""

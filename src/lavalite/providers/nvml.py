@@ -42,14 +42,39 @@ def _all(nvml: Any, warn: Callable[[str], None]) -> list[Device]:
     except nvml.NVMLError as error:
         warn(f"GPUs are not offered: NVML says {error}")
         return found
-    handles = []
+    handles, instances = [], list[Device]()
     for index in range(count):
         try:
-            found.append(_gpu(nvml, index, driver))
-            handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            gpu = _gpu(nvml, handle, index, driver)
+            if gpu.attributes["mig"] == "on":
+                # Nobody can use it whole: its instances are offered instead.
+                instances += _mig_instances(nvml, handle, gpu)
+                continue
+            found.append(gpu)
+            handles.append(handle)
         except nvml.NVMLError as error:
             warn(f"GPU {index} is not offered: NVML says {error}")
-    return _with_islands(found, _islands(nvml, handles))
+    return _with_islands(found, _islands(nvml, handles)) + instances
+
+
+def _mig_instances(nvml: Any, handle: Any, gpu: Device) -> list[Device]:
+    """The MIG instances of a GPU, each as a device of its own. Its profile is the last word of its name."""
+    found = []
+    for at in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, at)
+        except nvml.NVMLError:
+            continue  # there is none of this number
+        attributes = gpu.attributes | {
+            "mig_profile": _text(nvml.nvmlDeviceGetName(instance)).rpartition(" MIG ")[2].lower(),
+            "mig_parent": gpu.id,
+        }
+        memory_bytes = int(nvml.nvmlDeviceGetMemoryInfo(instance).total)
+        device_id = _text(nvml.nvmlDeviceGetUUID(instance))
+        changed = {"id": device_id, "memory_bytes": memory_bytes, "attributes": attributes}
+        found.append(gpu.model_copy(update=changed))
+    return found
 
 
 def _with_islands(gpus: list[Device], islands: list[int]) -> list[Device]:
@@ -80,8 +105,7 @@ def _linked(nvml: Any, one: Any, other: Any) -> bool:
     return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
-def _gpu(nvml: Any, index: int, driver: str) -> Device:
-    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+def _gpu(nvml: Any, gpu: Any, index: int, driver: str) -> Device:
     domain, _, rest = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId).lower().partition(":")
     return Device(
         id=_text(nvml.nvmlDeviceGetUUID(gpu)),
