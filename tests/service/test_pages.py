@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"fairness.md": "fairness.yml", "quotas.md": "quotas.yml"}
+PAGES = {"fairness.md": "fairness.yml", "preemption.md": "preemption.yml", "quotas.md": "quotas.yml"}
 PATIENCE_SECONDS = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200), pytest.mark.xdist_group("readme")]

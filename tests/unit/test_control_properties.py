@@ -32,7 +32,7 @@ from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import Array, Dependency, DependencyKind, Gang
-from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
+from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec
 
 NODES = ("n1", "n2", "n3")
 OFFERS = {
@@ -41,8 +41,18 @@ OFFERS = {
     "n3": offer("n3", cpu=3, gpus=1, model="V100"),
 }
 QUEUES = {
-    "normal": QueueSpec("normal", 30, default=True, fence_after_seconds=100, lost_after_seconds=110, retries=1),
-    "few": QueueSpec("few", 50, "round-robin", tasks_per_user=2, fence_after_seconds=50, lost_after_seconds=60),
+    "normal": QueueSpec(
+        "normal", 30, default=True, fence_after_seconds=100, lost_after_seconds=110, retries=1, max_preemptions=2
+    ),
+    "few": QueueSpec(
+        "few",
+        50,
+        "round-robin",
+        tasks_per_user=2,
+        fence_after_seconds=50,
+        lost_after_seconds=60,
+        preemption=Preemption("requeue"),
+    ),
 }
 POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
 HOSTS = {"trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000}), "small": HostSpec("small", {"cpu": 1000})}
@@ -215,6 +225,7 @@ class Cluster(RuleBasedStateMachine):
             self.world.check()
             _nothing_sleeps_that_fits(self.world)
             self._no_more_tries_than_allowed()
+            assert all(n <= 2 for job in self.world.state.jobs.values() for n in job.preemptions.values())
             assert audit(KEYS, self.world.store, self.world.specs).faults == []
 
     def _no_more_tries_than_allowed(self) -> None:

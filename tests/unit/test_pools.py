@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from signal import SIGUSR1
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lavalite.base.errors import InputError
 from lavalite.model.pools import check_document, check_pools_file, load_pools, pools_from
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.resources import Device, NodeOffer, Resource
-from lavalite.model.specs import Fairshare, Limits, LinkSpec, NodeCapacity, PoolSpec, QueueSpec, Quota
+from lavalite.model.specs import Fairshare, Limits, LinkSpec, NodeCapacity, PoolSpec, Preemption, QueueSpec, Quota
 
 GIB, TIB = 2**30, 2**40
 
@@ -662,3 +663,70 @@ def test_backfill_that_cannot_be_is_refused(bad: str) -> None:
     with pytest.raises(InputError) as caught:
         load_pools(f"cluster: t\nqueues: {{only: {{backfill: {bad}}}}}\n")
     assert all("backfill" in (fault.field or "") for fault in caught.value.faults), caught.value.faults
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        ("none", None),
+        ("requeue", Preemption("requeue")),
+        ("{mode: cancel, below: 20}", Preemption("cancel", below=20)),
+        (
+            "{mode: requeue, queues: [low], grace: 2m, signal: SIGUSR1}",
+            Preemption("requeue", ("low",), None, 120, int(SIGUSR1)),
+        ),
+    ],
+)
+def test_a_queue_says_how_it_preempts(written: str, rule: Preemption | None) -> None:
+    low = "{priority: 1, default: true, max_preemptions: 3}"
+    text = f"queues: {{top: {{priority: 30, preemption: {written}}}, low: {low}}}"
+    top, under = load_pools(f"cluster: t\n{text}\n").queue_specs()
+    assert (top.preemption, top.max_preemptions, under.preemption, under.max_preemptions) == (rule, None, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("often", "preemption.mode: often is not known here. Write none or cancel or requeue."),
+        (
+            "{mode: none, queues: [low]}",
+            "preemption: nobody is preempted, and yet it says how. Write mode: requeue or cancel.",
+        ),
+        ("{mode: requeue, queues: [lwo]}", "preemption.queues[0]: there is no queue lwo. Did you mean low?"),
+        (
+            "{mode: requeue, queues: [peer]}",
+            "preemption.queues[0]: queue peer has priority 30, and top has 30. Only queues of lower priority can be"
+            " preempted: leave it out, or change the priorities.",
+        ),
+        (
+            "{mode: requeue, below: 31}",
+            "preemption.below: below 31 are queues that come before top, which has priority 30. Write 30 or less, or"
+            " leave it out.",
+        ),
+        (
+            "{mode: requeue, signal: SIGKILL}",
+            "preemption: SIGKILL is no signal that asks to end. Write one of SIGTERM, SIGINT, SIGHUP, SIGQUIT,"
+            " SIGXCPU, SIGUSR1, SIGUSR2.",
+        ),
+        ("{mode: requeue, grace: 2d}", "preemption: grace is 2d. Write from 1s to 1d."),
+        ("{mode: requeue, grace: 0s}", "preemption: grace is 0s. Write from 1s to 1d."),
+    ],
+)
+def test_preemption_that_cannot_be_is_refused(rule: str, sentence: str) -> None:
+    queues = (
+        f"{{top: {{priority: 30, default: true, preemption: {rule}}}, peer: {{priority: 30}}, low: {{priority: 1}}}}"
+    )
+    with pytest.raises(InputError) as caught:
+        load_pools(f"cluster: t\nqueues: {queues}\n")
+    (fault,) = caught.value.faults
+    said = f"{fault.field}: {fault.message}. {fault.hint}"
+    assert sentence.lower() in said.lower(), said
+
+
+def test_the_lowest_queue_preempts_nobody() -> None:
+    with pytest.raises(InputError) as caught:
+        load_pools(
+            "cluster: t\nqueues: {low: {priority: 1, preemption: requeue}, top: {priority: 2, default: true}}\n"
+        )
+    (fault,) = caught.value.faults
+    assert fault.message == "no queue has a lower priority than low, which has 1"

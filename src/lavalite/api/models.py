@@ -296,6 +296,8 @@ class Job(Shape):
     depends: list[str] = []
     rerunnable: bool = False
     walltime_seconds: int | None = None
+    preemptions: int = 0
+    """How often its tasks have ended since they were preempted."""
 
 
 class Task(Shape):
@@ -313,6 +315,9 @@ class Task(Shape):
     gpu_topology: str = ""
     exit_code: int | None = None
     reason: str = ""
+    """Why it ended; while it runs, why it is about to."""
+    preemptions: int = 0
+    """How often it has ended since it was preempted."""
     started_at: float | None = None
     ended_at: float | None = None
 

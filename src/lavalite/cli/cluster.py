@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -120,8 +120,18 @@ QUEUE_COLUMNS: list[Column[Queue]] = [
     Column("PENDING", lambda q: q.pending),
     Column("RUNNING", lambda q: q.running),
     Column("LIMITS", lambda q: _mapping_text(q.spec.get("limits")), wide=True),
+    Column("PREEMPTS", lambda q: preemption_text(q.spec.get("preemption")), wide=True),
     Column("SHARES", lambda q: ", ".join(map(share_text, (s for s in q.shares if not s.user))), wide=True),
 ]
+
+
+def preemption_text(rule: dict[str, Any] | None) -> str:
+    """`requeue low, batch below 20`: how a queue's jobs preempt, and whom."""
+    if not rule:
+        return ""
+    below = f"below {rule['below']}" if rule.get("below") is not None else ""
+    return " ".join(filter(None, [rule["mode"], ", ".join(rule.get("queues") or ()), below]))
+
 
 SHARE_COLUMNS: list[Column[ShareUse]] = [
     Column("QUEUE", lambda s: s.queue),

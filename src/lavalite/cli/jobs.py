@@ -103,6 +103,7 @@ TASK_COLUMNS: list[Column[Task]] = [
     Column("ENDED", lambda t: moment(t.ended_at)),
     Column("GPUS", lambda t: " ".join(t.gpus) + (f" ({t.gpu_topology})" if t.gpu_topology else ""), wide=True),
     Column("REASON", lambda t: t.reason),
+    Column("PREEMPTED", lambda t: t.preemptions or "", wide=True),
 ]
 
 

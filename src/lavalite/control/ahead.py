@@ -14,12 +14,12 @@ stop may take its grace. What has no walltime never ends, nor does what is stopp
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lavalite.control.plan import PlannedStart
-from lavalite.control.tasks import TaskRun
+from lavalite.control.tasks import TaskKey, TaskRun
 from lavalite.ledger.book import FLOATING
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, WHOLE
@@ -44,7 +44,10 @@ def margin_seconds(state: ClusterState) -> float:
 
 
 def lasts_until(state: ClusterState, run: TaskRun, now: float) -> float:
-    """When the task has surely ended, if its walltime is kept; never, if it is stopped or nobody hears of it."""
+    """When the task has surely ended: by its walltime, or since it was told to end; never, if it is suspended or
+    nobody hears of it."""
+    if run.stop_by is not None:
+        return max(run.stop_by, now + 1.0)
     if run.state not in (TaskState.COMMITTED, TaskState.RUNNING):
         return math.inf
     grace_seconds = state.settings.stop_grace_seconds
@@ -183,11 +186,16 @@ def ahead_of(state: ClusterState, provider: str, now: float) -> Ahead:
     return Ahead(releases_of(state, provider, now), keeps_of(state, provider, now))
 
 
-def releases_of(state: ClusterState, provider: str, now: float) -> list[Release]:
-    """What the tasks on a provider give back, those that end; the tasks of a reservation to that until it is over."""
+def releases_of(state: ClusterState, provider: str, now: float, without: Container[TaskKey] = ()) -> list[Release]:
+    """What the tasks on a provider give back, those that end; the tasks of a reservation to that until it is over.
+
+    Tasks of `without` are left out, as if they had ended.
+    """
     node = state.node_of(provider)
     releases = []
     for run in node.runs.values() if node is not None else ():
+        if run.key in without:
+            continue
         at = lasts_until(state, run, now)
         kept = state.reservations.get(state.jobs[run.key.job].spec.reservation)
         if kept is not None:

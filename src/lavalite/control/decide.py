@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, drain, gangs, health, planning, reservations, starts, wishes
+from lavalite.control import composer, drain, gangs, health, planning, preemption, reservations, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -67,6 +67,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             wishes.go_on_cancelling(state, now, out)
             reservations.let_go(state, now)
             planning.go_on(state, now)
+            preemption.look_again(state, now)
             composer.look_again(state)
             forget_finished(state, now)
             state.schedule_wanted |= bool(state.claims)  # who claims may want nothing any more

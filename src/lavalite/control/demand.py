@@ -101,6 +101,8 @@ class Demand(Supply):
         self.gangs_moved: set[int] = set()
         """Jobs whose tasks start together, and of which one has ended, or did not start."""
         self.plan = Plan()
+        self.without_victims: dict[tuple[Any, ...], tuple[float, int]] = {}
+        """Shapes that found nobody to preempt (control.preemption): when, and as of which change of the book."""
         self.unfinished_tasks = 0
         """Of all jobs."""
         self.unfinished_jobs: Counter[str] = Counter()

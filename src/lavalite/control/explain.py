@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lavalite.control import affinity, gangs, limits, quotas, reservations, shares
+from lavalite.control import affinity, gangs, limits, preemption, quotas, reservations, shares
 from lavalite.control.dependencies import first_missing, never
 from lavalite.control.estimates import Estimates
 from lavalite.control.state import ClusterState
-from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState
+from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState, TaskRun
 from lavalite.ledger.book import FLOATING
 from lavalite.model.amounts import format_amount
 from lavalite.model.host import HostState
@@ -20,6 +20,8 @@ from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
 from lavalite.placement.filters import refusal
 from lavalite.placement.reasons import Reason
+
+MAX_NAMED = 10
 
 
 @dataclass(slots=True)
@@ -106,8 +108,10 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     elif job.spec.gang is not None and gangs.is_broken(state, job):
         reasons.append("It begins anew, all tasks together, as soon as those that still run have been stopped.")
     elif job.counts.get(WAITING) and not job.startable:
-        soonest = min(job.wakes.values(), default=now)
-        reasons.append(f"Its last attempt ended; it is tried again in {_seconds(soonest - now)}.")
+        position, soonest = min(job.wakes.items(), key=lambda wake: wake[1])
+        end = job.ends.get(position)
+        was = f"was {end.reason}" if end is not None and end.reason.startswith(preemption.PREEMPTED) else "ended"
+        reasons.append(f"Its last attempt {was}; it is tried again in {_seconds(soonest - now)}.")
     if not reasons:
         reasons += _limits(state, job)
     if not reasons and not job.spec.host and not any(n.connected for n in state.nodes.values()):
@@ -151,6 +155,9 @@ def _limits(state: ClusterState, job: JobState) -> list[str]:
 
 def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanation) -> None:
     state.refresh_columns(now)
+    if ending := preemption.waited_for(state, job, now):
+        _explain_preemption(state, ending, told)
+        return
     wanted = state.request_class(job.spec)
     near = affinity.filters(state, job)
     why = refusal(state.columns, wanted, near)
@@ -179,6 +186,22 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     told.sentence = f"{told.sentence} {why.sentence()}".lstrip()
     if why.nearest:
         told.held_by = holders(state, why.nearest, list(why.lacks))
+
+
+def _explain_preemption(state: ClusterState, ending: list[TaskRun], told: Explanation) -> None:
+    """Room is being made for it: who has to end first."""
+    told.held_by = [_name(state, run) for run in ending[:MAX_NAMED]]
+    more = f" and {len(ending) - MAX_NAMED} more" if len(ending) > MAX_NAMED else ""
+    tasks = f"{len(ending)} task{'s'[: len(ending) != 1]}"
+    preempted = sum(bool(run.preempted) for run in ending)
+    words = "preempted for it" if preempted == len(ending) else f"of which {preempted} were preempted"
+    told.sentence = f"It waits for {tasks} to end, {words}: {', '.join(told.held_by)}{more}."
+
+
+def _name(state: ClusterState, run: TaskRun) -> str:
+    """`job 7`, `job 8[3]`."""
+    array = state.jobs[run.key.job].spec.array
+    return f"job {run.key.job}[{run.key.task}]" if array is not None else f"job {run.key.job}"
 
 
 def _explain_gang(state: ClusterState, job: JobState, now: float, told: Explanation) -> bool:

@@ -72,7 +72,7 @@ def _compare(
             continue
         if run.id in listed:
             run.lost_since = None  # its journal was gone, and is back
-            stop_again(state, run, out)
+            stop_again(state, run, now, out)
         elif run.cancel_requested and run.started_at is None:
             end = _lost_end(run, now, "cancelled before it started")
             conclude(state, run, Verdict(TaskState.CANCELLED), end, now)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavalite.model.task import AttemptId
 from lavalite.placement.columns import GpuSelector
 
 
@@ -31,6 +32,8 @@ class PlannedStart:
     gpu: GpuSelector | None = None
     found_at: float = 0.0
     """When it was looked for last."""
+    preempts: frozenset[AttemptId] = frozenset()
+    """Attempts that were told to end for it, or that end by themselves and that it counts on (control.preemption)."""
 
     @property
     def tasks(self) -> int:
@@ -89,6 +92,10 @@ class Plan:
     def stood(self, job: int) -> bool:
         """Whether a start was planned for the job before this pass, which has not come to it yet."""
         return job in self._before
+
+    def before(self, job: int) -> PlannedStart | None:
+        """What was planned for the job before this pass, which has not come to it yet."""
+        return self._before.get(job)
 
     def take_before(self, job: int) -> PlannedStart | None:
         """What was planned for the job before this pass, to be planned or started now."""

@@ -11,19 +11,17 @@ Nobody loses what is within the nominal quota of its group. Tasks that are not r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
-from lavalite.control import affinity, limits, quotas
+from lavalite.control import limits, quotas
 from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.control.vacated import Vacated, VacatedRow
 from lavalite.control.wishes import end_run
 from lavalite.model.job import Share
-from lavalite.model.resources import GPU
-from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Bools, Columns
 
 REASON_RECLAIMED = "requeued: it ran on borrowed quota, which its owner needs"
 MAX_CLAIMED_TASKS = 64
@@ -61,9 +59,7 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
     excess = {(pool, kind, group): n for pool, kind, _ in charges for group, n in _excess(state, pool, kind, job)}
     if not excess:
         return
-    leaning = affinity.leaning(state, job)
-    closed = ~leaning.open if leaning is not None and leaning.open is not None else None
-    search = _Search(state, waiting.wanted, job.spec.group, charges, wanted, excess, closed)
+    search = _Search(state, Vacated(state, waiting, job, now), job.spec.group, charges, wanted, excess)
     victims = search.victims()
     if search.enough < (len(job.codes) if job.spec.gang is not None else 1):
         return  # nothing that could be taken back would make room for it
@@ -85,48 +81,21 @@ def _excess(state: ClusterState, pool: str, kind: str, job: JobState) -> Iterato
 
 
 @dataclass(slots=True)
-class _Node:
-    """A node as it would be without some tasks."""
-
-    row: int
-    free: dict[str, int]
-    gpus: dict[str, int]
-    fits_now: int
-
-    def room(self, columns: Columns, wanted: RequestClass) -> int:
-        """How many tasks fit."""
-        most = min((self.free.get(kind, 0) // amount for kind, amount in wanted.amounts.items()), default=0)
-        if wanted.gpu is not None:
-            devices = [replace(d, free=self.gpus.get(d.id, 0)) for d in columns.devices(self.row)]
-            most = min(most, wanted.gpu_tasks(devices))
-        return most
-
-
-@dataclass(slots=True)
 class _Search:
     """Which tasks of borrowers are to stop so that `wanted` of the owner's fit. `enough`: how many then do."""
 
     state: ClusterState
-    wanted_class: RequestClass
+    vacated: Vacated
     owner: str
     charges: list[tuple[str, str, int]]
     wanted: int
     excess: dict[tuple[str, str, str], int]
     """(pool, kind, group) → what the group still holds beyond its own."""
-    closed: Bools | None = None
-    """Rows where the owner's tasks must not go, whatever is free there."""
     freed: dict[tuple[str, str], int] = field(default_factory=dict)
-    nodes: dict[str, _Node] = field(default_factory=dict)
     enough: int = 0
-    _free_now: int = 0
 
     def victims(self) -> list[TaskRun]:
         """Those to stop. What stops already counts as gone."""
-        state = self.state
-        fits = self.wanted_class.fits(state.columns)
-        if self.closed is not None:
-            fits[self.closed] = 0
-        self._free_now = int(fits.clip(0, MAX_CLAIMED_TASKS).sum())
         stopping, others = self._candidates()
         for run in stopping:
             self._take(run)
@@ -159,7 +128,8 @@ class _Search:
                     chosen += taken
                     taken, before = [], self._snapshot()
         if taken:
-            self.excess, self.freed, self.nodes = before
+            self.excess, self.freed, vacated = before
+            self.vacated.restore(vacated)
 
     def _candidates(self) -> tuple[list[TaskRun], list[TaskRun]]:
         """(what stops already, what could be stopped), the newest first."""
@@ -181,28 +151,13 @@ class _Search:
 
     def _take(self, run: TaskRun) -> None:
         """Look at it all as if the task had ended."""
-        state, group = self.state, self.state.jobs[run.key.job].spec.group
-        shares = self._shares(run)
-        for share in shares:
+        group = self.state.jobs[run.key.job].spec.group
+        for share in self._shares(run):
             place = (share.pool, share.kind)
             self.freed[place] = self.freed.get(place, 0) + share.amount
             if (*place, group) in self.excess:
                 self.excess[*place, group] -= share.amount
-        row = state.columns.row(run.node)
-        if row is None or not (state.columns.ready & self.wanted_class.eligible(state.columns))[row]:
-            return
-        if self.closed is not None and self.closed[row]:
-            return
-        node = self.nodes.get(run.node)
-        if node is None:
-            free = {kind: state.book.free(run.node, kind) for kind in state.book.kinds(run.node)}
-            fits_now = int(self.wanted_class.fits(state.columns)[row])
-            node = self.nodes[run.node] = _Node(row, free, state.book.device_free(run.node, GPU), fits_now)
-        for share in shares:
-            node.free[share.kind] = node.free.get(share.kind, 0) + share.amount
-            for device in share.devices if share.kind == GPU else ():
-                if device in node.gpus:
-                    node.gpus[device] += share.amount // len(share.devices)
+        self.vacated.take(run)
 
     def _shares(self, run: TaskRun) -> list[Share]:
         return [share for share in self.state.book.shares(run.key.owner) if share.provider == run.node]
@@ -216,11 +171,7 @@ class _Search:
         return most
 
     def _by_room(self) -> int:
-        more = (max(0, n.room(self.state.columns, self.wanted_class) - n.fits_now) for n in self.nodes.values())
-        return self._free_now + sum(more)
+        return sum(self.vacated.rooms().values())
 
-    def _snapshot(
-        self,
-    ) -> tuple[dict[tuple[str, str, str], int], dict[tuple[str, str], int], dict[str, _Node]]:
-        nodes = {name: replace(n, free=dict(n.free), gpus=dict(n.gpus)) for name, n in self.nodes.items()}
-        return dict(self.excess), dict(self.freed), nodes
+    def _snapshot(self) -> tuple[dict[tuple[str, str, str], int], dict[tuple[str, str], int], dict[str, VacatedRow]]:
+        return dict(self.excess), dict(self.freed), self.vacated.snapshot()

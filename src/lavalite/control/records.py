@@ -214,6 +214,7 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         ends_by=record.ends_by,
         cancel_requested=record.cancel_requested,
         requeue_requested=record.requeue_requested,
+        preempted=record.preempted,
         maybe_sent=True,
     )
     state.restore_run(run, record)

@@ -4,6 +4,7 @@
           ▲                                             │                │
           ├──── none allowed: the lane is set aside ◄───┘                │
           └──── no room: the shape is left out, with all its lanes ◄─────┼──► control.reclaim, for who owns it
+                                                                         ├──► control.preemption, for whose queue may
                                                                          └──► control.planning, for who comes first
 
 A shape that does not fit is left out of the pass as a whole, however many jobs and users ask for it, and of those
@@ -15,7 +16,7 @@ start, a few of those that sleep have their turn for that alone.
 
 from __future__ import annotations
 
-from lavalite.control import affinity, gangs, limits, planning, quotas, reclaim, reservations
+from lavalite.control import affinity, gangs, limits, planning, preemption, quotas, reclaim, reservations
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.demand import WaitingClass
@@ -59,6 +60,7 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
         shape, waiting = turn
         job = state.jobs[_first(waiting)]
         allowed = _allowed(state, job)
+        lacking = 0
         if waiting.shape in state.asleep:
             most, placed = allowed, 0
         elif job.spec.gang is not None:
@@ -68,6 +70,7 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
                 break
             fits = most and _floating_room(state, job, now) >= most
             placed = _place_gang(state, waiting, job, now, records) if fits else 0
+            lacking = most if fits and not placed else 0
             if most and not placed:
                 _let_sleep(state, waiting, job, floating=not fits)
         else:
@@ -75,6 +78,7 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
             most = min(job.ready, left, turn_most, allowed)
             wanted = min(most, _floating_room(state, job, now))
             placed = _place(state, waiting, job, wanted, now, records) if wanted else 0
+            lacking = 0 if shape.fault else wanted - placed
             if placed == wanted < most:
                 _let_sleep(state, waiting, job, floating=True)
         left = max(0, left - placed)
@@ -91,7 +95,11 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
             looks += waiting.shape in state.asleep and shape not in pass_.roused
             if looks >= state.settings.max_looks:
                 left = 0  # what sleeps now is not looked at in the next pass, which goes on with the others
-            _plan(state, pass_, shape, waiting, job, now)
+            if preemption.go_on(state, job, now) or preemption.make_room(state, waiting, job, lacking, now, out):
+                state.asleep.forget(waiting.shape)
+                pass_.planned_first(shape, waiting)
+            else:
+                _plan(state, pass_, shape, waiting, job, now)
     pass_.end()
     if state.plan.end([number for number in state.plan.not_seen() if not left and _waits(state, number)]):
         state.keeps_changed = True

@@ -62,6 +62,8 @@ class ClusterState(Demand):
         self.runs: dict[TaskKey, TaskRun] = {}
         self.batches: dict[int, Batch] = {}
         self.quarantine: dict[tuple[str, AttemptId], AttemptReported] = {}
+        self.stopping: dict[TaskKey, None] = {}
+        """Tasks whose agents were told to end them."""
         self.turns: dict[str, int] = {}
         """Queue → the row that it was given last, for policies that take turns."""
         self.refused_by_book = 0
@@ -207,26 +209,33 @@ class ClusterState(Demand):
         self.dirty.tasks[run.key] = None
         self._task_moved(job, run.position)
 
-    def mark(self, run: TaskRun, *, cancel: bool = False, requeue: bool = False) -> None:
-        """Remember what a person wants of a live task, durably unless its commitment is not durable itself."""
+    def mark(self, run: TaskRun, *, cancel: bool = False, requeue: bool = False, preempted: str = "") -> None:
+        """Remember what is wanted of a live task, durably unless its commitment is not durable itself."""
         run.cancel_requested |= cancel
         run.requeue_requested |= requeue
+        run.preempted = run.preempted or preempted
         if not run.assumed:
             self.dirty.tasks[run.key] = None
+
+    def told_to_stop(self, run: TaskRun, by: float) -> None:
+        """Its agent is told to end it, and has done so by then."""
+        run.stop_by = by
+        self.stopping[run.key] = None
+        self.ends_changed |= {share.provider for share in self.book.shares(run.key.owner)}
 
     def finish(self, run: TaskRun, after: TaskState, end: End) -> None:
         """From a live state to a final one; what the task held is free."""
         job = self._end_attempt(run)
         job.move(run.position, after)
         job.note_attempt(run.position, run.attempt)
-        self._ended(job, run.position, end)
+        self._ended(job, run.position, _why(run, after, end))
 
     def retry(self, run: TaskRun, wake_at: float, end: End, *, charged: bool) -> None:
         """From a live state back to PENDING, to be tried again at `wake_at`; what the task held is free."""
         job = self._end_attempt(run)
         job.move(run.position, TaskState.PENDING)
         job.note_attempt(run.position, run.attempt)
-        job.note_end(run.position, end)
+        job.note_end(run.position, _why(run, TaskState.PENDING, end))
         if charged:
             job.charges[run.position] = job.charges.get(run.position, 0) + 1
         self._back_off(job, run.position, wake_at)
@@ -243,6 +252,8 @@ class ClusterState(Demand):
 
     def _end_attempt(self, run: TaskRun) -> JobState:
         job = self.jobs[run.key.job]
+        if run.preempted:
+            job.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
         self._let_go(job, run)
         self.book.release(run.key.owner)
         self.dirty.tasks[run.key] = None
@@ -288,6 +299,7 @@ class ClusterState(Demand):
     def _let_go(self, job: JobState, run: TaskRun) -> None:
         """Call it before the book gives back what the task holds."""
         del self.runs[run.key]
+        self.stopping.pop(run.key, None)
         shares = self.book.shares(run.key.owner)
         self.usage.remove(job, run.key, shares)
         if job.queue in self.fair:
@@ -344,6 +356,11 @@ class ClusterState(Demand):
             used[kind] = used.get(kind, 0) + sign * amount
         if not any(used.values()):
             del self.reserved_use[place]
+
+
+def _why(run: TaskRun, after: TaskState, end: End) -> End:
+    """What ended since it was preempted says so."""
+    return end._replace(reason=run.preempted) if run.preempted and after is not TaskState.SUCCEEDED else end
 
 
 def _rate(shares: Iterable[Share]) -> int:

@@ -101,6 +101,10 @@ class TaskRun:
     """When its reservation ends, and the task with it."""
     cancel_requested: bool = False
     requeue_requested: bool = False
+    preempted: str = ""
+    """For whom it was told to end, as a sentence for people; empty if it was not preempted."""
+    stop_by: float | None = None
+    """When it has surely ended, since its agent was told to end it; in memory alone."""
     maybe_sent: bool = False
     """Whether the agent may have heard of it."""
     lost_since: float | None = None
@@ -128,6 +132,8 @@ class JobState:
     """How many tasks have not ended."""
     attempts: dict[int, int] = field(default_factory=dict)
     charges: dict[int, int] = field(default_factory=dict)
+    preemptions: dict[int, int] = field(default_factory=dict)
+    """How often each task has ended since it was preempted."""
     ends: dict[int, End] = field(default_factory=dict)
     wakes: dict[int, float] = field(default_factory=dict)
     held: bool = False
@@ -261,6 +267,7 @@ class JobState:
         columns: dict[str, dict[int, Any]] = {
             "attempts": dict(_within(self.attempts, span)),
             "charges": dict(_within(self.charges, span)),
+            "preemptions": dict(_within(self.preemptions, span)),
             "ends": {p: end.stored() for p, end in _within(self.ends, span)},
             "wakes": dict(_within(self.wakes, span)),
         }
@@ -286,6 +293,7 @@ class JobState:
                 self.set_code(first + offset, letter)
         self.attempts.update({int(p): n for p, n in record.attempts.items()})
         self.charges.update({int(p): n for p, n in record.charges.items()})
+        self.preemptions.update({int(p): n for p, n in record.preemptions.items()})
         for p, e in record.ends.items():
             self.ends[int(p)] = End(e.exit_code, e.reason, e.node, e.started_at, e.ended_at)
         if record.started_at is not None:
@@ -329,4 +337,5 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         ends_by=run.ends_by,
         cancel_requested=run.cancel_requested,
         requeue_requested=run.requeue_requested,
+        preempted=run.preempted,
     )

@@ -34,9 +34,11 @@ class Usage:
     def __init__(self) -> None:
         self._sums: dict[_Scope, dict[str, int]] = {}
         self._in_pool: dict[tuple[str, str], dict[TaskKey, None]] = {}
+        self._in_queue: dict[str, dict[TaskKey, None]] = {}
 
     def add(self, job: JobState, key: TaskKey, shares: Iterable[Share]) -> None:
         """A task holds these shares."""
+        self._in_queue.setdefault(job.queue, {})[key] = None
         for place, name, amounts in _places(job, shares):
             for scope in _scopes(place, name, job):
                 sums = self._sums.get(scope)
@@ -67,6 +69,7 @@ class Usage:
                 del tasks[key]
                 if not tasks:
                     del self._in_pool[name, job.spec.group]
+        del self._in_queue[job.queue][key]
 
     def of(self, scope: Scope) -> Mapping[str, int]:
         """What is held, by kind. Not to be changed."""
@@ -75,6 +78,14 @@ class Usage:
     def in_pool(self, pool: str, group: str) -> list[TaskKey]:
         """Tasks of the group that hold anything of the pool, the newest first."""
         return list(reversed(self._in_pool.get((pool, group), {})))
+
+    def in_queue(self, queue: str) -> Iterator[TaskKey]:
+        """Tasks of the queue that hold anything, the newest first. Nothing may change meanwhile."""
+        return reversed(self._in_queue.get(queue, {}))
+
+    def queues(self) -> list[str]:
+        """Queues of which any task holds anything."""
+        return [queue for queue, tasks in self._in_queue.items() if tasks]
 
     def groups_in(self, pool: str) -> list[str]:
         """Groups that hold anything of the pool, by name."""

@@ -241,6 +241,7 @@ def job(state: ClusterState, found: JobState, now: float | None = None, estimate
         "rerunnable": spec.rerunnable,
         "walltime_seconds": spec.walltime_seconds,
         "held": found.held,
+        "preemptions": sum(found.preemptions.values()),
     }
 
 
@@ -263,7 +264,8 @@ def task(state: ClusterState, found: JobState, position: int) -> View:
         "gpus": [gpu.id for gpu in numa.gpus_of(state, run)] if run is not None and live else [],
         "gpu_topology": numa.level_of(state, run) if run is not None and live else "",
         "exit_code": None if live else end.exit_code,
-        "reason": "" if live else end.reason,
+        "reason": run.preempted if run is not None and live else "" if live else end.reason,
+        "preemptions": found.preemptions.get(position, 0),
         "started_at": run.started_at if run is not None and live else end.started_at,
         "ended_at": None if live else end.ended_at,
     }

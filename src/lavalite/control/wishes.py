@@ -11,6 +11,7 @@ cancelled is durable with the first of them, and from then on nothing of it star
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from signal import SIGCONT, SIGSTOP, SIGTERM
 
 from lavalite.control.actions import SendStop, Wake
@@ -21,7 +22,15 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, FINAL_CODES, LIVE_CODES, End, JobState, TaskKey, TaskRun
 from lavalite.model.task import TaskState
 
-REASON_STOP, REASON_REQUEUE = "stop", "requeue"
+REASON_STOP, REASON_REQUEUE, REASON_PREEMPT = "stop", "requeue", "preempt"
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """How a task is told to end: by which signal, and after how long by KILL."""
+
+    signal: int
+    grace_seconds: float
 
 
 def cancelled(state: ClusterState, event: CancelRequested, now: float, out: Outbox) -> None:
@@ -76,7 +85,7 @@ def _cancel(
             continue
         state.mark(run, cancel=True)
         if not _settle_unsent(state, run, now):
-            _stop_when_durable(state, run, REASON_STOP, out)
+            _stop_when_durable(state, run, REASON_STOP, now, out)
 
 
 def _settle_unsent(state: ClusterState, run: TaskRun, now: float) -> bool:
@@ -107,7 +116,16 @@ def end_run(
     if requeue:
         state.mark(run, requeue=True)
     if not _settle_unsent(state, run, now):
-        _stop_when_durable(state, run, reason, out)
+        _stop_when_durable(state, run, reason, now, out)
+
+
+def preempt(
+    state: ClusterState, run: TaskRun, why: str, ending: Ending, now: float, out: Outbox, *, cancel: bool
+) -> None:
+    """Have a live task stopped for another one: it goes back to PENDING, or ends as one that was cancelled."""
+    state.mark(run, cancel=cancel, requeue=not cancel, preempted=why)
+    if not _settle_unsent(state, run, now):
+        _stop_when_durable(state, run, REASON_PREEMPT, now, out, ending)
 
 
 def signalled(state: ClusterState, event: SignalRequested, out: Outbox) -> None:
@@ -119,17 +137,20 @@ def signalled(state: ClusterState, event: SignalRequested, out: Outbox) -> None:
             out.at_once.append(SendStop(run.node, run.id, int(number), reason=event.action))
 
 
-def stop_again(state: ClusterState, run: TaskRun, out: Outbox) -> None:
+def stop_again(state: ClusterState, run: TaskRun, now: float, out: Outbox) -> None:
     """A wish that its agent may have missed while it was away."""
     if run.cancel_requested or run.requeue_requested:
-        _stop_when_durable(state, run, REASON_STOP if run.cancel_requested else REASON_REQUEUE, out)
+        _stop_when_durable(state, run, REASON_STOP if run.cancel_requested else REASON_REQUEUE, now, out)
 
 
-def _stop_when_durable(state: ClusterState, run: TaskRun, reason: str, out: Outbox) -> None:
+def _stop_when_durable(
+    state: ClusterState, run: TaskRun, reason: str, now: float, out: Outbox, ending: Ending | None = None
+) -> None:
     node = state.nodes.get(run.node)
     if not run.assumed and node is not None and node.connected and run.journal_id == node.journal_id:
-        grace_seconds = state.settings.stop_grace_seconds
-        out.durable.append(SendStop(node.name, run.id, int(SIGTERM), grace_seconds, reason))
+        ending = ending or Ending(int(SIGTERM), state.settings.stop_grace_seconds)
+        out.durable.append(SendStop(node.name, run.id, ending.signal, ending.grace_seconds, reason))
+        state.told_to_stop(run, now + ending.grace_seconds)
 
 
 def _runs(state: ClusterState, job: JobState, tasks: tuple[int, ...] | None) -> Iterator[TaskRun]:

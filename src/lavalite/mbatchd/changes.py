@@ -18,6 +18,7 @@ from lavalite.api.models import Change, ChangePage
 from lavalite.base.errors import BusyError, InputError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import events
+from lavalite.control.preemption import PREEMPTED
 from lavalite.control.state import ClusterState
 from lavalite.model.task import AttemptId
 
@@ -199,6 +200,9 @@ class Changes:
             position = job.position_of(attempt.task) if job else None
             if job is not None and position is not None:
                 state = job.state_of(position).value
+                end = job.ends.get(position)
+                if state == "pending" and end is not None and end.reason.startswith(PREEMPTED):
+                    yield Told(kind="task", name=f"{attempt.job}.{attempt.task}", state=PREEMPTED, at=now)
                 yield Told(kind="task", name=f"{attempt.job}.{attempt.task}", state=state, at=now)
                 jobs[attempt.job] = None
         for job_id in jobs:

@@ -272,9 +272,10 @@ class TaskChunk(Stored):
     """States of up to 8,192 tasks, by position in the job's indices; a letter each (model.task.STATE_CODES).
 
     The letter is that of the last durable state that is no live one: a live task's state is in its commitment.
-    `attempts` counts tries that have ended, `charges` those of them that used up a retry, `ends` holds how tasks
-    ended, `wakes` when a backed-off task may be tried again; all sparse, keyed by position as text. A commitment for
-    an attempt not above `attempts`, or for a task that has ended, is stale: its end was written first.
+    `attempts` counts tries that have ended, `charges` those of them that used up a retry, `preemptions` those that
+    ended since they were preempted, `ends` holds how tasks ended, `wakes` when a backed-off task may be tried again;
+    all sparse, keyed by position as text. A commitment for an attempt not above `attempts`, or for a task that has
+    ended, is stale: its end was written first.
     `held` is set in the first chunk where a hold or release came after the submit, `cancelling` where the whole job
     is to be cancelled, some of it perhaps not yet. `started_at` and `ended_at` are the job's first start and last end
     as of this chunk. Of large arrays `ends` holds only what ran and did not succeed, and no more of that than fits;
@@ -284,6 +285,7 @@ class TaskChunk(Stored):
     states: str
     attempts: dict[str, int] = {}
     charges: dict[str, int] = {}
+    preemptions: dict[str, int] = {}
     ends: dict[str, TaskEnd] = {}
     wakes: dict[str, float] = {}
     held: bool | None = None
@@ -322,3 +324,5 @@ class CommitmentRecord(Stored):
     """When its reservation ends, and the task with it; seconds since the Unix epoch."""
     cancel_requested: bool = False
     requeue_requested: bool = False
+    preempted: str = ""
+    """For whom it was told to end; empty if it was not preempted."""

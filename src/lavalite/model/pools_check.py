@@ -193,8 +193,33 @@ def _queues(document: PoolsDocument, faults: FaultList) -> None:
         if queue.fairshare is not None and queue.fairshare.half_life < SHORTEST_HALF_LIFE_SECONDS:
             message = f"{format_duration(queue.fairshare.half_life)} is too short to tell anybody's use by"
             faults.add("out_of_range", (*path, "fairshare", "half_life"), message, "Write 1m or more; 7d is usual.")
+        _preemption(document, name, faults)
         if queue.limits.walltime == 0:
             faults.add("out_of_range", (*path, "limits", "walltime"), "no time at all", "Write 15m, or leave it out.")
+
+
+def _preemption(document: PoolsDocument, name: str, faults: FaultList) -> None:
+    """A queue preempts queues of lower priority, and there are such."""
+    queue = document.queues[name]
+    path: Path = ("queues", name, "preemption")
+    if queue.preemption.mode == "none" or document.broken["queues"]:
+        return
+    lower = [other for other, entry in document.queues.items() if entry.priority < queue.priority]
+    for at, other in enumerate(queue.preemption.queues):
+        if other not in document.queues:
+            hint = did_you_mean(other, lower)
+            faults.add("unknown_queue", (*path, "queues", at), f"there is no queue {other}", hint)
+        elif other not in lower:
+            message = f"queue {other} has priority {document.queues[other].priority}, and {name} has {queue.priority}"
+            hint = "Only queues of lower priority can be preempted: leave it out, or change the priorities."
+            faults.add("out_of_range", (*path, "queues", at), message, hint)
+    below = queue.preemption.below
+    if below is not None and below > queue.priority:
+        message = f"below {below} are queues that come before {name}, which has priority {queue.priority}"
+        faults.add("out_of_range", (*path, "below"), message, f"Write {queue.priority} or less, or leave it out.")
+    if not lower:
+        message = f"no queue has a lower priority than {name}, which has {queue.priority}"
+        faults.add("out_of_range", path, message, "Raise its priority, or write preemption: none.")
 
 
 def _links(document: PoolsDocument, faults: FaultList) -> None:

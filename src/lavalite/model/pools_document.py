@@ -141,6 +141,8 @@ class PoolsDocument:
                 backoff_factor=queue.backoff.factor,
                 backoff_most_seconds=queue.backoff.most,
                 planned_starts=queue.backfill.planned_starts(),
+                preemption=queue.preemption.spec(),
+                max_preemptions=queue.max_preemptions,
             )
             for name, queue in self.queues.items()
         ]

@@ -7,6 +7,7 @@ nodes in pools_fit. Amounts come out as integers in the kind's unit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from signal import Signals
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,11 +19,14 @@ from lavalite.model.exits import parse_exit
 from lavalite.model.job import MAX_BACKOFF_SECONDS, Factor, Name, Retries
 from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE
 from lavalite.model.selector import Selector
-from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits
+from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits, Preemption
 
 MAX_COUNT = 10_000
 CONSERVATIVE_DEPTH = 10
 """Of so many that wait the starts are planned where a queue is conservative and does not say."""
+MAX_GRACE_SECONDS = 86400
+PREEMPTION_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+"""What a task may be sent first that is preempted: KILL follows after the grace."""
 
 
 class Entry(BaseModel):
@@ -303,6 +307,34 @@ class BackfillEntry(Entry):
         return 1 if self.mode == "easy" else 0
 
 
+class PreemptionEntry(Entry):
+    """How the queue's jobs take room from tasks of queues of lower priority; which those may be: pools_check."""
+
+    mode: Literal["none", "cancel", "requeue"]
+    queues: list[Name] = []
+    below: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    grace: Seconds | None = None
+    signal: str = "SIGTERM"
+    _short = _spelled_short("mode")
+
+    @model_validator(mode="after")
+    def _good(self) -> PreemptionEntry:
+        if self.mode == "none" and self.model_fields_set - {"mode"}:
+            raise custom("unknown_key", "nobody is preempted, and yet it says how", "Write mode: requeue or cancel.")
+        if self.signal not in PREEMPTION_SIGNALS:
+            hint = f"Write one of {', '.join(PREEMPTION_SIGNALS)}."
+            raise custom("unknown_signal", f"{self.signal} is no signal that asks to end", hint)
+        if self.grace is not None and not 1 <= self.grace <= MAX_GRACE_SECONDS:
+            message = f"grace is {amounts.format_duration(self.grace)}"
+            raise custom("out_of_range", message, "Write from 1s to 1d.")
+        return self
+
+    def spec(self) -> Preemption | None:
+        if self.mode == "none":
+            return None
+        return Preemption(self.mode, tuple(self.queues), self.below, self.grace, int(Signals[self.signal]))
+
+
 class QueueEntry(Entry):
     """`fence_after` is when a silent node stops rerunnable work by itself, `lost_after` when it is given up.
 
@@ -316,6 +348,8 @@ class QueueEntry(Entry):
     limits: QueueLimits = QueueLimits()
     fairshare: FairshareEntry | None = None
     backfill: BackfillEntry = BackfillEntry(mode="easy")
+    preemption: PreemptionEntry = PreemptionEntry(mode="none")
+    max_preemptions: Annotated[int, Field(ge=0, le=1000)] | None = None
     fence_after: Seconds | None = None
     lost_after: Seconds | None = None
     retries: Retries = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from signal import SIGTERM
 
 from lavalite.model.amounts import format_amount
 from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer
@@ -122,6 +123,21 @@ class PoolSpec:
 
 
 @dataclass(slots=True, frozen=True)
+class Preemption:
+    """How a queue's jobs take room from tasks of queues of lower priority: `mode` is cancel, requeue or suspend.
+
+    `queues` are those that may be preempted, all of lower priority where none is named; `below`, only such of a
+    priority lower than that. `signal` is sent first, and after `grace_seconds` (None: as usual) KILL.
+    """
+
+    mode: str
+    queues: tuple[str, ...] = ()
+    below: int | None = None
+    grace_seconds: int | None = None
+    signal: int = SIGTERM
+
+
+@dataclass(slots=True, frozen=True)
 class QueueSpec:
     """One queue. Higher `priority` goes first. None is no limit.
 
@@ -146,6 +162,9 @@ class QueueSpec:
     backoff_factor: int | None = None
     backoff_most_seconds: int | None = None
     planned_starts: int = 1
+    preemption: Preemption | None = None
+    max_preemptions: int | None = None
+    """A task of the queue that has been preempted so often is not preempted again."""
 
 
 @dataclass(slots=True, frozen=True)

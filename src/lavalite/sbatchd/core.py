@@ -186,7 +186,7 @@ class AgentCore:
         return [entry.record(), *self._link.report(entry, "refused", now.wall, reason=reason)]
 
     def _stop(self, stop: Stop, now: Instant) -> list[Action]:
-        ending = stop.signal in ENDING_SIGNALS
+        ending = stop.signal in ENDING_SIGNALS or stop.grace_seconds > 0  # then KILL follows
         entry = self.entries.get(stop.id)
         if entry is None:
             if not ending or not well_named(stop.id):

@@ -1,0 +1,126 @@
+"""Room for a job once some of what runs has ended: the sums behind reclaim and preemption.
+
+    free now + what those give back that stop already, or could be stopped - what reservations and planned starts keep
+
+Nothing is decided here, and nothing of the state changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lavalite.control import affinity, reservations
+from lavalite.control.ahead import Ahead, keeps_of, releases_of
+from lavalite.control.demand import WaitingClass
+from lavalite.control.state import ClusterState
+from lavalite.control.tasks import JobState, TaskKey, TaskRun
+from lavalite.model.resources import GPU, WHOLE
+
+STUCK_SECONDS = 60.0
+"""What was told to stop, and is there so long after it should be gone, is not counted on."""
+
+
+@dataclass(slots=True)
+class VacatedRow:
+    """A provider as it would be without some tasks. `room` is for how many of the job's there is enough."""
+
+    row: int
+    free: dict[str, int]
+    gpus: dict[str, int]
+    gone: set[TaskKey] = field(default_factory=set)
+    room: int = 0
+
+    def copy(self) -> VacatedRow:
+        return replace(self, free=dict(self.free), gpus=dict(self.gpus), gone=set(self.gone))
+
+
+class Vacated:
+    """For tasks of one job, as of one moment of a pass, in which nothing is kept for the job itself."""
+
+    def __init__(self, state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> None:
+        self._state, self._wanted, self._now = state, waiting.wanted, now
+        self._until = reservations.would_last_until(state, job, now)
+        self._eligible = waiting.wanted.eligible(state.columns) & state.columns.ready
+        leaning = affinity.leaning(state, job)
+        if leaning is not None and leaning.open is not None:
+            self._eligible = self._eligible & leaning.open
+        room = reservations.room(state, waiting, job, now)
+        self._before = {row: tasks for row, tasks in room.items() if self._eligible[row]}
+        self._rows: dict[str, VacatedRow] = {}
+
+    def may_help(self, provider: str) -> bool:
+        """Whether the job's tasks may go there at all."""
+        row = self._state.columns.row(provider)
+        return row is not None and bool(self._eligible[row])
+
+    def take(self, *runs: TaskRun) -> None:
+        """Look at it all as if these had ended."""
+        touched = {provider for run in runs if (provider := self._take(run))}
+        for provider in touched:
+            self._rows[provider].room = self._room(provider, self._rows[provider])
+
+    def room(self, provider: str) -> int:
+        """For how many tasks there is room on the provider."""
+        if provider in self._rows:
+            return self._rows[provider].room
+        row = self._state.columns.row(provider)
+        return 0 if row is None else self._before.get(row, 0)
+
+    def rooms(self) -> dict[int, int]:
+        """Room by row, rows without any left out."""
+        found = self._before | {vacant.row: vacant.room for vacant in self._rows.values()}
+        return {row: tasks for row, tasks in found.items() if tasks > 0}
+
+    def snapshot(self) -> dict[str, VacatedRow]:
+        return {provider: vacant.copy() for provider, vacant in self._rows.items()}
+
+    def restore(self, before: dict[str, VacatedRow]) -> None:
+        self._rows = {provider: vacant.copy() for provider, vacant in before.items()}
+
+    def _take(self, run: TaskRun) -> str:
+        provider = provider_of(self._state, run)
+        if not self.may_help(provider):
+            return ""
+        vacant = self._rows.get(provider)
+        if vacant is None:
+            book, row = self._state.book, self._state.columns.row(provider)
+            assert row is not None, "the job's tasks may go there"
+            free = {kind: book.free(provider, kind) for kind in book.kinds(provider)}
+            vacant = self._rows[provider] = VacatedRow(row, free, book.device_free(provider, GPU))
+        if run.key in vacant.gone:
+            return ""
+        vacant.gone.add(run.key)
+        for share in self._state.book.shares(run.key.owner):
+            if share.provider != provider:
+                continue
+            vacant.free[share.kind] = vacant.free.get(share.kind, 0) + share.amount
+            for device in share.devices if share.kind == GPU else ():
+                if device in vacant.gpus:
+                    vacant.gpus[device] += share.amount // len(share.devices)
+        return provider
+
+    def _room(self, provider: str, vacant: VacatedRow) -> int:
+        state, wanted = self._state, self._wanted
+        free = {kind: vacant.free.get(kind, 0) for kind in wanted.amounts}
+        devices = tuple(
+            replace(d, free=min(WHOLE, vacant.gpus.get(d.id, 0))) for d in state.columns.devices(vacant.row)
+        )
+        most = min((free[kind] // amount for kind, amount in wanted.amounts.items()), default=0)
+        if wanted.gpu is not None:
+            most = min(most, wanted.gpu_tasks(devices))
+        if most and (keeps := keeps_of(state, provider, self._now)):
+            releases = releases_of(state, provider, self._now, without=vacant.gone)
+            points = Ahead(releases, keeps).points(self._now, self._until)
+            most = min([most, *(p.beside(wanted, free, devices) for p in points if p.at < self._until)])
+        return max(0, most)
+
+
+def provider_of(state: ClusterState, run: TaskRun) -> str:
+    """On what a task is placed: a node, or a logical host."""
+    return state.jobs[run.key.job].spec.host or run.node
+
+
+def stops(run: TaskRun, now: float) -> bool:
+    """Whether it was told to end, and can still be counted on to do so."""
+    asked = run.cancel_requested or run.requeue_requested
+    return asked and run.stop_by is not None and now < run.stop_by + STUCK_SECONDS
