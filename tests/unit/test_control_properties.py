@@ -8,6 +8,8 @@ passes the audit at any moment
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from control_world import KEYS, World, offer, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -51,7 +53,6 @@ QUEUES = {
         tasks_per_user=2,
         fence_after_seconds=50,
         lost_after_seconds=60,
-        preemption=Preemption("requeue"),
     ),
 }
 POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
@@ -80,11 +81,12 @@ GANGS = st.sampled_from([None, None, Gang(), Gang(nodes_least=2), Gang(tasks_per
 class Cluster(RuleBasedStateMachine):
     """Random submits, reports, wishes, losses of nodes, unwound commits and changes of leader."""
 
-    @initialize(limit=st.sampled_from([2, 128]))
-    def begin(self, limit: int) -> None:
+    @initialize(limit=st.sampled_from([2, 128]), mode=st.sampled_from(["requeue", "cancel", "suspend"]))
+    def begin(self, limit: int, mode: str) -> None:
+        self.queues = QUEUES | {"few": replace(QUEUES["few"], preemption=Preemption(mode))}
         self.world = World(Settings(max_placements=4, max_cancels=2, max_txn_operations=limit, keep_finished_jobs=3))
         self.requeued: set[int] = set()
-        self.world.apply(Specs(POOLS, QUEUES, HOSTS))
+        self.world.apply(Specs(POOLS, self.queues, HOSTS))
         for name in NODES:
             self.world.connect(name, OFFERS[name])
 
@@ -200,7 +202,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(keep=st.booleans(), purge=st.booleans())
     def define(self, keep: bool, purge: bool) -> None:
-        self.world.apply(Specs(POOLS, QUEUES, HOSTS if keep else {}), purge=purge)
+        self.world.apply(Specs(POOLS, self.queues, HOSTS if keep else {}), purge=purge)
 
     @rule()
     @precondition(lambda self: len(self.world.store) > 5)
@@ -249,7 +251,7 @@ class Cluster(RuleBasedStateMachine):
         for name in NODES:
             w.feed(ResumeRequested(name))
         w.feed(MembersSeen(frozenset(NODES), frozenset()))
-        w.apply(Specs(POOLS, QUEUES, HOSTS))
+        w.apply(Specs(POOLS, self.queues, HOSTS))
         for _ in range(60):
             for name in NODES:
                 if not w.agents[name].connected:

@@ -671,6 +671,7 @@ def test_backfill_that_cannot_be_is_refused(bad: str) -> None:
         ("none", None),
         ("requeue", Preemption("requeue")),
         ("{mode: cancel, below: 20}", Preemption("cancel", below=20)),
+        ("suspend", Preemption("suspend")),
         (
             "{mode: requeue, queues: [low], grace: 2m, signal: SIGUSR1}",
             Preemption("requeue", ("low",), None, 120, int(SIGUSR1)),
@@ -680,14 +681,16 @@ def test_backfill_that_cannot_be_is_refused(bad: str) -> None:
 def test_a_queue_says_how_it_preempts(written: str, rule: Preemption | None) -> None:
     low = "{priority: 1, default: true, max_preemptions: 3}"
     text = f"queues: {{top: {{priority: 30, preemption: {written}}}, low: {low}}}"
-    top, under = load_pools(f"cluster: t\n{text}\n").queue_specs()
+    document = load_pools(f"cluster: t\n{text}\n")
+    assert pools_from(document.canonical()).queue_specs() == document.queue_specs()
+    top, under = document.queue_specs()
     assert (top.preemption, top.max_preemptions, under.preemption, under.max_preemptions) == (rule, None, None, 3)
 
 
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ("often", "preemption.mode: often is not known here. Write none or cancel or requeue."),
+        ("often", "preemption.mode: often is not known here. Write none or cancel or requeue or suspend."),
         (
             "{mode: none, queues: [low]}",
             "preemption: nobody is preempted, and yet it says how. Write mode: requeue or cancel.",
@@ -707,6 +710,11 @@ def test_a_queue_says_how_it_preempts(written: str, rule: Preemption | None) -> 
             "{mode: requeue, signal: SIGKILL}",
             "preemption: SIGKILL is no signal that asks to end. Write one of SIGTERM, SIGINT, SIGHUP, SIGQUIT,"
             " SIGXCPU, SIGUSR1, SIGUSR2.",
+        ),
+        (
+            "{mode: suspend, grace: 5s}",
+            "preemption: what is suspended does not end, and has neither grace nor signal. Leave them out, or write"
+            " mode: requeue.",
         ),
         ("{mode: requeue, grace: 2d}", "preemption: grace is 2d. Write from 1s to 1d."),
         ("{mode: requeue, grace: 0s}", "preemption: grace is 0s. Write from 1s to 1d."),

@@ -7,7 +7,7 @@ from signal import SIGTERM, SIGUSR1
 import pytest
 from control_world import GIB, World, offer, spec
 
-from lavalite.control.events import Specs
+from lavalite.control.events import CancelRequested, SignalRequested, Specs
 from lavalite.control.explain import explain
 from lavalite.control.views import job as job_view
 from lavalite.control.views import tasks as task_views
@@ -297,3 +297,105 @@ def test_one_that_was_not_found_is_found_once_something_has_changed() -> None:
     assert stopped(w) == [str(low)]
     let_end(w)
     assert ran(w) == [urgent]
+
+
+# --- suspended for others -------------------------------------------------------------------------------------------
+
+
+def book(w: World, kind: str, node: str = "n1") -> tuple[int, int]:
+    """(committed, free) in the kind's unit."""
+    return w.state.book.committed(node, kind), w.state.book.free(node, kind)
+
+
+def test_a_task_is_suspended_gives_back_its_cpu_alone_and_goes_on() -> None:
+    """Of 4 cores low holds 4, of 64 GiB 40: suspended, it holds 0 cores and 40 GiB."""
+    w = cluster(4, found=queues(Preemption("suspend")))
+    low = submit(w, LOW, 4, memory_bytes=40 * GIB, rerunnable=False)
+    let_end(w)  # its agent has said that it runs
+    urgent = submit(w, URGENT, 2, memory_bytes=20 * GIB)
+    assert [(s.id.job, s.signal, s.reason) for s in w.stops] == [(low, 19, "suspend")]
+    told = explain(w.state, w.state.jobs[urgent], w.now).sentence
+    assert told == f"It waits for 1 task to be suspended, preempted for it: job {low}."
+    let_end(w)
+    assert w.state.jobs[low].state is TaskState.SUSPENDED and ran(w) == [low, urgent]
+    assert book(w, "cpu") == (2000, 2000) and book(w, "memory") == (60 * GIB, 4 * GIB)
+    told = explain(w.state, w.state.jobs[low], w.now).sentence
+    assert told == (
+        f"Job {low} does not wait: it is suspended. It is preempted for job {urgent} of queue urgent, and it goes on"
+        " when there is CPU for it again."
+    )
+    w.change_leader()
+    w.connect("n1")
+    w.settle()
+    assert book(w, "cpu") == (2000, 2000)  # also by the next leader
+    w.finish(next(a for a in w.running() if a.job == urgent))
+    w.settle()
+    assert book(w, "cpu") == (4000, 0) and w.stops[-1].signal == 18
+    let_end(w)
+    assert w.state.jobs[low].state is TaskState.RUNNING and w.state.jobs[low].preemptions == {0: 1}
+    w.finish(w.running()[0])
+    w.settle()
+    assert book(w, "cpu") == (0, 4000) and book(w, "memory") == (0, 64 * GIB)
+    w.check()
+
+
+def test_memory_is_not_had_by_suspending() -> None:
+    """40 of 64 GiB are held, and 30 are asked for."""
+    w = cluster(4, found=queues(Preemption("suspend")))
+    submit(w, LOW, 4, memory_bytes=40 * GIB)
+    let_end(w)
+    submit(w, URGENT, 2, memory_bytes=30 * GIB)
+    assert w.stops == []
+
+
+def test_who_is_suspended_comes_before_its_equals_and_behind_higher_queues() -> None:
+    w = cluster(2, found=queues(Preemption("suspend")))
+    low = submit(w, LOW, 2)
+    let_end(w)
+    first = submit(w, URGENT, 2)
+    let_end(w)
+    equal, middle = submit(w, LOW, 2), submit(w, MIDDLE, 2)
+    assert ran(w) == [low, first]
+
+    def end(job: int) -> None:
+        w.finish(next(a for a in w.running() if a.job == job))
+        w.settle()
+        let_end(w)
+
+    end(first)
+    assert ran(w) == [low, middle] and w.state.jobs[low].state is TaskState.SUSPENDED
+    end(middle)
+    assert ran(w) == [low] and w.state.jobs[low].state is TaskState.RUNNING
+    end(low)
+    assert ran(w) == [equal]
+
+
+def test_one_that_was_suspended_may_be_cancelled_and_not_resumed_by_hand() -> None:
+    w = cluster(2, found=queues(Preemption("suspend")))
+    low = submit(w, LOW, 2)
+    let_end(w)
+    submit(w, URGENT, 2)
+    let_end(w)
+    before = len(w.stops)
+    w.feed(SignalRequested(low, "resume"))
+    w.settle()
+    assert len(w.stops) == before
+    w.feed(CancelRequested(low))
+    w.settle()
+    let_end(w)
+    assert w.state.jobs[low].state is TaskState.CANCELLED and w.state.parked == {}
+    assert book(w, "cpu") == (2000, 0)
+
+
+def test_a_suspend_that_its_agent_missed_is_told_again() -> None:
+    w = cluster(2, found=queues(Preemption("suspend")))
+    low = submit(w, LOW, 2)
+    let_end(w)
+    w.agents["n1"].connected = False  # control has not noticed
+    urgent = submit(w, URGENT, 2)
+    assert w.state.jobs[low].state is TaskState.RUNNING
+    w.disconnect("n1")
+    w.connect("n1")
+    w.settle()
+    let_end(w)
+    assert w.state.jobs[low].state is TaskState.SUSPENDED and urgent in ran(w)

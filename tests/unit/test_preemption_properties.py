@@ -16,9 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from lavalite.control.events import CancelRequested, ResumeRequested, Specs
 from lavalite.control.settings import Settings
+from lavalite.control.tasks import TaskKey
 from lavalite.model.job import Array, Gang
 from lavalite.model.specs import Preemption, QueueSpec
-from lavalite.model.task import AttemptId
+from lavalite.model.task import AttemptId, TaskState
 
 NODES = {"n1": offer("n1", cpu=4, gpus=2), "n2": offer("n2", cpu=2), "n3": offer("n3", cpu=3, gpus=1)}
 LIMITS = {"low": 1, "middle": 2, "urgent": None}
@@ -39,7 +40,7 @@ JOBS = st.fixed_dictionaries(
 class Preempting(RuleBasedStateMachine):
     """Three queues, of which the upper two preempt. `mode` is that of both."""
 
-    @initialize(mode=st.sampled_from(["requeue", "cancel"]), planned=st.sampled_from([0, 1, 3]))
+    @initialize(mode=st.sampled_from(["requeue", "cancel", "suspend"]), planned=st.sampled_from([0, 1, 3]))
     def begin(self, mode: str, planned: int) -> None:
         self.mode = mode
         self.world = World(Settings(max_placements=5, keep_finished_jobs=1000))
@@ -120,7 +121,7 @@ class Preempting(RuleBasedStateMachine):
         for job in w.state.jobs.values():
             limit = LIMITS[job.queue]
             assert limit is None or max(job.preemptions.values(), default=0) <= limit
-            assert self.mode == "cancel" or job.spec.rerunnable or not job.preemptions
+            assert self.mode != "requeue" or job.spec.rerunnable or not job.preemptions
 
     def _check_victim(self, attempt: AttemptId, why: str) -> None:
         words = why.split()  # preempted for job 7 of queue urgent
@@ -144,7 +145,7 @@ class Preempting(RuleBasedStateMachine):
             self._round()
         assert len(w.stops) == before, "tasks are stopped for each other without end"
         for run in w.state.runs.values():
-            assert not run.preempted
+            assert not run.preempted or run.parked
         self._all_end()
 
     def _round(self) -> None:
@@ -164,7 +165,8 @@ class Preempting(RuleBasedStateMachine):
             if not any(job.unfinished for job in w.state.jobs.values()):
                 break
             for attempt in w.running():
-                w.finish(attempt)
+                if w.state.runs[TaskKey(*attempt[:2])].state is not TaskState.SUSPENDED:
+                    w.finish(attempt)
             self._round()
             w.advance(300)
         left = [job for job in w.state.jobs.values() if job.unfinished]

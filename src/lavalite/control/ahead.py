@@ -22,7 +22,7 @@ from lavalite.control.plan import PlannedStart
 from lavalite.control.tasks import TaskKey, TaskRun
 from lavalite.ledger.book import FLOATING
 from lavalite.model.reservation import Reservation
-from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.resources import CPU, GPU, WHOLE
 from lavalite.model.task import TaskState
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import DeviceRow, GpuSelector
@@ -205,7 +205,7 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
         amounts: dict[str, int] = {}
         devices: dict[str, int] = {}
         for share in state.book.shares(run.key.owner):
-            if share.provider == provider:
+            if share.provider == provider and (share.kind == CPU or not run.suspend_requested):
                 amounts[share.kind] = amounts.get(share.kind, 0) + share.amount
                 for device in share.devices if share.kind == GPU else ():
                     devices[device] = devices.get(device, 0) + share.amount // len(share.devices)

@@ -102,7 +102,7 @@ class Demand(Supply):
         """Jobs whose tasks start together, and of which one has ended, or did not start."""
         self.plan = Plan()
         self.without_victims: dict[tuple[Any, ...], tuple[float, int]] = {}
-        """Shapes that found nobody to preempt (control.preemption): when, and as of which change of the book."""
+        """Shapes that found nobody to preempt (control.preemption): when, and as of which change."""
         self.unfinished_tasks = 0
         """Of all jobs."""
         self.unfinished_jobs: Counter[str] = Counter()

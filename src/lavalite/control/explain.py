@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lavalite.control import affinity, gangs, limits, preemption, quotas, reservations, shares
+from lavalite.control import affinity, gangs, limits, parking, preemption, quotas, reservations, shares
 from lavalite.control.dependencies import first_missing, never
 from lavalite.control.estimates import Estimates
 from lavalite.control.state import ClusterState
@@ -52,6 +52,9 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     told.asks = ", ".join([told.asks, *(term.text() for term in job.spec.affinity)])
     if not job.by_state().get(TaskState.PENDING):
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
+        if parked := parking.of(state, job):
+            many = f"{len(parked)} of its tasks are" if len(job.codes) > 1 else "It is"
+            told.sentence += f" {many} {parked[0].preempted}, and it goes on when there is CPU for it again."
         return told
     estimate = Estimates(state, now).of(job)
     if estimate is not None:
@@ -195,7 +198,8 @@ def _explain_preemption(state: ClusterState, ending: list[TaskRun], told: Explan
     tasks = f"{len(ending)} task{'s'[: len(ending) != 1]}"
     preempted = sum(bool(run.preempted) for run in ending)
     words = "preempted for it" if preempted == len(ending) else f"of which {preempted} were preempted"
-    told.sentence = f"It waits for {tasks} to end, {words}: {', '.join(told.held_by)}{more}."
+    end = "be suspended" if all(run.suspend_requested for run in ending) else "end"
+    told.sentence = f"It waits for {tasks} to {end}, {words}: {', '.join(told.held_by)}{more}."
 
 
 def _name(state: ClusterState, run: TaskRun) -> str:

@@ -12,7 +12,7 @@ Silence counts from the last beat that we acknowledged, or from when we began to
 
 from __future__ import annotations
 
-from lavalite.control import gangs
+from lavalite.control import gangs, parking
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
 from lavalite.control.outbox import Outbox
@@ -73,6 +73,7 @@ def _compare(
         if run.id in listed:
             run.lost_since = None  # its journal was gone, and is back
             stop_again(state, run, now, out)
+            parking.again(state, run, out)
         elif run.cancel_requested and run.started_at is None:
             end = _lost_end(run, now, "cancelled before it started")
             conclude(state, run, Verdict(TaskState.CANCELLED), end, now)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
 
-from lavalite.control import gangs
+from lavalite.control import gangs, parking
 from lavalite.control.ahead import lasts_until
 from lavalite.control.demand import WaitingClass
 from lavalite.control.find_start import floating_of, lasts_seconds
@@ -28,6 +28,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.vacated import STUCK_SECONDS, Vacated, provider_of, stops
 from lavalite.control.wishes import Ending, preempt
+from lavalite.model.resources import CPU
 from lavalite.model.specs import Preemption
 from lavalite.model.task import TaskState
 
@@ -86,14 +87,17 @@ def make_room(
     state.plan.searches_left -= 1
     found = _Search(state, waiting, job, rule, now).choose(min(wanted, MAX_TASKS))
     if found is None:
-        state.without_victims[waiting.shape] = (now, state.book.changes)
+        state.without_victims[waiting.shape] = (now, state.book.changes + state.moves)
         return False
     state.without_victims.pop(waiting.shape, None)
     why = f"{PREEMPTED} for job {job.id} of queue {waiting.queue}"
     grace_seconds = state.settings.stop_grace_seconds if rule.grace_seconds is None else float(rule.grace_seconds)
     ending = Ending(rule.signal, grace_seconds)
     for run in (run for unit in found.units for run in unit.runs):
-        preempt(state, run, why, ending, now, out, cancel=rule.mode == "cancel")
+        if rule.mode == "suspend":
+            parking.suspend(state, run, why, now, out)
+        else:
+            preempt(state, run, why, ending, now, out, cancel=rule.mode == "cancel")
     _keep(state, waiting, job, found, now)
     return True
 
@@ -121,7 +125,7 @@ def _is_due(state: ClusterState, waiting: WaitingClass, now: float) -> bool:
 
 
 def _may_differ(state: ClusterState, at: float, changes: int, now: float) -> bool:
-    return now >= at + AGAIN_SECONDS and changes != state.book.changes
+    return now >= at + AGAIN_SECONDS and changes != state.book.changes + state.moves
 
 
 def _stands(state: ClusterState, start: PlannedStart, now: float) -> bool:
@@ -132,7 +136,7 @@ def _stands(state: ClusterState, start: PlannedStart, now: float) -> bool:
 def _alive(state: ClusterState, start: PlannedStart) -> Iterator[TaskRun]:
     for attempt in start.preempts:
         run = state.runs.get(TaskKey(attempt.job, attempt.task))
-        if run is not None and run.attempt == attempt.attempt:
+        if run is not None and run.attempt == attempt.attempt and run.stop_by is not None:
             yield run
 
 
@@ -168,6 +172,7 @@ class _Search:
     ) -> None:
         self._state, self._job, self._rule, self._now = state, job, rule, now
         self._queue = waiting.queue
+        self._only = CPU if rule.mode == "suspend" else ""
         self._vacated = Vacated(state, waiting, job, now)
         self._units: list[_Unit] = []
         self._by_provider: dict[str, list[_Unit]] = {}
@@ -216,6 +221,8 @@ class _Search:
             return False
         if self._rule.mode == "requeue" and (not job.spec.rerunnable or gangs.has_begun_to_end(job)):
             return False
+        if run.suspend_requested or (self._only and run.state is not TaskState.RUNNING):
+            return False
         node = self._state.nodes.get(run.node)
         reached = node is not None and node.connected and node.journal_id == run.journal_id
         live = not run.assumed and run.state is not TaskState.UNKNOWN
@@ -249,7 +256,7 @@ class _Search:
             if best is None:
                 break
             provider, units = best
-            self._vacated.take(*(run for unit in units for run in unit.runs))
+            self._vacated.take(*(run for unit in units for run in unit.runs), only=self._only)
             chosen += units
             seats[provider] = seats.get(provider, 0) + 1
         return _Choice(tuple(chosen), seats) if seats else None
@@ -283,7 +290,7 @@ class _Search:
 
         def would(some: tuple[_Unit, ...]) -> bool:
             self._vacated.restore(before)
-            self._vacated.take(*(run for unit in some for run in unit.runs))
+            self._vacated.take(*(run for unit in some for run in unit.runs), only=self._only)
             return fits()
 
         first, last = 0, len(units) + 1

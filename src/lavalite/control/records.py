@@ -215,6 +215,9 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         cancel_requested=record.cancel_requested,
         requeue_requested=record.requeue_requested,
         preempted=record.preempted,
+        suspend_requested=record.suspend_requested,
+        resume_sent=record.resume_sent,
+        parked=tuple(record.parked),
         maybe_sent=True,
     )
     state.restore_run(run, record)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from signal import SIGTERM
 
-from lavalite.control import gangs, retries
+from lavalite.control import gangs, parking, retries
 from lavalite.control.actions import SendStop
 from lavalite.control.events import AttemptReported
 from lavalite.control.outbox import Outbox
@@ -65,6 +65,7 @@ def reported(state: ClusterState, node: NodeState, report: AttemptReported, now:
             _end(state, run, report, now)
     else:
         _alive(state, run, report)
+        parking.settle(state, run, out)
 
 
 def _alive(state: ClusterState, run: TaskRun, report: AttemptReported) -> None:

@@ -16,7 +16,17 @@ start, a few of those that sleep have their turn for that alone.
 
 from __future__ import annotations
 
-from lavalite.control import affinity, gangs, limits, planning, preemption, quotas, reclaim, reservations
+from lavalite.control import (
+    affinity,
+    gangs,
+    limits,
+    parking,
+    planning,
+    preemption,
+    quotas,
+    reclaim,
+    reservations,
+)
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.demand import WaitingClass
@@ -58,6 +68,8 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
     claims = reclaim.Claims()
     while left and (turn := _next(state, pass_, now)) is not None:
         shape, waiting = turn
+        if state.parked:
+            parking.go_on(state, now, out, state.queue(waiting.queue).priority)
         job = state.jobs[_first(waiting)]
         allowed = _allowed(state, job)
         lacking = 0
@@ -101,6 +113,8 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
             else:
                 _plan(state, pass_, shape, waiting, job, now)
     pass_.end()
+    if state.parked and left:
+        parking.go_on(state, now, out)
     if state.plan.end([number for number in state.plan.not_seen() if not left and _waits(state, number)]):
         state.keeps_changed = True
     if claims.settle(state, whole=bool(left)) or not left or state.plan_wanted or state.keeps_changed:

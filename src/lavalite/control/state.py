@@ -41,6 +41,7 @@ from lavalite.model.affinity import Subject
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, Share, TaskChunk
 from lavalite.model.reservation import Reservation
+from lavalite.model.resources import CPU
 from lavalite.model.task import CHUNK_TASKS, AttemptId, TaskState
 from lavalite.store.keys import Keys
 
@@ -63,7 +64,11 @@ class ClusterState(Demand):
         self.batches: dict[int, Batch] = {}
         self.quarantine: dict[tuple[str, AttemptId], AttemptReported] = {}
         self.stopping: dict[TaskKey, None] = {}
-        """Tasks whose agents were told to end them."""
+        """Tasks whose agents were told to end them, or to suspend them for others."""
+        self.parked: dict[TaskKey, None] = {}
+        """Tasks that are suspended for others (control.parking)."""
+        self.moves = 0
+        """How often a task went from one live state to another."""
         self.turns: dict[str, int] = {}
         """Queue → the row that it was given last, for policies that take turns."""
         self.refused_by_book = 0
@@ -199,6 +204,8 @@ class ClusterState(Demand):
         job = self.jobs[run.key.job]
         job.move(run.position, after)
         run.state = after
+        self.moves += 1
+        run.resume_sent &= after is not TaskState.RUNNING
         if started_at is not None and run.started_at is None:
             run.started_at = started_at
             job.started_at = min(job.started_at or started_at, started_at)
@@ -209,10 +216,19 @@ class ClusterState(Demand):
         self.dirty.tasks[run.key] = None
         self._task_moved(job, run.position)
 
-    def mark(self, run: TaskRun, *, cancel: bool = False, requeue: bool = False, preempted: str = "") -> None:
+    def mark(
+        self,
+        run: TaskRun,
+        *,
+        cancel: bool = False,
+        requeue: bool = False,
+        suspend: bool = False,
+        preempted: str = "",
+    ) -> None:
         """Remember what is wanted of a live task, durably unless its commitment is not durable itself."""
         run.cancel_requested |= cancel
         run.requeue_requested |= requeue
+        run.suspend_requested |= suspend
         run.preempted = run.preempted or preempted
         if not run.assumed:
             self.dirty.tasks[run.key] = None
@@ -222,6 +238,28 @@ class ClusterState(Demand):
         run.stop_by = by
         self.stopping[run.key] = None
         self.ends_changed |= {share.provider for share in self.book.shares(run.key.owner)}
+
+    def park(self, run: TaskRun) -> None:
+        """It stands still for another one: its CPU is free."""
+        job, shares = self.jobs[run.key.job], self.book.shares(run.key.owner)
+        job.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
+        self.dirty.chunks[job.id, run.position // CHUNK_TASKS] = None
+        run.stop_by, run.parked = None, tuple(share for share in shares if share.kind == CPU)
+        self._exchange(job, run, [share for share in shares if share.kind != CPU])
+        self.schedule_wanted = True
+
+    def unpark(self, run: TaskRun) -> None:
+        """It has its CPU again, which is free, and may go on."""
+        taken, run.parked = run.parked, ()
+        run.suspend_requested, run.resume_sent, run.preempted = False, True, ""
+        self._exchange(self.jobs[run.key.job], run, [*taken, *self.book.shares(run.key.owner)])
+
+    def _exchange(self, job: JobState, run: TaskRun, shares: list[Share]) -> None:
+        """It holds these from now on."""
+        self._let_go(job, run)
+        self.book.exchange(run.key.owner, shares)
+        self._hold(job, run, since_ms=self.now_ms)
+        self.dirty.tasks[run.key] = None
 
     def finish(self, run: TaskRun, after: TaskState, end: End) -> None:
         """From a live state to a final one; what the task held is free."""
@@ -252,7 +290,7 @@ class ClusterState(Demand):
 
     def _end_attempt(self, run: TaskRun) -> JobState:
         job = self.jobs[run.key.job]
-        if run.preempted:
+        if run.preempted and not run.suspend_requested:
             job.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
         self._let_go(job, run)
         self.book.release(run.key.owner)
@@ -282,13 +320,15 @@ class ClusterState(Demand):
         job.set_code(position, WAITING)
         heapq.heappush(self._wakes, (wake_at, job.id, position))
 
-    def _hold(self, job: JobState, run: TaskRun) -> None:
-        """The task holds what the book has for it, and counts for that."""
+    def _hold(self, job: JobState, run: TaskRun, since_ms: int | None = None) -> None:
+        """The task holds what the book has for it, and counts for that, since it was committed or since then."""
         self.runs[run.key] = run
+        if run.parked:
+            self.parked[run.key] = None
         shares = self.book.shares(run.key.owner)
         self.usage.add(job, run.key, shares)
         if job.queue in self.fair:
-            since = int(run.committed_at * 1000)
+            since = int(run.committed_at * 1000) if since_ms is None else since_ms
             self.fair[job.queue].hold(job.spec.group, job.spec.user, _rate(shares), since)
         self._note_reserved_use(job, run, +1)
         self._note_neighbour(job, run, +1)
@@ -300,6 +340,7 @@ class ClusterState(Demand):
         """Call it before the book gives back what the task holds."""
         del self.runs[run.key]
         self.stopping.pop(run.key, None)
+        self.parked.pop(run.key, None)
         shares = self.book.shares(run.key.owner)
         self.usage.remove(job, run.key, shares)
         if job.queue in self.fair:
@@ -360,7 +401,8 @@ class ClusterState(Demand):
 
 def _why(run: TaskRun, after: TaskState, end: End) -> End:
     """What ended since it was preempted says so."""
-    return end._replace(reason=run.preempted) if run.preempted and after is not TaskState.SUCCEEDED else end
+    told = run.preempted and not run.suspend_requested and after is not TaskState.SUCCEEDED
+    return end._replace(reason=run.preempted) if told else end
 
 
 def _rate(shares: Iterable[Share]) -> int:

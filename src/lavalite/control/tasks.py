@@ -101,8 +101,14 @@ class TaskRun:
     """When its reservation ends, and the task with it."""
     cancel_requested: bool = False
     requeue_requested: bool = False
+    suspend_requested: bool = False
+    """Whether it is, or is to be, suspended for another one."""
+    resume_sent: bool = False
+    """Whether it was told to go on after that, and has not said yet that it does."""
+    parked: tuple[Share, ...] = ()
+    """What it gave back while it is suspended for another one."""
     preempted: str = ""
-    """For whom it was told to end, as a sentence for people; empty if it was not preempted."""
+    """For whom it was told to end or to stand still, for people; empty if it was not preempted."""
     stop_by: float | None = None
     """When it has surely ended, since its agent was told to end it; in memory alone."""
     maybe_sent: bool = False
@@ -338,4 +344,7 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         cancel_requested=run.cancel_requested,
         requeue_requested=run.requeue_requested,
         preempted=run.preempted,
+        suspend_requested=run.suspend_requested,
+        resume_sent=run.resume_sent,
+        parked=list(run.parked),
     )

@@ -14,7 +14,7 @@ from lavalite.control.ahead import Ahead, keeps_of, releases_of
 from lavalite.control.demand import WaitingClass
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
-from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.resources import CPU, GPU, WHOLE
 
 STUCK_SECONDS = 60.0
 """What was told to stop, and is there so long after it should be gone, is not counted on."""
@@ -53,9 +53,9 @@ class Vacated:
         row = self._state.columns.row(provider)
         return row is not None and bool(self._eligible[row])
 
-    def take(self, *runs: TaskRun) -> None:
-        """Look at it all as if these had ended."""
-        touched = {provider for run in runs if (provider := self._take(run))}
+    def take(self, *runs: TaskRun, only: str = "") -> None:
+        """Look at it all as if these had ended, or as if they gave back this kind alone."""
+        touched = {provider for run in runs if (provider := self._take(run, only))}
         for provider in touched:
             self._rows[provider].room = self._room(provider, self._rows[provider])
 
@@ -77,7 +77,8 @@ class Vacated:
     def restore(self, before: dict[str, VacatedRow]) -> None:
         self._rows = {provider: vacant.copy() for provider, vacant in before.items()}
 
-    def _take(self, run: TaskRun) -> str:
+    def _take(self, run: TaskRun, only: str) -> str:
+        only = CPU if run.suspend_requested and not (run.cancel_requested or run.requeue_requested) else only
         provider = provider_of(self._state, run)
         if not self.may_help(provider):
             return ""
@@ -91,7 +92,7 @@ class Vacated:
             return ""
         vacant.gone.add(run.key)
         for share in self._state.book.shares(run.key.owner):
-            if share.provider != provider:
+            if share.provider != provider or (only and share.kind != only):
                 continue
             vacant.free[share.kind] = vacant.free.get(share.kind, 0) + share.amount
             for device in share.devices if share.kind == GPU else ():
@@ -121,6 +122,6 @@ def provider_of(state: ClusterState, run: TaskRun) -> str:
 
 
 def stops(run: TaskRun, now: float) -> bool:
-    """Whether it was told to end, and can still be counted on to do so."""
-    asked = run.cancel_requested or run.requeue_requested
+    """Whether it was told to end or to stand still, and can still be counted on to do so."""
+    asked = run.cancel_requested or run.requeue_requested or run.suspend_requested
     return asked and run.stop_by is not None and now < run.stop_by + STUCK_SECONDS

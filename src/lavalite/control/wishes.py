@@ -133,7 +133,7 @@ def signalled(state: ClusterState, event: SignalRequested, out: Outbox) -> None:
     suspend = event.action == "suspend"
     wanted, number = (TaskState.RUNNING, SIGSTOP) if suspend else (TaskState.SUSPENDED, SIGCONT)
     for run in _runs(state, state.jobs[event.job], event.tasks):
-        if run.state is wanted:
+        if run.state is wanted and not run.suspend_requested:  # those go on by themselves
             out.at_once.append(SendStop(run.node, run.id, int(number), reason=event.action))
 
 

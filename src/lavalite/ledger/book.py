@@ -123,6 +123,13 @@ class Book:
             raise LedgerBroken(f"{owner}: released before it was confirmed")
         self._give_back(owner)
 
+    def exchange(self, owner: str, shares: Sequence[Share]) -> None:
+        """The holder of a durable commitment holds these from now on; there is enough of what is more than before."""
+        if not self._of(owner).confirmed:
+            raise LedgerBroken(f"{owner}: changed before it was confirmed")
+        self._give_back(owner)
+        self._take(owner, shares, confirmed=True)
+
     # --- looking ----------------------------------------------------------------------------------------------
 
     def free(self, provider: str, kind: str) -> int:

@@ -325,4 +325,8 @@ class CommitmentRecord(Stored):
     cancel_requested: bool = False
     requeue_requested: bool = False
     preempted: str = ""
-    """For whom it was told to end; empty if it was not preempted."""
+    """For whom it was told to end or to stand still; empty if it was not preempted."""
+    suspend_requested: bool = False
+    resume_sent: bool = False
+    parked: list[Share] = []
+    """What it gave back while it is suspended for another one, and is to have again."""

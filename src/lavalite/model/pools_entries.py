@@ -310,7 +310,7 @@ class BackfillEntry(Entry):
 class PreemptionEntry(Entry):
     """How the queue's jobs take room from tasks of queues of lower priority; which those may be: pools_check."""
 
-    mode: Literal["none", "cancel", "requeue"]
+    mode: Literal["none", "cancel", "requeue", "suspend"]
     queues: list[Name] = []
     below: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     grace: Seconds | None = None
@@ -321,6 +321,9 @@ class PreemptionEntry(Entry):
     def _good(self) -> PreemptionEntry:
         if self.mode == "none" and self.model_fields_set - {"mode"}:
             raise custom("unknown_key", "nobody is preempted, and yet it says how", "Write mode: requeue or cancel.")
+        if self.mode == "suspend" and {"grace", "signal"} & self.model_fields_set:
+            message = "what is suspended does not end, and has neither grace nor signal"
+            raise custom("unknown_key", message, "Leave them out, or write mode: requeue.")
         if self.signal not in PREEMPTION_SIGNALS:
             hint = f"Write one of {', '.join(PREEMPTION_SIGNALS)}."
             raise custom("unknown_signal", f"{self.signal} is no signal that asks to end", hint)
