@@ -74,7 +74,8 @@ def standing(state: ClusterState, pool: str, kind: str, group: str) -> Standing:
             kept_for_others += max(0, kept(state, spec, kind, other) - used_by(state, pool, kind, other))
     total = state.usage.of(Scope("pool", pool)).get(kind, 0)
     room = state.pool_capacity(pool, kind) - total - kept_for_others
-    own = kept(state, spec, kind, group) - used
+    # What it claims back is its own once those have ended that were stopped for it: until then it is held twice.
+    own = never_lent(spec, kind, group) - used
     nominal = quota_of(spec, kind, group).nominal
     return Standing(pool, kind, group, nominal, _borrow(state, spec, kind, group), used, max(room, own))
 
@@ -89,10 +90,14 @@ def used_by(state: ClusterState, pool: str, kind: str, group: str) -> int:
 
 def kept(state: ClusterState, spec: PoolSpec, kind: str, group: str) -> int:
     """What nobody else may use of what is the group's own; with what it claims back."""
+    claimed = min(quota_of(spec, kind, group).nominal, state.claims.get((spec.name, kind, group), 0))
+    return max(never_lent(spec, kind, group), claimed)
+
+
+def never_lent(spec: PoolSpec, kind: str, group: str) -> int:
+    """What of its own a group never lends to others."""
     quota = quota_of(spec, kind, group)
-    lent = (quota.nominal if quota.lend is None else quota.lend) if spec.cohort else 0
-    claimed = min(quota.nominal, state.claims.get((spec.name, kind, group), 0))
-    return max(quota.nominal - lent, claimed)
+    return quota.nominal - ((quota.nominal if quota.lend is None else quota.lend) if spec.cohort else 0)
 
 
 def _borrow(state: ClusterState, spec: PoolSpec, kind: str, group: str) -> int:
