@@ -57,6 +57,12 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
         "walltime": "1h30m",
         "depends": [{"job": 4, "kind": "ended"}],
         "environment": {"A": 1},
+        "gpu": "2",
+        "gpu_topology": "nvlink",
+        "affinity": [
+            {"job": None, "name": "db", "group": None, "labels": None, "anti": False, "within": "rack", "weight": 30},
+            {"labels": {"rack": "r1", "disk": ["ssd", 2]}, "anti": True},
+        ],
         "host": None,
     }
     spec = JobSpec.model_validate(spec_of(params) | {})
@@ -64,6 +70,11 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
     assert (spec.request.cpu_milli, spec.request.memory_bytes, spec.walltime_seconds) == (500, 2 * 1024**3, 5400)
     assert spec.environment == {"A": "1"}
     assert spec.depends[0].job == 4
+    assert (spec.request.gpu_topology, spec.request.gpu_mig) == ("nvlink", "")
+    assert [term.text() for term in spec.affinity] == [
+        "rather near jobs named db within one rack (30)",
+        "not on nodes {rack: r1, disk: [ssd, 2]}",
+    ]
 
 
 @pytest.mark.parametrize("wrong", [{"array": "8-"}, {"memory": "2 gigs"}, {"cpu": "many"}, {"walltime": "soon"}])
