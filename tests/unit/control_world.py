@@ -74,6 +74,15 @@ def spec(**fields: object) -> JobSpec:
     return JobSpec(**values)  # type: ignore[arg-type]
 
 
+def world(*offers: NodeOffer) -> World:
+    """With these nodes, connected."""
+    made = World()
+    for one in offers:
+        made.connect(one.node, one)
+    made.settle()
+    return made
+
+
 @dataclass
 class Agent:
     """Journals before it starts, starts each attempt once, repeats reports until they are acknowledged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from control_world import GIB, World, offer, spec
+from control_world import GIB, World, offer, spec, world
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -33,14 +33,6 @@ def node(name: str, *profiles: str) -> NodeOffer:
         device.model_copy(update={"attributes": {"mig_profile": profile} if profile else {}})
         for device, profile in zip(devices, profiles, strict=True)
     ]
-    return made
-
-
-def world(*offers: NodeOffer) -> World:
-    made = World()
-    for one in offers:
-        made.connect(one.node, one)
-    made.settle()
     return made
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from control_world import World, offer, spec
+from control_world import World, offer, spec, world
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,14 +128,6 @@ def node(name: str, *places: str, cpu: int = 8, **labels: str) -> NodeOffer:
             ]
         if resource.kind == "cpu":
             resource.devices = [Device(id=str(core), numa_node=core * 2 // cpu) for core in range(cpu)]
-    return made
-
-
-def world(*offers: NodeOffer) -> World:
-    made = World()
-    for one in offers:
-        made.connect(one.node, one)
-    made.settle()
     return made
 
 

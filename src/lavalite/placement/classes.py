@@ -126,7 +126,8 @@ class RequestClass:
         usable = [d for d in devices if self.gpu.units(d)]
         if self.gpu.part:
             return [min(usable, key=lambda d: d.free).id]
-        if all(d.near == usable[0].near for d in usable):
+        first = usable[0].near
+        if all(d.near is first or d.near == first for d in usable):
             return [d.id for d in usable[: self.whole_gpus]]
         return [d.id for d in nearest(usable, self.whole_gpus, lambda d: d.near, self.gpu.together)]
 

@@ -169,8 +169,12 @@ class Columns:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
         self._room[:, row] -= amounts
         if devices:
-            taken = (replace(d, free=max(0, d.free - of_each)) if d.id in devices else d for d in self._devices[row])
-            self._set_devices(row, tuple(taken))
+            left = list(self._devices[row])
+            for at, device in enumerate(left):
+                if device.id in devices:
+                    left[at] = device = replace(device, free=max(0, device.free - of_each))
+                    self._device_free[row, at] = device.free
+            self._devices[row] = tuple(left)
         self._note(row, freed=False)
 
     def set_pools(self, pools: Mapping[str, Iterable[str]]) -> None:
@@ -308,7 +312,9 @@ class Columns:
             self._device_free = np.pad(self._device_free, wider)
             self._device_sort = np.pad(self._device_sort, wider)
             self._device_island = np.pad(self._device_island, ((0, 0), *wider))
-        if [d.near for d in devices] != [d.near for d in before]:
+        if len(devices) != len(before) or any(
+            d.near is not old.near and d.near != old.near for d, old in zip(devices, before, strict=True)
+        ):
             self._set_islands(row, devices)
         self._devices[row] = devices
         self._device_free[row] = 0
