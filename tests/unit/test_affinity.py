@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lavalite.base.errors import InputError
 from lavalite.cli.affinity import parse_affinity
+from lavalite.control import supply
 from lavalite.control.admission import admit
 from lavalite.control.events import LabelsSet
 from lavalite.control.explain import explain
@@ -148,6 +149,20 @@ def test_labels_are_demanded_or_ruled_out() -> None:
     assert where(w, some) == {"n0": 4, "n4": 4}
     with pytest.raises(InputError, match="5 have not the labels asked for"):
         admit(w.state, job(near("label=rack:r9")), w.now)
+
+
+def test_selections_that_nobody_uses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supply, "FORGET_SELECTIONS", 8)
+    w = world(1, 1, 4)
+    waits = w.submit(job(near("label=rack:r1"), apart("label=rack:r0"), tasks=6))
+    for number in range(40):
+        admit(w.state, job(near(f"label=rack:r1|x{number}")), w.now)
+        explain(w.state, w.state.jobs[waits], w.now)
+        assert len(w.state._selections) < 12
+    assert where(w, waits) == {"n2": 4}
+    w.feed(LabelsSet("n2", {"rack": ["r0"]}))
+    w.feed(LabelsSet("n0", {"rack": ["r1"]}))
+    assert where(w, waits) == {"n0": 1, "n2": 4}
 
 
 def test_who_waits_for_another_is_roused_when_that_one_starts() -> None:

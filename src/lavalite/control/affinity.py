@@ -81,8 +81,7 @@ def _met(state: ClusterState, job: JobState) -> Ints | None:
         if term.weight is None:
             continue
         if (selector := term.selector()) is not None:
-            nodes = (n.name for n in state.nodes.values() if selector.matches(n.name, n.labels))
-            here = _mask(state, [row for name in nodes if (row := state.columns.row(name)) is not None])
+            here = state.columns.pool(state.selection(selector))
         else:
             here = _by(state, state.neighbours.of(term.subject(job.id)), term.within)
         weights = (here ^ term.anti) * np.int64(term.weight)

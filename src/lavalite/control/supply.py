@@ -23,8 +23,8 @@ from lavalite.placement.columns import READY as ROW_READY
 from lavalite.placement.reasons import Reason
 from lavalite.store.keys import Keys
 
-MOST_SELECTIONS = 1024
-"""Of so many selections of nodes, those that nobody uses any more are forgotten."""
+FORGET_SELECTIONS = 1024
+"""Whenever there are so many more selections of nodes, those that nobody uses are forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -200,26 +200,23 @@ class Supply:
 
     def _labels(self, spec: JobSpec) -> list[str]:
         """The names under which the columns have the nodes with the labels that the job demands."""
-        names = []
-        for term in spec.affinity:
-            selector = term.selector() if term.demanded else None
-            if selector is None:
-                continue
-            name = f"not {selector.spelled()}" if term.anti else selector.spelled()
-            names.append(name)
-            if name not in self._selections:
-                if len(self._selections) >= MOST_SELECTIONS:
-                    used = self.selections_in_use()
-                    self._selections = {n: s for n, s in self._selections.items() if n in used}
-                self._selections[name] = (selector, term.anti)
-                self.columns.add_pool(name, self._selected(selector, term.anti))
-        return sorted(set(names))
+        terms = ((term.selector(), term.anti) for term in spec.affinity if term.demanded)
+        return sorted({self.selection(selector, anti) for selector, anti in terms if selector is not None})
+
+    def selection(self, selector: Selector, anti: bool = False) -> str:
+        """The name under which the columns have, from now on, the nodes that are selected, or those that are not."""
+        name = f"not {selector.spelled()}" if anti else selector.spelled()
+        if name not in self._selections:
+            self._selections[name] = (selector, anti)
+            self.columns.add_pool(name, self._selected(selector, anti))
+            self._pools_stale |= len(self._selections) % FORGET_SELECTIONS == 0
+        return name
 
     def _selected(self, selector: Selector, anti: bool) -> list[str]:
         return [node.name for node in self.nodes.values() if selector.matches(node.name, node.labels) != anti]
 
     def selections_in_use(self) -> set[str]:
-        """Those of `labels` that waiting classes have."""
+        """Those that somebody who waits was looked for by."""
         return set()
 
     def rows_labelled(self, label: str, value: str) -> list[int]:
@@ -422,6 +419,8 @@ class Supply:
                 is_host=host is not None,
             )
         if self._pools_stale:
+            used = self.selections_in_use()
+            self._selections = {name: found for name, found in self._selections.items() if name in used}
             selected = {name: self._selected(*found) for name, found in self._selections.items()}
             self.columns.set_pools(self.pool_members() | selected)
             self._pools_stale = False
