@@ -47,6 +47,7 @@ from lavalite.store.keys import Keys
 
 KEYS = Keys("test")
 GIB = 1024**3
+ENDED = ("succeeded", "failed", "cancelled")
 
 
 def offer(
@@ -319,9 +320,9 @@ class World:
         said = f"{attempt} starts, but of {dependency.text()} it is {ends}"
         if dependency.kind is DependencyKind.STARTED:
             begun = {a.task for a in self.starts if a.job == other.id}
-            assert all(i in begun or s == "cancelled" for i, s in zip(waited_for, ends, strict=True)), said
+            assert all(i in begun or s in ENDED for i, s in zip(waited_for, ends, strict=True)), said
         else:
-            assert set(ends) <= {"succeeded", "failed", "cancelled"}, said
+            assert set(ends) <= set(ENDED), said
             well = set(ends) == {"succeeded"}
             assert {DependencyKind.DONE: well, DependencyKind.EXIT: not well}.get(dependency.kind, True), said
 
