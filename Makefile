@@ -104,7 +104,7 @@ check: $(VENV)/.dev
 
 # What the benches run beside us. What cannot be had is named by the bench that misses it.
 bench-deps: $(VENV)/.dev test-deps
-	@command -v slurmctld >/dev/null 2>&1 || ! $(ROOT_ON_DEBIAN) || { $(call INSTALL,slurm-wlm); }
+	@command -v slurmctld >/dev/null 2>&1 || ! { $(ROOT_ON_DEBIAN); } || { $(call INSTALL,slurm-wlm); }
 	@$(BIN)/python -c "import hyperqueue" 2>/dev/null || $(BIN)/pip install --quiet $(HYPERQUEUE) || \
 	  echo "$(HYPERQUEUE) cannot be installed"
 

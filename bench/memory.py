@@ -153,7 +153,7 @@ def job_records(count: int, classes: int) -> Iterator[Put]:
         record = JobRecord(
             id=number, spec=spec, submitted_at=1.7e9 + number, submit_key=f"{1000 + user}:key-{number}"
         )
-        yield Put(keys.job(number), record.model_dump_json().encode())
+        yield Put(keys.job(number), record.model_dump_json(exclude_defaults=True).encode())
     yield Put(keys.job_counter, str(count).encode())
 
 

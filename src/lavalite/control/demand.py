@@ -17,7 +17,7 @@ from lavalite.control.order import Order
 from lavalite.control.plan import Plan
 from lavalite.control.settings import Settings
 from lavalite.control.supply import Supply
-from lavalite.control.tasks import BLOCKED, READY, WAITING, IllegalTransition, JobState
+from lavalite.control.tasks import BLOCKED, NONE_UNMET, READY, WAITING, IllegalTransition, JobState
 from lavalite.model.affinity import Subject
 from lavalite.model.job import JobRecord
 from lavalite.model.reservation import Reservation
@@ -246,7 +246,7 @@ class Demand(Supply):
 
     def gang_moved(self, job: JobState) -> None:
         """If it is a gang, what has become of the others is looked at before the decision is over."""
-        if job.spec.gang is not None:
+        if job.is_gang:
             self.gangs_moved.add(job.id)
 
     def _watch(self, job: JobState) -> None:
@@ -388,7 +388,8 @@ class Demand(Supply):
     def look_for_dependencies(self, job: JobState) -> None:
         """Work out anew what the job waits for of others."""
         depends = list(enumerate(job.spec.depends))
-        job.unmet = {place for place, d in depends if not d.each and not self._is_met(job, place)}
+        unmet = (place for place, d in depends if not d.each and not self._is_met(job, place))
+        job.unmet = frozenset(unmet) if depends else NONE_UNMET
         others = [(d, self.jobs.get(d.job)) for _, d in depends if d.each]
         if others:
             dependencies.block(job, others)

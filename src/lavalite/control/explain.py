@@ -108,7 +108,7 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
         reasons.append(f"It is not to start for another {_seconds(job.spec.not_before - now)}.")
     if job.counts.get(ASSUMED) and not job.startable:
         reasons.append("It is placed; its commitment is being written.")
-    elif job.spec.gang is not None and gangs.is_broken(state, job):
+    elif job.is_gang and gangs.is_broken(state, job):
         reasons.append("It begins anew, all tasks together, as soon as those that still run have been stopped.")
     elif job.counts.get(WAITING) and not job.startable:
         position, soonest = min(job.wakes.items(), key=lambda wake: wake[1])
@@ -179,7 +179,7 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
         told.held_by = reservations.keeping_out(state, job, now, back)
         told.sentence = f"There is room, but it is held by {', '.join(told.held_by)}."
         return
-    if job.spec.gang is not None and job.class_key and _explain_gang(state, job, now, told) and why is None:
+    if job.is_gang and job.class_key and _explain_gang(state, job, now, told) and why is None:
         return
     if why is None:
         told.sentence = "It fits now, and starts when those before it in the order have been placed."

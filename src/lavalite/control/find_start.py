@@ -51,7 +51,7 @@ class _Task:
 def find(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Found | None:
     """The earliest time and place at which a task of the job will fit beside what is kept so far, if it ever will."""
     task = _Task(waiting.wanted, floating_of(job), lasts_seconds(state, job))
-    if job.spec.gang is not None:
+    if job.is_gang:
         return _find_gang(state, task, job, now)
     soonest = state.horizon.earliest(state, waiting.wanted, now)
     best: Found | None = None

@@ -142,7 +142,7 @@ def number_of_attempt(job: JobState) -> int:
 
 def may_start(state: ClusterState, job: JobState) -> bool:
     """Whether every task's commitment is durable: only then may one of them be sent to its node."""
-    return job.spec.gang is None or not (job.counts.get(ASSUMED) or is_broken(state, job))
+    return not job.is_gang or not (job.counts.get(ASSUMED) or is_broken(state, job))
 
 
 def is_broken(state: ClusterState, job: JobState) -> bool:
@@ -150,7 +150,7 @@ def is_broken(state: ClusterState, job: JobState) -> bool:
 
     After a restore that is not known before all nodes have told what they started.
     """
-    if job.spec.gang is None or state.waits_for_journals(job):
+    if not job.is_gang or state.waits_for_journals(job):
         return False
     return _waiting(job) > 0 and any(True for _ in job.holding())
 
@@ -176,7 +176,7 @@ def begins_anew(state: ClusterState, job: JobState) -> bool:
 
 def has_begun_to_end(job: JobState) -> bool:
     """Whether a task of the gang has ended for good, so that no other may go back to PENDING."""
-    return job.spec.gang is not None and any(job.counts.get(code) for code in _ENDED)
+    return job.is_gang and any(job.counts.get(code) for code in _ENDED)
 
 
 def settle(state: ClusterState, now: float, out: Outbox) -> None:

@@ -84,7 +84,7 @@ def allowed(state: ClusterState, job: JobState) -> int:
 
 def reached(state: ClusterState, job: JobState) -> list[Limit]:
     """The limits that keep every task of the job back; of a gang, all that keep one back."""
-    needed = len(job.codes) if job.spec.gang is not None else 1
+    needed = len(job.codes) if job.is_gang else 1
     return [limit for limit in applying(state, job.spec, job.queue) if limit.left(state) < needed]
 
 

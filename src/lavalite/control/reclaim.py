@@ -50,7 +50,7 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
     charges = list(quotas.charges(state, job.spec))
     if not charges or not limits.allowed(state, job):
         return
-    wanted = job.ready if job.spec.gang is not None else min(job.ready, MAX_CLAIMED_TASKS)
+    wanted = job.ready if job.is_gang else min(job.ready, MAX_CLAIMED_TASKS)
     for pool, kind, each in charges:
         found = quotas.standing(state, pool, kind, job.spec.group)
         wanted = min(wanted, max(0, found.nominal - found.used) // each)
@@ -61,7 +61,7 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
         return
     search = _Search(state, Vacated(state, waiting, job, now), job.spec.group, charges, wanted, excess)
     victims = search.victims()
-    if search.enough < (len(job.codes) if job.spec.gang is not None else 1):
+    if search.enough < (len(job.codes) if job.is_gang else 1):
         return  # nothing that could be taken back would make room for it
     for pool, kind, each in charges:
         key = (pool, kind, job.spec.group)

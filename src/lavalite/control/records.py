@@ -150,14 +150,15 @@ def load(
     for _, value in found.get("counters", ()):
         state.last_job_id = max(state.last_job_id, int(value))
     state.last_job_id = max(state.last_job_id, epoch[0] * JOBS_PER_GENERATION)
-    jobs = [_read(JobRecord, f"jobs/{rest}", value) for rest, value in found.get("jobs", ())]
+    # One after the other, since all of them at once would take several times what they weigh in the state.
+    jobs = (_read(JobRecord, f"jobs/{rest}", value) for rest, value in sorted(found.get("jobs", ())))
     chunks = [(rest, _read(TaskChunk, f"tasks/{rest}", value)) for rest, value in found.get("tasks", ())]
     commitments = [
         _read(CommitmentRecord, f"commitments/{rest}", value) for rest, value in found.get("commitments", ())
     ]
     state.dirty = Dirty()
     state.restore_fairshare(dict(found.get("fairshare", ())))
-    state.restore_jobs(sorted(jobs, key=lambda job: job.id), _by_position(chunks))
+    state.restore_jobs(jobs, _by_position(chunks))
     _find_orphans(state, found)
     for commitment in commitments:
         _restore(state, commitment)

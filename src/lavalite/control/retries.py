@@ -20,7 +20,7 @@ def allowed(state: Demand, job: JobState, position: int, exit_code: int | None) 
     """Whether a retry is left, and an end with this code is worth one; None where nothing ran or it was lost."""
     queue = state.queue(job.queue)
     limit = queue.retries if job.spec.retries is None else job.spec.retries
-    used = job.charges.get(position, 0) if job.spec.gang is None else sum(job.charges.values())
+    used = job.charges.get(position, 0) if not job.is_gang else sum(job.charges.values())
     if used >= limit:
         return False
     worth = queue.retry_on if job.spec.retry_on is None else job.spec.retry_on

@@ -75,7 +75,7 @@ def schedule(state: ClusterState, now: float, out: Outbox) -> None:
         lacking = 0
         if waiting.shape in state.asleep:
             most, placed = allowed, 0
-        elif job.spec.gang is not None:
+        elif job.is_gang:
             most = len(job.codes) if allowed == len(job.codes) else 0
             if most > left < state.settings.max_placements:
                 left = 0  # it comes first in the next pass

@@ -28,7 +28,7 @@ def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outb
         elif run.requeue_requested or node is None or node.journal_id != run.journal_id:
             # Nobody heard of this attempt, and nobody will: it is simply placed anew.
             state.retry(run, now, End(None, "its node was set up anew before it started", run.node), charged=False)
-        elif state.jobs[key.job].spec.gang is not None:
+        elif state.jobs[key.job].is_gang:
             whole.add(key.job)
         else:
             ready.append(run)

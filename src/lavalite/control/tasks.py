@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -50,6 +52,17 @@ _HOLDING = re.compile(b"[%sA]" % bytes(sorted(LIVE_CODES)))
 _UNFINISHED = re.compile(b"[^%s]" % bytes(sorted(FINAL_CODES)))
 AS_STORED = bytes.maketrans(b"AWBCRSU", b"PPPPPPP")
 """A live task's state is in its commitment; in its chunk it is what it falls back to."""
+
+
+NONE_UNMET: frozenset[int] = frozenset()
+UNPACKED_SPECS = 2048
+"""Specs of so many jobs are at hand: those of the jobs that something happens to."""
+
+
+@lru_cache(UNPACKED_SPECS)
+def unpacked(packed: bytes) -> JobSpec:
+    """A spec out of its JSON, in which all that is as by default may be left out."""
+    return JobSpec.model_validate_json(packed)
 
 
 class IllegalTransition(AssertionError):
@@ -128,7 +141,13 @@ class JobState:
     """One job. Positions count from 0 in `indices`; letters, counts and cursor are kept in step by `set_code`."""
 
     id: int
-    spec: JobSpec
+    packed: bytes
+    """Its spec, as `unpacked` takes it: a tenth of what the model weighs."""
+    user: str
+    name: str
+    host: str
+    is_gang: bool
+    """This and the three before it are the spec's; all jobs are looked through for them."""
     submitted_at: float
     submit_key: str
     indices: range
@@ -151,7 +170,7 @@ class JobState:
     queue: str = ""
     class_key: tuple[Any, ...] = ()
     """Under which it waits; empty while it does not."""
-    unmet: set[int] = field(default_factory=set)
+    unmet: frozenset[int] = NONE_UNMET
     """Which of its dependencies have not come true, by their place in the spec; not those index by index."""
     cursor: int = 0
     """No task before this position is ready."""
@@ -163,7 +182,26 @@ class JobState:
         indices = spec.indices()
         codes = bytearray(b"P" * len(indices))
         counts = {READY: len(codes)}
-        return cls(job_id, spec, submitted_at, submit_key, indices, codes, counts, len(codes), held=spec.hold)
+        return cls(
+            job_id,
+            spec.model_dump_json(exclude_defaults=True).encode(),
+            sys.intern(spec.user),
+            spec.name,
+            sys.intern(spec.host),
+            spec.gang is not None,
+            submitted_at,
+            submit_key,
+            indices,
+            codes,
+            counts,
+            len(codes),
+            held=spec.hold,
+        )
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was submitted. Not to be changed in place: all equal jobs share it."""
+        return unpacked(self.packed)
 
     @property
     def ready(self) -> int:
@@ -173,11 +211,11 @@ class JobState:
     @property
     def startable(self) -> int:
         """How many of its tasks are ready; of a gang none before all of them are."""
-        return 0 if self.spec.gang is not None and self.ready < len(self.codes) else self.ready
+        return 0 if self.is_gang and self.ready < len(self.codes) else self.ready
 
     @property
     def state(self) -> TaskState:
-        if self.spec.gang is not None and not self.unfinished and self.counts.get(CODES[TaskState.FAILED]):
+        if self.is_gang and not self.unfinished and self.counts.get(CODES[TaskState.FAILED]):
             return TaskState.FAILED  # for which the others were ended
         return job_state(STATES[code] for code, count in self.counts.items() if count)
 

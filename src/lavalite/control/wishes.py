@@ -36,7 +36,7 @@ class Ending:
 def cancelled(state: ClusterState, event: CancelRequested, now: float, out: Outbox) -> None:
     """What holds nothing ends now, the rest when its agent says so; with `force`, UNKNOWN tasks end now too."""
     job = state.jobs[event.job]
-    if event.tasks is not None and job.spec.gang is None:
+    if event.tasks is not None and not job.is_gang:
         _cancel(state, job, _positions(job, event.tasks), Cancel(0, event.force, event.by), now, out)
         return
     if len(job.codes) > state.settings.max_cancels:
@@ -103,7 +103,7 @@ def _settle_unsent(state: ClusterState, run: TaskRun, now: float) -> bool:
 def requeued(state: ClusterState, event: RequeueRequested, now: float, out: Outbox) -> None:
     """Live tasks are stopped, and go back to PENDING when their agents say that they have ended."""
     job = state.jobs[event.job]
-    if job.spec.gang is not None and any(job.counts.get(code) for code in FINAL_CODES):
+    if job.is_gang and any(job.counts.get(code) for code in FINAL_CODES):
         return  # some of it has ended for good, and a gang begins anew as a whole or not at all
     for run in _runs(state, job, event.tasks):
         end_run(state, run, REASON_REQUEUE, now, out, requeue=True)
@@ -155,7 +155,7 @@ def _stop_when_durable(
 
 def _runs(state: ClusterState, job: JobState, tasks: tuple[int, ...] | None) -> Iterator[TaskRun]:
     """What holds something, of all tasks or of these."""
-    everything = tasks is None or job.spec.gang is not None
+    everything = tasks is None or job.is_gang
     for position in job.holding() if everything else _positions(job, tasks or ()):
         run = state.runs.get(TaskKey(job.id, job.indices[position]))
         if run is not None:

@@ -206,7 +206,7 @@ class Reader:
             looked_at += 1
             after = job_id
             # Looked at before it is made into a view, which is what takes time.
-            fields = {"user": found.spec.user, "queue": found.queue, "host": found.spec.host, "name": found.spec.name}
+            fields = {"user": found.user, "queue": found.queue, "host": found.host, "name": found.name}
             if all(not value or fields[field] == value for field, value in wanted.items()) and (
                 not states or found.state.value in states
             ):

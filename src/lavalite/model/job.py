@@ -238,9 +238,10 @@ class JobSpec(Stored):
     @model_validator(mode="after")
     def _not_too_long(self) -> JobSpec:
         texts = [*self.command, *self.environment, *self.environment.values()]
-        if any("\0" in text for text in texts):
+        joined = "\0".join(texts)
+        if joined.count("\0") >= len(texts):
             raise ValueError("command and environment must not hold NUL characters")
-        if sum(len(text.encode()) + 1 for text in texts) > MAX_TEXT_BYTES:
+        if len(joined.encode()) + 1 > MAX_TEXT_BYTES:
             raise ValueError(f"command and environment have more than {MAX_TEXT_BYTES} bytes together; use a file")
         return self
 
