@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lavalite.control.events import Specs
 from lavalite.control.settings import Settings
@@ -25,6 +26,8 @@ from lavalite.store.keys import Keys
 
 FORGET_SELECTIONS = 1024
 """Whenever there are so many more selections of nodes, those that nobody uses are forgotten."""
+UNPACKED_OFFERS = 1024
+"""Offers of so many nodes are at hand."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +35,11 @@ class NodeState:
     """One node. `heard_at`: when its agent's session was last heard of, or since when we serve."""
 
     name: str
-    offer: NodeOffer
+    packed: bytes
+    """What it offers, as `unpacked_offer` takes it: a tenth of what the model weighs."""
+    boot_id: str
+    told_labels: dict[str, list[str]]
+    """By its LIM. These and the boot id are the offer's; all nodes are looked through for them."""
     journal_id: str = ""
     drain: Drain | None = None
     operator_labels: dict[str, list[str]] = field(default_factory=dict)
@@ -46,18 +53,36 @@ class NodeState:
     lim_silent: bool = False
     runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, offer: NodeOffer) -> NodeState:
+        return cls(offer.node, _packed(offer), offer.boot_id, offer.labels)
+
     @property
-    def boot_id(self) -> str:
-        return self.offer.boot_id
+    def offer(self) -> NodeOffer:
+        """Not to be changed in place."""
+        return unpacked_offer(self.packed)
+
+    def set_offer(self, offer: NodeOffer) -> None:
+        self.packed, self.boot_id, self.told_labels = _packed(offer), offer.boot_id, offer.labels
 
     @property
     def labels(self) -> dict[str, list[str]]:
         """What selectors go by: what people gave it, over what its LIM tells."""
-        return self.offer.labels | self.operator_labels if self.operator_labels else self.offer.labels
+        return self.told_labels | self.operator_labels if self.operator_labels else self.told_labels
 
     def capacity(self) -> NodeCapacity:
         """The node as planning sees it."""
         return NodeCapacity.from_offer(self.offer, self.labels)
+
+
+def _packed(offer: NodeOffer) -> bytes:
+    return offer.model_dump_json(exclude_defaults=True).encode()
+
+
+@lru_cache(UNPACKED_OFFERS)
+def unpacked_offer(packed: bytes) -> NodeOffer:
+    """An offer out of its JSON, in which all that is as by default may be left out."""
+    return NodeOffer.model_validate_json(packed)
 
 
 @dataclass(slots=True)
@@ -185,7 +210,7 @@ class Supply:
                 for part in host.parts
                 if part.pool == pool and part.kind == kind
             )
-            offered = (node.offer.amount(kind) for node in map(self.nodes.__getitem__, members))
+            offered = (self.book.capacity(name, kind) for name in members)
             self._pool_sums[pool, kind] = sum(offered) - taken
         return self._pool_sums[pool, kind]
 
@@ -245,14 +270,14 @@ class Supply:
         """Add a node, or take over what it offers now. None leaves its journal as it is."""
         node = self.nodes.get(offer.node)
         if node is None:
-            node = self.nodes[offer.node] = NodeState(offer.node, offer)
+            node = self.nodes[offer.node] = NodeState.of(offer)
             self.dirty.nodes[node.name] = None
             self._pools_stale = True
             self.nodes_version += 1
             self._set_capacity(node)
         elif node.offer != offer:
-            self._pools_stale |= node.offer.labels != offer.labels
-            node.offer = offer
+            self._pools_stale |= node.told_labels != offer.labels
+            node.set_offer(offer)
             self.nodes_version += 1
             self.dirty.nodes[node.name] = None
             self._set_capacity(node)
@@ -316,12 +341,13 @@ class Supply:
         return row is not None and self.columns.states[row] != self.node_row_state(node, now)
 
     def _set_capacity(self, node: NodeState) -> None:
-        kinds = {r.kind for r in node.offer.resources}
+        offer = node.offer
+        kinds = {r.kind for r in offer.resources}
         for kind in set(self.book.kinds(node.name)) - kinds:
             self.book.set_capacity(node.name, kind, 0)
         for kind in kinds:
-            names = list(dict.fromkeys(d.id for d in node.offer.devices(kind)))
-            amount = node.offer.amount(kind)
+            names = list(dict.fromkeys(d.id for d in offer.devices(kind)))
+            amount = offer.amount(kind)
             self.book.set_capacity(node.name, kind, amount, names if amount else [])
         self.touch_node(node)
         self.compose_wanted = True
@@ -433,10 +459,10 @@ class Supply:
         }
 
     def _device_rows(self, provider: str) -> list[DeviceRow]:
-        node = self.node_of(provider)
-        known = {d.id: d for d in node.offer.devices(GPU)} if node else {}
+        node, devices_free = self.node_of(provider), self.book.device_free(provider, GPU)
+        known = {d.id: d for d in node.offer.devices(GPU)} if node and devices_free else {}
         rows = []
-        for device_id, free in self.book.device_free(provider, GPU).items():
+        for device_id, free in devices_free.items():
             if device_id in known:
                 device = known[device_id]
                 near, mig = near_of(device), device.mig

@@ -55,7 +55,7 @@ AS_STORED = bytes.maketrans(b"AWBCRSU", b"PPPPPPP")
 
 
 NONE_UNMET: frozenset[int] = frozenset()
-UNPACKED_SPECS = 2048
+UNPACKED_SPECS = 512
 """Specs of so many jobs are at hand: those of the jobs that something happens to."""
 
 
