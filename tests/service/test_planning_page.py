@@ -33,9 +33,9 @@ class Typist:
         """What it says on standard output."""
         return self._run(text, exit_code).stdout
 
-    def refused(self, text: str) -> str:
+    def refused(self, text: str, exit_code: int = 1) -> str:
         """What it says on standard error, of a command that fails."""
-        return self._run(text, 1).stderr
+        return self._run(text, exit_code).stderr
 
     def _run(self, text: str, exit_code: int) -> subprocess.CompletedProcess[str]:
         words = shlex.split(text, comments=True)

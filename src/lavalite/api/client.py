@@ -46,6 +46,7 @@ from lavalite.api.models import (
 from lavalite.api.transport import FindTargets, Target, Transport
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
+from lavalite.model.decision import DecisionRecord
 
 PAGE_ITEMS = 1000
 FOLLOW_SILENCE_SECONDS = 60.0
@@ -212,6 +213,11 @@ class Client:
 
     def explain(self, job_id: int) -> Explanation:
         return self._get(f"/v1/explain/{job_id}", Explanation)
+
+    def decision(self, job_id: int, task: int | None = None) -> DecisionRecord:
+        """All that placement went by when it placed the task, or one of the job, for the last time."""
+        params = {} if task is None else {"task": task}
+        return _parse(self._transport.request("GET", f"/v1/decisions/{job_id}", params=params), DecisionRecord)
 
     def submit(self, jobs: Sequence[Submit], *, dry_run: bool = False) -> Submitted:
         """Submit all or none. A job without a key gets one here, so that a repeated try makes no second job."""

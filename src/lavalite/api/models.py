@@ -26,6 +26,7 @@
     POST   /v1/jobs/N/hold|release|suspend|resume|requeue  → Job
     GET    /v1/jobs/N/output                             bytes           ?task= &stream= &follow= &offset=
     GET    /v1/explain/N                                 Explanation
+    GET    /v1/decisions/N                               DecisionRecord  ?task=
     GET    /v1/commitments                               Page of Commitment
     GET    /v1/quarantine                                Page of Quarantined
     GET    /v1/events                                    server-sent events, one Change each

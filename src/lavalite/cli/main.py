@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, jobs, reservations, store, submit, up_down
+from lavalite.cli import cluster, definition, jobs, replay, reservations, store, submit, up_down
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -52,6 +52,7 @@ def make_app() -> typer.Typer:
     app.command(rich_help_panel=JOBS, context_settings={"allow_interspersed_args": False})(submit.submit)
     for verb in (jobs.jobs, jobs.job, jobs.tasks, jobs.logs, jobs.explain, jobs.cancel, jobs.hold, jobs.release):
         app.command(rich_help_panel=JOBS)(verb)
+    app.command(rich_help_panel=JOBS)(replay.replay)
     for verb in (jobs.suspend, jobs.resume, jobs.requeue):
         app.command(rich_help_panel=JOBS)(verb)
     for verb in (definition.check, definition.plan):

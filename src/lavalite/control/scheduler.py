@@ -29,6 +29,7 @@ from lavalite.control import (
 )
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
+from lavalite.control.decisions import Decision, Seen, seen_now
 from lavalite.control.demand import WaitingClass
 from lavalite.control.neighbours import means_itself
 from lavalite.control.order import Shape
@@ -225,10 +226,13 @@ def _place(
     at_once = 1 if job.spec.affinity and means_itself(job) else wanted
     while placed < wanted:
         asked = min(at_once, wanted - placed)
-        runs = _runs(state, shape, waiting, job, asked, now)
+        runs, seen = _runs(state, shape, waiting, job, asked, now)
         rows = [run.row for run in runs for _ in range(run.tasks)]
         taken = _place_on(state, waiting, job, rows, now, records)
         placed += taken
+        if taken and seen is not None:
+            first, last = records[-taken].task, records[-1].task
+            state.decisions.add(Decision(job.id, first, last, now, waiting.queue, seen, tuple(runs)))
         if len(rows) < asked:
             if not shape.fault:
                 _let_sleep(state, waiting, job)
@@ -269,22 +273,24 @@ def _let_sleep(state: ClusterState, waiting: WaitingClass, job: JobState, *, flo
 
 def _runs(
     state: ClusterState, shape: Shape, waiting: WaitingClass, job: JobState, wanted: int, now: float
-) -> list[Run]:
-    """Where the policy wants up to so many tasks to go. Nowhere if it does not answer as it must: then the shape says
-    why, and it is asked again once any row has changed.
+) -> tuple[list[Run], Seen | None]:
+    """Where the policy wants up to so many tasks to go, and what that goes by.
+
+    Nowhere if it does not answer as it must: then the shape says why, and it is asked again once any row has changed.
     """
     as_of = (state.columns.generation, state.columns.mark)
     if shape.fault and shape.fault_as_of == as_of:
-        return []
+        return [], None
     shape.fault, shape.fault_as_of = "", as_of
     state.looked_at += 1
     try:
-        bounds = reservations.bounds(state, waiting, job, now)
+        bounds, after = reservations.bounds(state, waiting, job, now), state.turns.get(waiting.queue, -1)
         leaning = affinity.leaning(state, job)
-        return state.ranking(waiting).runs(state.columns, wanted, state.turns.get(waiting.queue, -1), bounds, leaning)
+        seen = seen_now(state.columns, waiting.wanted, waiting.policy, wanted, after, bounds, leaning)
+        return state.ranking(waiting).runs(state.columns, wanted, after, bounds, leaning), seen
     except PolicyFault as fault:
         shape.fault = str(fault)
-        return []
+        return [], None
 
 
 def _place_gang(

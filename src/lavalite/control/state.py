@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from lavalite.control.decisions import Decisions
 from lavalite.control.demand import Cancel, Demand
 from lavalite.control.events import AttemptReported, Specs
 from lavalite.control.fairshare import FairQueue, rate_of
@@ -71,6 +72,7 @@ class ClusterState(Demand):
         """How often a task went from one live state to another."""
         self.turns: dict[str, int] = {}
         """Queue → the row that it was given last, for policies that take turns."""
+        self.decisions = Decisions()
         self.refused_by_book = 0
         """Placements that the book refused. Columns and book say the same, so this stays 0."""
         self.horizon = Horizon()

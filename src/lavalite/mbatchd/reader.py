@@ -14,6 +14,7 @@ from lavalite.base.errors import UnknownNameError
 from lavalite.control import views
 from lavalite.control.admission import find_job
 from lavalite.control.composer import planner
+from lavalite.control.decisions import record_of
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.supply import NodeState
@@ -23,6 +24,7 @@ from lavalite.mbatchd.leadership import Leadership
 from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
+from lavalite.model.decision import DecisionRecord
 from lavalite.model.reservation import Reservation
 from lavalite.model.specs import HostSpec, PoolSpec
 from lavalite.placement.reasons import Refusal
@@ -232,6 +234,10 @@ class Reader:
     def explain(self, job_id: int) -> models.Explanation:
         told = explain(self._state, find_job(self._state, job_id), self._service.time.now())
         return models.Explanation.model_validate(asdict(told))
+
+    def decision(self, job_id: int, task: int | None) -> DecisionRecord:
+        find_job(self._state, job_id)
+        return record_of(self._state, job_id, task)
 
     def commitments(self, limit: int, cursor: str) -> models.Page[models.Commitment]:
         """By position: what is committed changes all the time, so a page is a look, not a snapshot."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lavalite.model.resources import KINDS, WHOLE, Device
 from lavalite.model.specs import fits_model
 from lavalite.placement.closeness import LEVELS, NOWHERE, Near, together
+from lavalite.placement.history import History, RowThen
 from lavalite.placement.reasons import Reason
 
 Ints = NDArray[np.int64]
@@ -126,6 +127,8 @@ class Columns:
         """Where a row is in the log of changes for the last time."""
         self._changed = _Log()
         self._freed = _Log()
+        self.history = History()
+        """What rows were before."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -147,6 +150,7 @@ class Columns:
         row = self._index.get(provider)
         if row is None:
             row = self._add(provider)
+        self.history.note(self, row)
         freed = not self._ready[row] or bool(self._is_host[row]) != is_host
         before = self.free_on(row).tolist()
         for at, kind in enumerate(KINDS):
@@ -247,6 +251,17 @@ class Columns:
         """All kinds of one row."""
         free: Ints = self._room[:, row] + self._closed[row]
         return free
+
+    def row_now(self, row: int) -> RowThen:
+        """All of one row. Not to be kept while rows change."""
+        return RowThen(
+            self.free_on(row), self._capacity[:, row], self._devices[row], self.states[row], bool(self._is_host[row])
+        )
+
+    @property
+    def pool_masks(self) -> dict[str, Bools]:
+        """By pool. Not to be changed; a new one takes its place when pools, or what they select, have changed."""
+        return self._pools
 
     @property
     def ready(self) -> Bools:

@@ -15,6 +15,7 @@ from lavalite.base.errors import UnreachableError
 from lavalite.mbatchd.answers import PiecesResponse
 from lavalite.mbatchd.http import TheScheduler, Who
 from lavalite.mbatchd.paging import words
+from lavalite.model.decision import DecisionRecord
 
 router = APIRouter(prefix="/v1")
 
@@ -60,6 +61,12 @@ async def tasks(
 @router.get("/explain/{job_id}")
 async def explain(scheduler: TheScheduler, who: Who, job_id: int) -> models.Explanation:
     return scheduler.reader.explain(job_id)
+
+
+@router.get("/decisions/{job_id}")
+async def decision(scheduler: TheScheduler, who: Who, job_id: int, task: int | None = None) -> DecisionRecord:
+    """All that the last placement of the task, or of any of the job, went by."""
+    return scheduler.reader.decision(job_id, task)
 
 
 @router.post("/jobs/{job_id}/cancel")
