@@ -89,6 +89,7 @@ tasks:
       node: n07
       exit_code: 2
       reason: exit
+      preemptions: 0
 more_tasks:
   description: Whether there are more tasks than O(limit).
   returned: with O(tasks=true)

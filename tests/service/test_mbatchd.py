@@ -23,7 +23,7 @@ from whole import Whole
 from lavalite.api.client import Client, Target
 from lavalite.api.models import DefinitionPut, EntryPut, Job, Submit
 from lavalite.base.errors import ConflictError, InputError, LavaLiteError, RefusedError, UnknownNameError
-from lavalite.model.job import Array, Dependency, DependencyKind, JobSpec, Request
+from lavalite.model.job import Array, Dependency, DependencyKind, Gang, JobSpec, Request
 from lavalite.wire.frames import AskToken, Granted
 
 FINAL = ("succeeded", "failed", "cancelled")
@@ -385,6 +385,85 @@ def test_a_definition_is_planned_applied_and_then_changes_nothing(defined: One) 
     purged = client.put_definition(DefinitionPut(text=POOLS, purge=True))
     assert "small" not in purged.after["logical_hosts"]
     wait_for(lambda: not list(client.hosts()), 20, "the host is gone")
+
+
+def _preempting(one: One, mode: str) -> None:
+    """A logical host of half a core, and two queues, of which the upper one preempts the lower one there."""
+    one.client.put_definition(
+        DefinitionPut(
+            text="cluster: test\npools:\n  general: {nodes: '*', kinds: [cpu, memory], default: true}\n"
+            "logical_hosts:\n  desk: {cpu: 0.5}\n"
+            f"queues:\n  low: {{priority: 1, default: true}}\n  top: {{priority: 2, preemption: {mode}}}\n"
+        )
+    )
+    wait_for(lambda: one.client.host("desk").state == "composed", 20, "the host is there")
+
+
+def _without_hosts(one: One) -> None:
+    one.client.put_definition(DefinitionPut(text=POOLS, purge=True))
+    wait_for(lambda: not list(one.client.hosts()), 20, "its host is gone")
+
+
+def _process_state(pid: int) -> str:
+    """`T` is stopped; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_processes_are_suspended_for_a_higher_queue_and_go_on_after_it(defined: One) -> None:
+    _preempting(defined, "suspend")
+    half = {"host": "desk", "request": Request(cpu_milli=500)}
+    low = defined.submit("/bin/sh", "-c", "echo $$; sleep 600", queue="low", **half)
+    defined.reach(low, "running")
+    text = wait_for(lambda: b"".join(defined.client.output(low)).strip(), 10, "it said its pid")
+    pid = int(text)
+    assert _process_state(pid) == "S"
+    top = defined.submit(*SLEEP, queue="top", **half)
+    defined.reach(top, "running")
+    assert defined.client.job(low).state == "suspended" and _process_state(pid) == "T"
+    with pytest.raises(ConflictError, match="goes on by itself"):
+        defined.client.resume(low)
+    (task,) = defined.client.tasks(low)
+    assert (task.reason, task.preemptions) == (f"preempted for job {top} of queue top", 1)
+    held = {c.owner: {s["kind"]: s["amount"] for s in c.shares} for c in defined.client.commitments()}
+    assert "cpu" not in held[f"job/{low}/0"] and held[f"job/{top}/0"] == {"cpu": 500}
+    defined.client.cancel(top)
+    defined.reach(low, "running")
+    wait_for(lambda: _process_state(pid) == "S", 10, "its processes go on")
+    defined.client.cancel(low)
+    assert defined.ended(low).state == "cancelled" and _process_state(pid) == ""
+    _without_hosts(defined)
+
+
+def test_a_signal_of_the_queues_is_heard_before_it_is_killed(defined: One) -> None:
+    _preempting(defined, "{mode: requeue, signal: SIGUSR1, grace: 20s}")
+    half = {"host": "desk", "request": Request(cpu_milli=500)}
+    script = "trap 'echo saved; exit 9' USR1; echo begun; while :; do sleep 0.1; done"
+    low = defined.submit("/bin/sh", "-c", script, queue="low", rerunnable=True, **half)
+    defined.reach(low, "running")
+    wait_for(lambda: b"begun" in b"".join(defined.client.output(low)), 20, "it hears signals")
+    top = defined.submit(*SLEEP, queue="top", **half)
+    defined.reach(top, "running")
+    assert b"saved" in b"".join(defined.client.output(low))
+    (task,) = defined.client.tasks(low)
+    assert (task.state, task.reason) == ("pending", f"preempted for job {top} of queue top")
+    for job in (low, top):
+        defined.client.cancel(job)
+        defined.ended(job)
+    _without_hosts(defined)
+
+
+def test_a_gang_of_which_a_task_has_ended_is_not_requeued_silently(one: One) -> None:
+    with open_folder() as folder:
+        folder.chmod(0o755)
+        script = f"mkdir {folder}/first 2>/dev/null && exit 0; sleep 600"
+        fields = {"array": Array(first=1, last=2), "gang": Gang(), "request": Request(cpu_milli=10)}
+        job = one.submit("/bin/sh", "-c", script, **fields)
+        wait_for(lambda: one.client.job(job).counts.get("succeeded") == 1, 20, "one of them has ended")
+        with pytest.raises(ConflictError, match="begin anew together or not at all"):
+            one.client.requeue(job)
 
 
 def test_hosts_have_a_tag_that_changes_with_them_and_fields_that_one_asks_for(defined: One) -> None:

@@ -15,6 +15,7 @@ from lavalite.control.explain import explain
 from lavalite.control.usage import Scope
 from lavalite.ledger.book import LedgerBroken
 from lavalite.model.job import Array
+from lavalite.model.reservation import Reservation
 from lavalite.model.selector import Selector
 from lavalite.model.specs import Limits, PoolSpec, QueueSpec, Quota
 from lavalite.model.task import TaskState
@@ -311,6 +312,20 @@ def test_an_owner_gets_its_own_back_from_the_newest_that_may_run_again() -> None
     assert {stop.reason for stop in w.stops} == {"requeued: it ran on borrowed quota, which its owner needs"}
     assert {stop.grace_seconds for stop in w.stops} == {w.settings.stop_grace_seconds}
     w.check()
+
+
+def test_nobody_is_stopped_for_an_owner_whom_a_reservation_keeps_out() -> None:
+    """8 GPUs, a 2 + 6 borrowed; from 1100 on 6 are kept. b's own 3 would have to be back by then: 1000 + 10 + 70."""
+    w = cluster(pool("gpus", "*", {"a": quota(2, None), "b": quota(6)}, cohort="site"))
+    gpus(w, "a", 8)
+    kept = Reservation(name="r", owner="c", amounts={"gpu": 6000}, nodes=["n1"], start=1100.0, end=5000.0)
+    w.state.set_reservation(kept)
+    gpus(w, "b", 3)
+    assert w.stops == []
+    gpus(w, "b", 3, walltime_seconds=10)
+    assert len(w.stops) == 3
+    let_end(w)
+    assert held(w) == {"a": 5, "b": 3}
 
 
 def test_nobody_is_taken_what_is_its_own() -> None:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, Fault, InputError, LavaLiteError
-from lavalite.control import events, views
+from lavalite.control import events, gangs, parking, views
 from lavalite.control.admission import admit, find_job
 from lavalite.control.tasks import JobState
 from lavalite.mbatchd.groups import Groups, chosen
@@ -122,6 +122,14 @@ class JobDesk:
         who.demand_owner(job.spec.user, f"{verb} job {job_id}")
         if not job.unfinished:
             raise ConflictError(f"job {job_id} has ended", code="job_ended")
+        if verb == "requeue" and gangs.has_begun_to_end(job):
+            message = f"some tasks of job {job_id} have ended, and they begin anew together or not at all"
+            hint = f"Cancel it and submit it again: lavalite cancel {job_id}."
+            raise ConflictError(message, code="gang_ended", hint=hint)
+        parked = parking.of(self._service.state, job) if verb in ("suspend", "resume") else []
+        if parked and len(parked) == sum(1 for _ in job.holding()):
+            message = f"job {job_id} is {parked[0].preempted}, and goes on by itself when there is CPU for it again"
+            raise ConflictError(message, code="preempted", hint="It may be cancelled or requeued.")
         await self._service.obey(_event(job_id, verb, who.user))
 
     async def output(
