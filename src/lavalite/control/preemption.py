@@ -14,9 +14,10 @@ A gang counts as all of its tasks, since they end as one. What floats (licences)
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import accumulate, combinations, islice
 
 from lavalite.control import gangs, parking
 from lavalite.control.ahead import lasts_until
@@ -247,50 +248,81 @@ class _Search:
         """One task after the other, each where the fewest have to end for it."""
         chosen: list[_Unit] = []
         seats: dict[str, int] = {}
+        known: dict[str, tuple[_Unit, ...] | None] = {}
         for _ in range(wanted):
-            roomy = [p for p in self._by_provider if self._vacated.room(p) > seats.get(p, 0)]
-            if roomy:
-                seats[roomy[0]] = seats.get(roomy[0], 0) + 1
-                continue
-            best = self._best(seats, chosen)
-            if best is None:
-                break
-            provider, units = best
-            self._vacated.take(*(run for unit in units for run in unit.runs), only=self._only)
-            chosen += units
+            provider = next((p for p in self._by_provider if self._vacated.room(p) > seats.get(p, 0)), "")
+            if not provider:
+                best = self._best(seats, chosen, known)
+                if best is None:
+                    break
+                provider, units = best
+                self._take(units)
+                chosen += units
+                for run in (run for unit in units for run in unit.runs):
+                    known.pop(provider_of(self._state, run), None)
             seats[provider] = seats.get(provider, 0) + 1
+            known.pop(provider, None)
         return _Choice(tuple(chosen), seats) if seats else None
 
-    def _best(self, seats: dict[str, int], chosen: list[_Unit]) -> tuple[str, tuple[_Unit, ...]] | None:
-        """Where the fewest have to end for one more task, and who."""
+    def _best(
+        self, seats: dict[str, int], chosen: list[_Unit], known: dict[str, tuple[_Unit, ...] | None]
+    ) -> tuple[str, tuple[_Unit, ...]] | None:
+        """Where the fewest have to end for one more task, and who. `known`: by node, who it was before."""
         best: tuple[str, tuple[_Unit, ...]] | None = None
         least: tuple[float, list[tuple[int, int, float, TaskKey]]] = (math.inf, [])
         looked, taken = 0, {id(unit) for unit in chosen}
         for provider, all_units in self._by_provider.items():
             if looked == MAX_PROVIDERS:
                 break
-            before = self._vacated.snapshot()
-            need = seats.get(provider, 0) + 1
-            units = self._fewest(
-                [unit for unit in all_units if id(unit) not in taken],
-                lambda p=provider, n=need: self._vacated.room(p) >= n,  # type: ignore[misc]
-            )
-            self._vacated.restore(before)
+            left = [unit for unit in all_units if id(unit) not in taken]
+            if provider not in known:
+                known[provider] = self._fewest_on(provider, left, seats.get(provider, 0) + 1)
+            units = known[provider]
             if units is None:
                 continue
             looked += 1
             key = (sum(len(unit.runs) for unit in units), sorted((unit.rank for unit in units), reverse=True))
             if key < least:
                 least, best = key, (provider, units)
+            if units == (left[0],) and least[0] == 1:
+                break  # those that come later have nobody who would go first
         return best
 
-    def _fewest(self, units: list[_Unit], fits: Callable[[], bool]) -> tuple[_Unit, ...] | None:
-        """As few as can be told, in the order of rank, so that it fits; they are taken. None if it never does."""
+    def _fewest_on(self, provider: str, units: list[_Unit], tasks: int) -> tuple[_Unit, ...] | None:
+        before = self._vacated.snapshot()
+        least = self._at_least(provider, units, tasks)
+        found = self._fewest(units, lambda: self._vacated.room(provider) >= tasks, least) if least else None
+        self._vacated.restore(before)
+        return found
+
+    def _at_least(self, provider: str, units: list[_Unit], tasks: int) -> int:
+        """So many have to end there at least, by what each gives back; 0 where all together are too few."""
+        least = 1
+        for kind, lacking in self._vacated.lacks(provider, tasks).items():
+            given = sorted((self._gives(provider, unit, kind) for unit in units), reverse=True)
+            sums = list(accumulate(given))
+            if not sums or sums[-1] < lacking:
+                return 0
+            least = max(least, 1 + bisect_left(sums, lacking))
+        return least
+
+    def _gives(self, provider: str, unit: _Unit, kind: str) -> int:
+        if self._only and kind != self._only:
+            return 0
+        shares = (share for run in unit.runs for share in self._state.book.shares(run.key.owner))
+        return sum(share.amount for share in shares if share.provider == provider and share.kind == kind)
+
+    def _take(self, units: tuple[_Unit, ...]) -> None:
+        self._vacated.take(*(run for unit in units for run in unit.runs), only=self._only)
+
+    def _fewest(self, units: list[_Unit], fits: Callable[[], bool], least: int = 1) -> tuple[_Unit, ...] | None:
+        """As few as can be told, of `least` at least, in the order of rank, so that it fits; they are taken. None if
+        it never does."""
         before = self._vacated.snapshot()
 
         def would(some: tuple[_Unit, ...]) -> bool:
             self._vacated.restore(before)
-            self._vacated.take(*(run for unit in some for run in unit.runs), only=self._only)
+            self._take(some)
             return fits()
 
         first, last = 0, len(units) + 1
@@ -304,10 +336,11 @@ class _Search:
             return None
         found = tuple(units[:first])
         for unit in reversed(found[:-1]):  # who would be the last to go is let off first
-            fewer = tuple(other for other in found if other is not unit)
-            found = fewer if would(fewer) else found
+            if len(found) > least:
+                fewer = tuple(other for other in found if other is not unit)
+                found = fewer if would(fewer) else found
         for number in (1, 2):
-            if len(found) > number:
+            if len(found) > number >= least:
                 paired = units if number == 1 else units[:MAX_PAIRED]
                 found = next((some for some in combinations(paired, number) if would(some)), found)
         would(found)

@@ -47,17 +47,26 @@ class Vacated:
         room = reservations.room(state, waiting, job, now)
         self._before = {row: tasks for row, tasks in room.items() if self._eligible[row]}
         self._rows: dict[str, VacatedRow] = {}
+        self._may: dict[str, bool] = {}
 
     def may_help(self, provider: str) -> bool:
         """Whether the job's tasks may go there at all."""
-        row = self._state.columns.row(provider)
-        return row is not None and bool(self._eligible[row])
+        if provider not in self._may:
+            row = self._state.columns.row(provider)
+            self._may[provider] = row is not None and bool(self._eligible[row])
+        return self._may[provider]
 
     def take(self, *runs: TaskRun, only: str = "") -> None:
         """Look at it all as if these had ended, or as if they gave back this kind alone."""
-        touched = {provider for run in runs if (provider := self._take(run, only))}
-        for provider in touched:
-            self._rows[provider].room = self._room(provider, self._rows[provider])
+        touched: dict[str, VacatedRow] = {}
+        for run in runs:
+            provider = provider_of(self._state, run)
+            if self.may_help(provider) and run.key not in self._row(provider).gone:
+                if provider not in touched:
+                    touched[provider] = self._rows[provider] = self._row(provider).copy()
+                self._give_back(touched[provider], run, provider, only)
+        for provider, vacant in touched.items():
+            vacant.room = self._room(provider, vacant)
 
     def room(self, provider: str) -> int:
         """For how many tasks there is room on the provider."""
@@ -72,24 +81,31 @@ class Vacated:
         return {row: tasks for row, tasks in found.items() if tasks > 0}
 
     def snapshot(self) -> dict[str, VacatedRow]:
-        return {provider: vacant.copy() for provider, vacant in self._rows.items()}
+        """As it is now. Rows are never changed, but replaced."""
+        return dict(self._rows)
 
     def restore(self, before: dict[str, VacatedRow]) -> None:
-        self._rows = {provider: vacant.copy() for provider, vacant in before.items()}
+        self._rows = dict(before)
 
-    def _take(self, run: TaskRun, only: str) -> str:
-        only = CPU if run.suspend_requested and not (run.cancel_requested or run.requeue_requested) else only
-        provider = provider_of(self._state, run)
-        if not self.may_help(provider):
-            return ""
+    def lacks(self, provider: str, tasks: int) -> dict[str, int]:
+        """What is short there, by amounts alone, for so many tasks."""
+        free = self._row(provider).free
+        short = {kind: amount * tasks - free.get(kind, 0) for kind, amount in self._wanted.amounts.items()}
+        return {kind: amount for kind, amount in short.items() if amount > 0}
+
+    def _row(self, provider: str) -> VacatedRow:
+        """As it is by now; one that the job's tasks may go to."""
         vacant = self._rows.get(provider)
         if vacant is None:
             book, row = self._state.book, self._state.columns.row(provider)
             assert row is not None, "the job's tasks may go there"
             free = {kind: book.free(provider, kind) for kind in book.kinds(provider)}
-            vacant = self._rows[provider] = VacatedRow(row, free, book.device_free(provider, GPU))
-        if run.key in vacant.gone:
-            return ""
+            vacant = VacatedRow(row, free, book.device_free(provider, GPU), room=self._before.get(row, 0))
+            self._rows[provider] = vacant
+        return vacant
+
+    def _give_back(self, vacant: VacatedRow, run: TaskRun, provider: str, only: str) -> None:
+        only = CPU if run.suspend_requested and not (run.cancel_requested or run.requeue_requested) else only
         vacant.gone.add(run.key)
         for share in self._state.book.shares(run.key.owner):
             if share.provider != provider or (only and share.kind != only):
@@ -98,7 +114,6 @@ class Vacated:
             for device in share.devices if share.kind == GPU else ():
                 if device in vacant.gpus:
                     vacant.gpus[device] += share.amount // len(share.devices)
-        return provider
 
     def _room(self, provider: str, vacant: VacatedRow) -> int:
         state, wanted = self._state, self._wanted
