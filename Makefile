@@ -13,7 +13,7 @@ INVENTORY ?= inventories/local
 TEST_WORKERS ?= 2
 STATE := $(CURDIR)/.lavalite/local
 # Where openb lies, for bench/packing.py.
-TRACE ?= $(wildcard ../shared/data/openb)
+TRACE ?=
 HYPERQUEUE := hyperqueue==0.27.0
 BENCHES = inventory.py site.py placement.py "placement.py --classes 500" "placement.py --distinct" \
   "placement.py --nodes 1000,10000,100000" commit.py "endtoend.py --peer slurm --peer hyperqueue" memory.py \
