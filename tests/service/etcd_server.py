@@ -165,8 +165,9 @@ class EtcdServer:
         self.start(member)
 
     def pause(self, member: int = 0) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """SIGSTOP: connections stay open and nothing answers, from when this returns."""
         self._signal(member, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._processes[member].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # all its threads
 
     def resume(self, member: int = 0) -> None:
         self._signal(member, signal.SIGCONT)
