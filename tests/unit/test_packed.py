@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lavalite.control.supply import NodeState
-from lavalite.control.tasks import JobState
+from lavalite.control.tasks import OF_ONE_JOB, JobState
 from lavalite.model.job import Array, Backoff, Dependency, Gang, JobSpec, Request
 from lavalite.model.resources import Device, NodeOffer, Resource
 
@@ -43,6 +43,16 @@ def test_a_job_has_the_spec_that_it_was_given() -> None:
         assert (job.user, job.name, job.host) == (spec.user, spec.name, spec.host)
         assert job.is_gang == (spec.gang is not None)
         assert JobState.new(number + 10, spec, 0.0).spec is job.spec, "equal specs are one"
+
+
+def test_what_a_job_asks_for_is_one_for_all_that_differ_in_what_is_of_one_job() -> None:
+    for number, spec in enumerate(SPECS, 1):
+        job = JobState.new(number, spec, 0.0)
+        assert job.asks.model_dump(exclude=OF_ONE_JOB) == spec.model_dump(exclude=OF_ONE_JOB)
+        other = spec.model_copy(update={"name": "other", "command": ["false"], "retries": 7, "hold": True})
+        assert JobState.new(number + 10, other, 0.0).asks is job.asks
+        dearer = spec.model_copy(update={"request": Request(cpu_milli=77)})
+        assert JobState.new(number + 20, dearer, 0.0).asks.request.cpu_milli == 77
 
 
 def test_a_node_has_the_offer_that_it_made() -> None:

@@ -228,7 +228,7 @@ class Demand(Supply):
 
     def walltime_seconds(self, job: JobState) -> int | None:
         """After how long its tasks are ended: the job's own limit, and its queue's."""
-        limits = [job.spec.walltime_seconds, self.queue(job.queue).walltime_seconds]
+        limits = [job.asks.walltime_seconds, self.queue(job.queue).walltime_seconds]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def waits_for_journals(self, job: JobState) -> bool:
@@ -271,7 +271,7 @@ class Demand(Supply):
         """Let the job wait with its class, or no longer, as its tasks, holds and dependencies say."""
         waits = bool(job.startable) and not (job.held or job.cancelling or job.unmet or job.sleeping)
         waits = waits and not self.waits_for_journals(job)
-        place = (-job.spec.priority, job.id)
+        place = (-job.asks.priority, job.id)
         if waits and not job.class_key:
             found = self._class_of(job)
             job.class_key = found.key
@@ -294,7 +294,7 @@ class Demand(Supply):
 
     def _leave_class(self, job: JobState) -> None:
         waiting = self.classes[job.class_key]
-        waiting.remove((-job.spec.priority, job.id))
+        waiting.remove((-job.asks.priority, job.id))
         if not waiting.jobs:
             del self.classes[job.class_key]
             if self.order.discard(waiting):
@@ -304,26 +304,26 @@ class Demand(Supply):
     def _comes_before_a_plan(self, queue: str, place: tuple[int, int]) -> bool:
         """Whether a start of the queue is planned for somebody behind the job: then it is its turn to be planned."""
         planned = [self.jobs[s.job] for s in self.plan.starts.values() if s.queue == queue and s.job in self.jobs]
-        return any(place < (-job.spec.priority, job.id) for job in planned)
+        return any(place < (-job.asks.priority, job.id) for job in planned)
 
     def _class_of(self, job: JobState) -> WaitingClass:
-        queue = self.queue(job.queue)
-        policy = job.spec.policy or queue.policy
-        shape: tuple[Any, ...] = (job.queue, policy, job.spec.host, job.spec.request.model_dump_json())
-        if job.spec.gang is not None:
-            shape = (*shape, job.spec.gang.model_dump_json(), len(job.codes))
+        queue, asks = self.queue(job.queue), job.asks
+        policy = asks.policy or queue.policy
+        shape: tuple[Any, ...] = (job.queue, policy, asks.host, asks.request.model_dump_json())
+        if asks.gang is not None:
+            shape = (*shape, asks.gang.model_dump_json(), len(job.codes))
         if self.reservations:
             # What is kept for later may be used until then by what ends before: that differs by reservation and end.
-            shape = (*shape, job.spec.reservation, self.walltime_seconds(job))
+            shape = (*shape, asks.reservation, self.walltime_seconds(job))
         elif queue.planned_starts:
             # Likewise of what is kept for planned starts; nearly equal ends are one shape, lest there be many.
             shape = (*shape, about(self.walltime_seconds(job)))
         shape = (*shape, *self.neighbours.mark_of(job))
-        group, user = (job.spec.group, job.spec.user) if self._counted_apart(job) else ("", "")
+        group, user = (asks.group, asks.user) if self._counted_apart(job) else ("", "")
         key = (*shape, group, user)
         if key not in self.classes:
             alike = self.order.shapes(job.queue).get(shape)
-            wanted = alike.wanted if alike is not None else self.request_class(job.spec)
+            wanted = alike.wanted if alike is not None else self.request_class(asks)
             self.classes[key] = WaitingClass(key, job.queue, policy, group, user, wanted, shape)
         return self.classes[key]
 
@@ -352,7 +352,7 @@ class Demand(Supply):
         queue = self.queue(job.queue)
         if queue.fairshare is not None or queue.tasks_per_user is not None or queue.limits:
             return True
-        pools = (self.specs.pools.get(name) for name in self.charged_pools(job.spec))
+        pools = (self.specs.pools.get(name) for name in self.charged_pools(job.asks))
         return any(pool is not None and (pool.limits or pool.quota) for pool in pools)
 
     # --- fairshare --------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Neighbours:
 
     def mark_of(self, job: JobState) -> tuple[object, ...]:
         """What sets the job apart from others that ask for the same; empty if nothing does."""
-        if not (job.spec.affinity or self.repelled):
+        if not (job.asks.affinity or self.repelled):
             return ()
         about = {term.subject(job.id) for term in about_jobs(job)}
         terms = tuple(term.model_dump_json() for term in job.spec.affinity)

@@ -57,6 +57,17 @@ AS_STORED = bytes.maketrans(b"AWBCRSU", b"PPPPPPP")
 NONE_UNMET: frozenset[int] = frozenset()
 UNPACKED_SPECS = 512
 """Specs of so many jobs are at hand: those of the jobs that something happens to."""
+UNPACKED_ASKS = 4096
+OF_ONE_JOB = {
+    *("name", "command", "cwd", "environment", "stdout_path", "stderr_path"),
+    *("depends", "not_before", "hold", "retries", "retry_on", "backoff"),
+}
+"""What of a spec does not matter to which other jobs it waits with."""
+
+
+@lru_cache(UNPACKED_ASKS)
+def _asked(packed: str) -> JobSpec:
+    return JobSpec.model_validate(json.loads(packed) | {"command": ["-"]})
 
 
 @lru_cache(UNPACKED_SPECS)
@@ -143,6 +154,8 @@ class JobState:
     id: int
     packed: bytes
     """Its spec, as `unpacked` takes it: a tenth of what the model weighs."""
+    packed_asks: str
+    """The same without what is OF_ONE_JOB: one text for all jobs that are alike otherwise."""
     user: str
     name: str
     host: str
@@ -185,6 +198,7 @@ class JobState:
         return cls(
             job_id,
             spec.model_dump_json(exclude_defaults=True).encode(),
+            sys.intern(spec.model_dump_json(exclude=OF_ONE_JOB, exclude_defaults=True)),
             sys.intern(spec.user),
             spec.name,
             sys.intern(spec.host),
@@ -202,6 +216,14 @@ class JobState:
     def spec(self) -> JobSpec:
         """What was submitted. Not to be changed in place: all equal jobs share it."""
         return unpacked(self.packed)
+
+    @property
+    def asks(self) -> JobSpec:
+        """Its spec as far as it is told from other jobs that wait: what is OF_ONE_JOB is not its own there.
+
+        For who looks at all jobs that wait: it is unpacked once for all that are alike.
+        """
+        return _asked(self.packed_asks)
 
     @property
     def ready(self) -> int:
