@@ -148,7 +148,7 @@ class Demand(Supply):
         job = self._admit(record)
         self.look_for_dependencies(job)
         self.unfinished_tasks += job.unfinished
-        self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
+        self.unfinished_jobs[job.user] += bool(job.unfinished)
         self._watch(job)
         self.dirty.jobs[job.id] = None
         self.settle_waiting(job)
@@ -251,7 +251,7 @@ class Demand(Supply):
 
     def _watch(self, job: JobState) -> None:
         """From now on it matters where those are that the job is to be near to, or apart from."""
-        if not job.spec.affinity:
+        if not job.asks.affinity:
             return
         watched, repelled = self.neighbours.watch(job)
         if watched:

@@ -111,7 +111,7 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     elif job.is_gang and gangs.is_broken(state, job):
         reasons.append("It begins anew, all tasks together, as soon as those that still run have been stopped.")
     elif job.counts.get(WAITING) and not job.startable:
-        position, soonest = min(job.wakes.items(), key=lambda wake: wake[1])
+        position, soonest = min(job.wakes.items(), key=lambda wake: wake[1], default=(-1, now))
         end = job.ends.get(position)
         was = f"was {end.reason}" if end is not None and end.reason.startswith(preemption.PREEMPTED) else "ended"
         reasons.append(f"Its last attempt {was}; it is tried again in {_seconds(soonest - now)}.")

@@ -28,14 +28,15 @@ NONE: Mapping[str, int] = {}
 def subjects_of(job: JobState) -> tuple[Subject, ...]:
     """As what the job may be meant by others."""
     named: list[Subject] = [("job", job.id)]
-    named += [("name", job.spec.name)] if job.spec.name else []
-    named += [("group", job.spec.group)] if job.spec.group else []
+    group = job.asks.group
+    named += [("name", job.name)] if job.name else []
+    named += [("group", group)] if group else []
     return tuple(named)
 
 
 def about_jobs(job: JobState) -> list[Affinity]:
     """Its terms about jobs."""
-    return [term for term in job.spec.affinity if not term.labels]
+    return [term for term in job.asks.affinity if not term.labels]
 
 
 def repels(job: JobState) -> list[tuple[Subject, str]]:
@@ -110,7 +111,7 @@ class Neighbours:
 
     def concerns(self, job: JobState) -> bool:
         """Whether somebody goes by where the job's tasks are."""
-        return bool(self.watched) and (bool(job.spec.affinity) or any(s in self.watched for s in subjects_of(job)))
+        return bool(self.watched) and (bool(job.asks.affinity) or any(s in self.watched for s in subjects_of(job)))
 
     def of(self, subject: Subject) -> Mapping[str, int]:
         """Node → how many of its tasks hold something there."""
@@ -126,7 +127,7 @@ class Neighbours:
         if not (job.asks.affinity or self.repelled):
             return ()
         about = {term.subject(job.id) for term in about_jobs(job)}
-        terms = tuple(term.model_dump_json() for term in job.spec.affinity)
+        terms = tuple(term.model_dump_json() for term in job.asks.affinity)
         named = tuple(s for s in subjects_of(job) if s in about or s in self.repelled)
         return ("affinity", terms, named) if terms or named else ()
 

@@ -31,6 +31,7 @@ from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
 from lavalite.control.decisions import Decision, Seen, seen_now
 from lavalite.control.demand import WaitingClass
+from lavalite.control.find_start import floating_of
 from lavalite.control.neighbours import means_itself
 from lavalite.control.order import Shape
 from lavalite.control.outbox import Outbox
@@ -206,7 +207,7 @@ def _allowed(state: ClusterState, job: JobState) -> int:
 
 def _floating_room(state: ClusterState, job: JobState, now: float) -> int:
     """For how many more tasks there is enough of what floats, beside what is kept of it."""
-    floating = {kind: amount for kind, amount in job.spec.request.floating.items() if amount}
+    floating = floating_of(job)
     if not floating:
         return job.ready
     points = floating_ahead(state, floating, now).points(now, reservations.would_last_until(state, job, now))

@@ -149,13 +149,13 @@ class ClusterState(Demand):
         done = [job for job in self.jobs.values() if not job.unfinished]
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
         for job in self.jobs.values():
-            if job.spec.affinity and job.unfinished:
+            if job.asks.affinity and job.unfinished:
                 self.neighbours.watch(job)
         if self.neighbours.watched:
             self.neighbours.recount(self._held_where())
         for job in self.jobs.values():
             self.unfinished_tasks += job.unfinished
-            self.unfinished_jobs[job.spec.user] += bool(job.unfinished)
+            self.unfinished_jobs[job.user] += bool(job.unfinished)
             if job.cancelling and job.unfinished:
                 self.cancels[job.id] = Cancel()
             self.look_for_dependencies(job)
@@ -310,10 +310,10 @@ class ClusterState(Demand):
         self._task_moved(job, position)
         if not job.unfinished:
             self.finished[job.id] = job.ended_at or 0.0
-            self.unfinished_jobs[job.spec.user] -= 1
-            if not self.unfinished_jobs[job.spec.user]:
-                del self.unfinished_jobs[job.spec.user]
-            if job.spec.affinity:
+            self.unfinished_jobs[job.user] -= 1
+            if not self.unfinished_jobs[job.user]:
+                del self.unfinished_jobs[job.user]
+            if job.asks.affinity:
                 self.neighbours.unwatch(job)
             self._job_ended(job)
 

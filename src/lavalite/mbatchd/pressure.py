@@ -15,11 +15,11 @@ import structlog
 
 from lavalite.api.status import Headroom
 from lavalite.base.clock import Clock
-from lavalite.base.errors import BusyError, InputError
+from lavalite.base.errors import BusyError, InputError, LavaLiteError
 from lavalite.control.state import ClusterState
 from lavalite.mbatchd.config import BackPressure
 from lavalite.model.amounts import format_amount
-from lavalite.store.base import Store, StoreStatus, StoreUnavailable
+from lavalite.store.base import Store, StoreStatus
 
 LOOK_SECONDS = 5.0
 """After so long the store's size is asked for again."""
@@ -51,7 +51,7 @@ class Pressure:
         while True:
             try:
                 self._seen = await self._store.status()
-            except StoreUnavailable as error:
+            except LavaLiteError as error:  # whatever it is: who only looks at a size ends no scheduler
                 log.info("the size of the store is not known", reason=error.fault.message)
             await clock.sleep(LOOK_SECONDS)
 
