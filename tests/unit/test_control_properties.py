@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from control_rules import ClusterRules
 from control_world import KEYS, World, offer, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from lavalite.control import reservations
 from lavalite.control.audit import audit
@@ -78,7 +79,7 @@ JOBS = st.fixed_dictionaries(
 GANGS = st.sampled_from([None, None, Gang(), Gang(nodes_least=2), Gang(tasks_per_node=1), Gang(nodes_most=1)])
 
 
-class Cluster(RuleBasedStateMachine):
+class Cluster(ClusterRules):
     """Random submits, reports, wishes, losses of nodes, unwound commits and changes of leader."""
 
     @initialize(limit=st.sampled_from([2, 128]), mode=st.sampled_from(["requeue", "cancel", "suspend"]))
@@ -116,24 +117,6 @@ class Cluster(RuleBasedStateMachine):
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
         self.world.submit(spec(**job, not_before=self.world.now + later if later else None))
-
-    @rule(n=st.integers(1, 5), unwind=st.sampled_from([False, False, False, True]))
-    def write(self, n: int, unwind: bool) -> None:
-        for _ in range(n):
-            self.world.write(unwind=unwind)
-
-    @rule()
-    def catch_up(self) -> None:
-        """All writes go through and all reports are told."""
-        self.world.settle()
-        for name in NODES:
-            self.world.report(name)
-        self.world.settle()
-
-    @rule(pick=st.randoms(use_true_random=False), code=st.sampled_from([0, 0, 1, -11]))
-    def finish(self, pick, code: int) -> None:  # type: ignore[no-untyped-def]
-        if running := self.world.running():
-            self.world.finish(pick.choice(sorted(running)), code)
 
     @rule(name=st.sampled_from(NODES))
     def report(self, name: str) -> None:
@@ -195,10 +178,6 @@ class Cluster(RuleBasedStateMachine):
         self.world.feed(drain if drained else ResumeRequested(name))
         alive, mute = (set(), {name}) if silent else ({name}, set())
         self.world.feed(MembersSeen(frozenset(alive), frozenset(mute)))
-
-    @rule(seconds=st.sampled_from([1, 5, 40, 70, 120]))
-    def advance(self, seconds: int) -> None:
-        self.world.advance(seconds)
 
     @rule(keep=st.booleans(), purge=st.booleans())
     def define(self, keep: bool, purge: bool) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from control_rules import ClusterRules
 from control_world import World, offer, spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
 from lavalite.control.events import CancelRequested, ResumeRequested, Specs
 from lavalite.control.settings import Settings
@@ -37,7 +38,7 @@ JOBS = st.fixed_dictionaries(
 )
 
 
-class Preempting(RuleBasedStateMachine):
+class Preempting(ClusterRules):
     """Three queues, of which the upper two preempt. `mode` is that of both."""
 
     @initialize(mode=st.sampled_from(["requeue", "cancel", "suspend"]), planned=st.sampled_from([0, 1, 3]))
@@ -66,35 +67,14 @@ class Preempting(RuleBasedStateMachine):
             job["gang"] = gang
         self.world.submit(spec(**job))
 
-    @rule(n=st.integers(1, 5))
-    def write(self, n: int) -> None:
-        for _ in range(n):
-            self.world.write()
-
-    @rule()
-    def catch_up(self) -> None:
-        self.world.settle()
-        for name in NODES:
-            self.world.report(name)
-        self.world.settle()
-
     @rule(name=st.sampled_from([*NODES]))
     def report(self, name: str) -> None:
         self.world.report(name)
-
-    @rule(pick=st.randoms(use_true_random=False), code=st.sampled_from([0, 0, 1]))
-    def finish(self, pick, code: int) -> None:  # type: ignore[no-untyped-def]
-        if running := self.world.running():
-            self.world.finish(pick.choice(sorted(running)), code)
 
     @rule(pick=st.randoms(use_true_random=False))
     def cancel(self, pick) -> None:  # type: ignore[no-untyped-def]
         if self.world.state.jobs:
             self.world.feed(CancelRequested(pick.choice(sorted(self.world.state.jobs))))
-
-    @rule(seconds=st.sampled_from([1, 5, 40]))
-    def advance(self, seconds: int) -> None:
-        self.world.advance(seconds)
 
     @rule(name=st.sampled_from([*NODES]))
     def lose(self, name: str) -> None:

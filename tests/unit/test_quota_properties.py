@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from control_rules import ClusterRules
 from control_world import KEYS, World, offer, spec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from lavalite.control import limits, quotas
 from lavalite.control.audit import audit
@@ -62,7 +63,7 @@ QUOTAS = st.lists(
 )
 
 
-class Cluster(RuleBasedStateMachine):
+class Cluster(ClusterRules):
     """Random submits, ends, drains, quotas and leaders; `over` is by how much the law was broken, by what has changed
     under it: a new quota, fewer GPUs. That never grows by itself."""
 
@@ -93,23 +94,6 @@ class Cluster(RuleBasedStateMachine):
         job = spec(user=user, group=group, array=array, rerunnable=rerunnable, queue=queue)
         self.world.submit(job.model_copy(update={"request": request}))
 
-    @rule(n=st.integers(1, 4), unwind=st.sampled_from([False, False, True]))
-    def write(self, n: int, unwind: bool) -> None:
-        for _ in range(n):
-            self.world.write(unwind=unwind)
-
-    @rule()
-    def catch_up(self) -> None:
-        self.world.settle()
-        for name in NODES:
-            self.world.report(name)
-        self.world.settle()
-
-    @rule(pick=st.randoms(use_true_random=False), code=st.sampled_from([0, 0, 1]))
-    def finish(self, pick: Any, code: int) -> None:
-        if running := self.world.running():
-            self.world.finish(pick.choice(sorted(running)), code)
-
     @rule(pick=st.randoms(use_true_random=False), wish=st.sampled_from([CancelRequested, RequeueRequested]))
     def wish(self, pick: Any, wish: Callable[[int], Any]) -> None:
         if self.world.state.jobs:
@@ -118,10 +102,6 @@ class Cluster(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(NODES)), drained=st.booleans())
     def drain(self, name: str, drained: bool) -> None:
         self.world.feed(DrainRequested(name) if drained else ResumeRequested(name))
-
-    @rule(seconds=st.sampled_from([1, 3, 30]))
-    def advance(self, seconds: int) -> None:
-        self.world.advance(seconds)
 
     @rule()
     def change_leader(self) -> None:
