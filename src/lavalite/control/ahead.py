@@ -197,7 +197,7 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
         if run.key in without:
             continue
         at = lasts_until(state, run, now)
-        kept = state.reservations.get(state.jobs[run.key.job].spec.reservation)
+        kept = state.reservations.get(state.jobs[run.key.job].asks.reservation)
         if kept is not None:
             at = max(at, kept.end)
         if at == math.inf:

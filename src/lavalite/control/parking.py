@@ -72,7 +72,7 @@ def of(state: ClusterState, job: JobState) -> list[TaskRun]:
 
 def _order(state: ClusterState, run: TaskRun) -> tuple[float, int, int, int]:
     job = state.jobs[run.key.job]
-    return -state.queue(job.queue).priority, -job.spec.priority, job.id, run.key.task
+    return -state.queue(job.queue).priority, -job.asks.priority, job.id, run.key.task
 
 
 def _has_room(state: ClusterState, run: TaskRun, now: float) -> bool:

@@ -80,7 +80,7 @@ def make_room(
 ) -> bool:
     """Have others stopped for up to so many tasks of the job, which has no room; whether that makes room for any."""
     rule = state.queue(waiting.queue).preemption
-    if rule is None or not wanted or job.spec.reservation or not _is_due(state, waiting, now):
+    if rule is None or not wanted or job.asks.reservation or not _is_due(state, waiting, now):
         return False
     if not state.plan.searches_left:
         state.plan_wanted = True
@@ -186,7 +186,7 @@ class _Search:
             if self._helps(run):
                 self._by_provider.setdefault(provider_of(self._state, run), [])
         self._vacated.take(*stopping)
-        return self._for_gang() if self._job.spec.gang is not None else self._for_tasks(wanted)
+        return self._for_gang() if self._job.is_gang else self._for_tasks(wanted)
 
     # --- who may be preempted
 
@@ -200,7 +200,7 @@ class _Search:
         queues.sort(key=lambda q: (state.queue(q).priority, q))
         for key in islice((key for q in queues for key in state.usage.in_queue(q)), MAX_LOOKED_AT):
             job = state.jobs[key.job]
-            if job.spec.gang is None:
+            if not job.is_gang:
                 runs = [state.runs[key]]
             elif job.id in told:
                 continue
@@ -209,7 +209,7 @@ class _Search:
                 runs = gangs.runs_of(state, job)
             if all(self._may_end(job, run) for run in runs) and any(self._helps(run) for run in runs):
                 youngest = max(run.committed_at for run in runs)
-                rank = (state.queue(job.queue).priority, job.spec.priority, -youngest, key)
+                rank = (state.queue(job.queue).priority, job.asks.priority, -youngest, key)
                 self._units.append(_Unit(tuple(runs), rank))
         self._units.sort(key=lambda unit: unit.rank)
         for unit in self._units:
@@ -220,14 +220,14 @@ class _Search:
         most = self._state.queue(job.queue).max_preemptions
         if most is not None and job.preemptions.get(run.position, 0) >= most:
             return False
-        if self._rule.mode == "requeue" and (not job.spec.rerunnable or gangs.has_begun_to_end(job)):
+        if self._rule.mode == "requeue" and (not job.asks.rerunnable or gangs.has_begun_to_end(job)):
             return False
         if run.suspend_requested or (self._only and run.state is not TaskState.RUNNING):
             return False
         node = self._state.nodes.get(run.node)
         reached = node is not None and node.connected and node.journal_id == run.journal_id
         live = not run.assumed and run.state is not TaskState.UNKNOWN
-        return live and reached and not (run.cancel_requested or run.requeue_requested or job.spec.reservation)
+        return live and reached and not (run.cancel_requested or run.requeue_requested or job.asks.reservation)
 
     def _helps(self, run: TaskRun) -> bool:
         return self._vacated.may_help(provider_of(self._state, run))

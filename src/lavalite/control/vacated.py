@@ -133,7 +133,7 @@ class Vacated:
 
 def provider_of(state: ClusterState, run: TaskRun) -> str:
     """On what a task is placed: a node, or a logical host."""
-    return state.jobs[run.key.job].spec.host or run.node
+    return state.jobs[run.key.job].host or run.node
 
 
 def stops(run: TaskRun, now: float) -> bool:
