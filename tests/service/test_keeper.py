@@ -89,13 +89,14 @@ async def test_contact_survives_the_keeper(bench: ProcessBench) -> None:
 
 
 def test_a_signal_before_the_exec_is_not_lost() -> None:
-    """The forked child still has the keeper's handlers, which would swallow it."""
+    """Nothing in the forked child may swallow it: it waits until all is at its default."""
     script = """
 import os, signal, sys
 from lavalite.sbatchd.keeper import launch
 
-signal.signal(signal.SIGTERM, lambda *_: None)
-signal.set_wakeup_fd = lambda fd: os.kill(os.getpid(), signal.SIGTERM)  # the first thing that the child does
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as whoever started the keeper may have left it
+launch.hold_signals()
+os.setsid = lambda: os.kill(os.getpid(), signal.SIGTERM)  # the first thing that the child does
 spec = {"id": "1.0.1", "argv": ["true"], "environment": {}, "cwd": "/", "stdout_path": os.devnull}
 spec |= {"stderr_path": os.devnull, "own_outputs": [], "uid": -1, "gid": -1, "cpus": [], "limits": {}}
 kept = launch.fork(spec | {"walltime_seconds": None, "grace_seconds": 0, "fence_after_seconds": 0}, "boot", "mark")

@@ -351,7 +351,11 @@ NAMES = [f"{job}.0.1" for job in range(1, 6)]
 
 
 class World(RuleBasedStateMachine):
-    """An agent that may crash between any two actions, an executor that outlives it, leaders that come and go."""
+    """An agent that may crash between any two actions, an executor that outlives it, leaders that come and go.
+
+    It acts as the body does: events that wait for each other are taken together, and what they write goes first; what
+    is not urgent of it waits, and is lost in a crash.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -364,9 +368,16 @@ class World(RuleBasedStateMachine):
         self.epoch = (1, 1)
         self.unanswered: list[AnyFrame] = []
         self.crash_after: int | None = None
+        self.waiting: list[Event] = []
+        self.company = 0
+        """So many events wait for one more."""
+        self.later: list[dict[str, Any]] = []
         self._restart()
 
     def _restart(self) -> None:
+        self.waiting.clear()
+        self.later.clear()
+        self.company = 0
         self.mind = self.mind.restart()
         self.unanswered.clear()
         self.crash_after = None
@@ -376,20 +387,38 @@ class World(RuleBasedStateMachine):
         self.do(Listed(tuple(known)))
 
     def do(self, event: Event) -> None:
+        self.waiting.append(event)
+        if len(self.waiting) > self.company:
+            self.settle()
+
+    def settle(self) -> None:
         now = Instant(1000 + self.mind.now, self.mind.now)
-        for action in self.mind.core.handle(event, now):
-            if self.crash_after == 0:
-                self._restart()
-                return
-            if self.crash_after is not None:
-                self.crash_after -= 1
-            self.carry_out(action)
+        events, self.waiting, self.company = self.waiting, [], 0
+        actions = [action for event in events for action in self.mind.core.handle(event, now)]
+        writes = [action for action in actions if isinstance(action, Write)]
+        if writes and self._crashes():
+            return
+        self.later += [record for write in writes for record in write.records]
+        if any(write.urgent for write in writes):
+            self.mind.records += self.later
+            self.later.clear()
+        for action in actions:
+            if not isinstance(action, Write):
+                if self._crashes():
+                    return
+                self.carry_out(action)
+
+    def _crashes(self) -> bool:
+        if self.crash_after == 0:
+            self._restart()
+            return True
+        if self.crash_after is not None:
+            self.crash_after -= 1
+        return False
 
     def carry_out(self, action: Action) -> None:
         durable = restore(self.mind.records)
-        if isinstance(action, Write):
-            self.mind.records += action.records
-        elif isinstance(action, Start):
+        if isinstance(action, Start):
             name = action.attempt.id
             assert name in durable.entries and action.attempt.journal_id == JOURNAL
             self.starts[name] = self.starts.get(name, 0) + 1
@@ -422,11 +451,16 @@ class World(RuleBasedStateMachine):
                 assert name in durable.entries and [report.reason for report in said_of_it] == ["starting"]
                 continue
             assert said_of_it == journalled[-len(said_of_it) :], "told before it was durable, or out of order"
-            assert len(said_of_it) >= len(durable.entries[name].unacknowledged), "not all that is waited for"
+            waited_for = restore([*self.mind.records, *self.later]).entries[name].unacknowledged
+            assert len(said_of_it) >= len(waited_for), "not all that is waited for"
 
     @rule(steps=st.integers(0, 3))
     def crash_soon(self, steps: int) -> None:
         self.crash_after = steps
+
+    @rule(events=st.integers(1, 4))
+    def wait_for_company(self, events: int) -> None:
+        self.company = events
 
     @rule()
     def crash(self) -> None:
@@ -434,15 +468,18 @@ class World(RuleBasedStateMachine):
 
     @rule(newer=st.booleans())
     def connect(self, newer: bool) -> None:
+        self.settle()
         if newer:
             self.epoch = (self.epoch[0], self.epoch[1] + 1)
         self.unanswered.clear()
         self.mind.session += 1
         self.do(SessionOpened(self.mind.session, self.epoch, "boot", OFFER))
         self.hear(Registered(epoch=self.epoch, beat_seconds=1))
+        self.settle()
 
     @rule()
     def disconnect(self) -> None:
+        self.settle()
         self.do(SessionClosed(self.mind.session))
         self.unanswered.clear()
 
@@ -459,6 +496,7 @@ class World(RuleBasedStateMachine):
     def dispatch_of_the_past(self, name: str) -> None:
         if self.mind.core.highest_epoch is None:
             return
+        self.settle()
         before = (len(self.mind.records), dict(self.starts))
         past = (self.mind.core.highest_epoch[0], self.mind.core.highest_epoch[1] - 1)
         self.mind.session += 1
@@ -470,6 +508,7 @@ class World(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), number=st.sampled_from([signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT]))
     def stop(self, name: str, number: int) -> None:
         self.hear(Stop(epoch=self.epoch, id=name, signal=number))
+        self.settle()
         if self.running.get(name) == "ended":
             self.do(Ended(name, -15, "stop", 60.0, 7, 50.0))
 
@@ -504,6 +543,9 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.unanswered)
     @rule()
     def acknowledge(self) -> None:
+        self.settle()
+        if not self.unanswered:
+            return
         frame = self.unanswered.pop(0)
         self.hear(ReportAck(epoch=self.epoch, seq=frame.seq if isinstance(frame, Report) else 0))
 
@@ -534,8 +576,10 @@ class World(RuleBasedStateMachine):
             self.executor_ends(name)
         for _ in range(5):
             self.flush()
+            self.settle()
             while self.unanswered:
                 self.acknowledge()
+                self.settle()
         entries = self.mind.core.entries
         assert all(entry.settled for entry in entries.values()), entries
         assert set(entries) == set(self.finals) and set(self.starts) <= set(entries)

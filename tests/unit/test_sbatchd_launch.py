@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavalite.base.clock import ManualClock
 from lavalite.sbatchd import output
+from lavalite.sbatchd.accounts import Account
 from lavalite.sbatchd.actions import Start
 from lavalite.sbatchd.launch import Launcher, Policy, core_numbers, environment
 from lavalite.wire.frames import Attempt
@@ -22,7 +24,7 @@ def attempt(**more: Any) -> Attempt:
 
 def launcher(own_uid: int = 0, *, allow_root: bool = False) -> Launcher:
     policy = Policy(own_uid, own_uid, allow_root)
-    return Launcher(Path("/state/output"), policy, grace_seconds=10, enforce_memory=True)
+    return Launcher(Path("/state/output"), policy, ManualClock(), grace_seconds=10, enforce_memory=True)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_where_output_goes(stdout: str, stderr: str, expected: tuple[str, str], 
 def test_environment_is_clean_and_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_AGENT", "x")
     asked = attempt(environment={"PATH": "/mine", "LAVALITE_GPUS": "all", "A": "b"}, user="ada")
-    found = environment(asked, 1000)
+    found = environment(asked, Account("ada", "/home/ada", 1000))
     assert found["PATH"] == "/mine" and found["A"] == "b"
     assert found["LAVALITE_GPUS"] == found["CUDA_VISIBLE_DEVICES"] == ""
     assert (found["LAVALITE_JOB"], found["LAVALITE_TASK"], found["LAVALITE_ATTEMPT"]) == ("1", "2", "3")

@@ -1,4 +1,7 @@
-"""What the core wants done. To be carried out in order; a Write is durable before what follows it is begun."""
+"""What the core wants done. To be carried out in order; an urgent Write is durable before what follows it is begun.
+
+A Write may be done sooner than in its turn: it tells what has happened, or is promised, by then.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from lavalite.wire.frames import AnyFrame, Attempt, HostsHere, Read
 
 @dataclass(slots=True, frozen=True)
 class Write:
-    """Append to the journal, durably."""
+    """Append to the journal, durably. One that is not urgent may wait for the next, and be lost with a crash until
+    then; nothing that follows stands on it."""
 
     records: tuple[Record, ...]
+    urgent: bool = True
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,11 +1,15 @@
 """The agent's body: one task takes events from one queue, asks the core, and carries the actions out in order.
 
-    executor ──┐                                       ┌──► journal (durable before what follows)
-    session ───┼──► queue ──► core.handle ──► actions ─┼──► executor
-    timers ────┘                                       └──► session
+    session ──► queue ───┐                                       ┌──► journal (durable before what follows)
+    timers ──► queue ────┼──► core.handle ──► actions of all ────┼──► executor
+    executor ──► heard ──┘                                       └──► session
 
 One consumer is what keeps the order: a journal write ends before the start that it promises, and a list of the
 executor is judged before anything new is started.
+
+All that has happened by then is taken together, and all that this is to leave in the journal goes there in one write,
+before anything else of it is carried out. What became of attempts is not urgent: it is told after FLUSH_SECONDS at
+the latest, and until then waits for company. A crash loses nothing by that, since the executor remembers it.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from lavalite.sbatchd.actions import (
     Write,
 )
 from lavalite.sbatchd.core import AgentCore
+from lavalite.sbatchd.entry import Record
 from lavalite.sbatchd.events import BeatDue, Event, FlushDue, Instant
 from lavalite.sbatchd.executors import Executor, ExecutorEvent
 from lavalite.sbatchd.journal import Journal
@@ -44,8 +49,9 @@ from lavalite.wire.frames import HostHere, HostsApplied, Output
 PRUNE_SECONDS = 3600.0
 EXECUTOR_RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 0.02
-"""Reports of so much time travel together."""
+"""Reports of so much time are written, and travel, together."""
 MOST_WAITING_EVENTS = 1000
+MOST_EVENTS_AT_ONCE = 100
 ApplyHostsHere = Callable[[list[HostHere]], Awaitable[dict[str, int]]]
 """Make these logical hosts, and no others, enterable on this node: the versions that are, by name."""
 
@@ -83,6 +89,10 @@ class Agent:
         self._own_uid = own_uid
         self._apply_hosts = apply_hosts
         self._events: asyncio.Queue[Event | _Errand] = asyncio.Queue()
+        self._heard: list[ExecutorEvent] = []
+        """What became of attempts, and is not taken yet."""
+        self._later: list[Record] = []
+        """For the journal, with whatever must go there next: losing these is harmless."""
         self._connection: Connection | None = None
         self._streams: OutputStreams | None = None
         self._flush: asyncio.TimerHandle | None = None
@@ -124,8 +134,10 @@ class Agent:
                 timers = [tasks.create_task(self._beat()), tasks.create_task(self._prune())]
                 await self._reconnect()
                 self.ready.set()
-                while not self._given_up and (event := await self._events.get()) is not _Errand.STOP:
-                    await self._take(event)
+                errand = None
+                while not self._given_up and errand is not _Errand.STOP:
+                    errand = await self._take(await self._events.get())
+                await self._write([])
                 for timer in timers:
                     timer.cancel()
         finally:
@@ -133,32 +145,69 @@ class Agent:
                 self._flush.cancel()
             await self._executor.close()
 
-    async def _take(self, event: Event | _Errand) -> None:
-        if isinstance(event, BeatDue):
-            self._beat_waits = False
-        if isinstance(event, _Errand):
+    async def _take(self, first: Event | _Errand) -> _Errand | None:
+        """All that waits, up to the next errand: that one is gone on too, and given back."""
+        events, errand = self._gathered(first)
+        self._beat_waits &= not any(isinstance(event, BeatDue) for event in events)
+        await self._handle(events)
+        if errand is _Errand.RECONNECT:
             await self._reconnect()
-        else:
-            await self._handle(event)
         if self._journal.long:
+            self._later.clear()  # they are told by the snapshot too
             await asyncio.to_thread(self._journal.compact, self.core.snapshot())
-        if self.core.has_reports and self._flush is None:
+        if self.core.has_reports:
+            self._flush_soon()
+        return errand
+
+    def _gathered(self, first: Event | _Errand) -> tuple[list[Event], _Errand | None]:
+        events: list[Event] = [*self._heard]
+        self._heard.clear()
+        event = first
+        while not isinstance(event, _Errand):
+            events.append(event)
+            if self._events.empty() or len(events) >= MOST_EVENTS_AT_ONCE:
+                return events, None
+            event = self._events.get_nowait()
+        return events, event
+
+    def _flush_soon(self) -> None:
+        if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_due)
 
     def _flush_due(self) -> None:
         self._flush = None
         self.tell(FlushDue())
 
-    async def _handle(self, event: Event) -> None:
+    async def _handle(self, events: list[Event]) -> None:
         now = Instant(self._clock.now(), self._clock.boottime())
-        for action in self.core.handle(event, now):
+        actions = [action for event in events for action in self.core.handle(event, now)]
+        writes = [action for action in actions if isinstance(action, Write)]
+        records = [record for write in writes for record in write.records]
+        if any(write.urgent for write in writes) or any(isinstance(event, BeatDue) for event in events):
+            await self._write(records)
+        else:
+            self._later += records
+        starts = [action.attempt.id for action in actions if isinstance(action, Start)]
+        if starts:
+            log.info("start", attempts=starts)
+        for action in actions:
             await self._carry_out(action)
+        if ended := [action.id for action in actions if isinstance(action, Forget)]:
+            log.info("ended", attempts=ended)
+
+    async def _write(self, records: list[Record]) -> None:
+        """Durably, behind what was put off until now."""
+        records = [*self._later, *records]
+        self._later.clear()
+        if records:
+            await asyncio.to_thread(self._journal.append, records)
 
     async def _reconnect(self) -> None:
         """Connect to the executor, and judge what it has before anything else happens."""
 
         def tell(event: ExecutorEvent) -> None:
-            self.tell(event)
+            self._heard.append(event)
+            self._flush_soon()
 
         while True:
             try:
@@ -170,14 +219,11 @@ class Agent:
                     self._given_up = True
                     return
                 await self._clock.sleep(EXECUTOR_RETRY_SECONDS)
-        await self._handle(listed)
+        await self._handle([listed])
 
     async def _carry_out(self, action: Action) -> None:
         match action:
-            case Write(records):
-                await asyncio.to_thread(self._journal.append, list(records))
             case Start():
-                log.info("start", attempt=action.attempt.id)
                 await self._executor.start(self._launcher.launch(action))
             case Signal():
                 log.info("signal", attempt=action.id, signal=action.signal, reason=action.reason)
@@ -189,7 +235,6 @@ class Agent:
                     reason=action.reason,
                 )
             case Forget(attempt):
-                log.info("ended", attempt=attempt)
                 await self._executor.acknowledge(attempt)
             case RenewContact(sent):
                 await self._executor.contact(sent)
@@ -202,6 +247,8 @@ class Agent:
                     self._streams.cancel(stream_id)
             case Send() | Close() | ApplyHosts():
                 await self._answer(action)
+            case Write():
+                pass  # done before all else
 
     async def _answer(self, action: Send | Close | ApplyHosts) -> None:
         """To the leader. A connection that breaks meanwhile is the session's to notice."""

@@ -11,7 +11,8 @@ The laws, each held by a property test:
  3. No frame of an epoch lower than the highest in the journal is acted upon; it ends the session.
  4. Fences count from when the last acknowledged beat was sent. (A Register is beat number 0.)
 
-Actions must be carried out in order, a Write durably before what follows it.
+Actions must be carried out in order, an urgent Write durably before what follows it. What was decided together may be
+written together, before all else of it.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
     launcher = Launcher(
         config.state_path / "output",
         Policy(uid, os.getegid(), config.allow_root),
+        clock,
         grace_seconds=config.grace_seconds,
         enforce_memory=config.enforce_memory,
     )

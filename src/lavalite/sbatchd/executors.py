@@ -41,6 +41,8 @@ class Launch:
     """What all its processes may use together; 0: no limit. An executor that cannot enforce it has `limits`."""
     gpus: list[str] = field(default_factory=list)
     """UUIDs of its GPUs."""
+    groups: list[int] | None = None
+    """All groups of the user, `gid` among them; None: the executor looks them up."""
 
 
 # --- what it tells --------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavalite.base.clock import Clock
 from lavalite.model.resources import CPU, GPU
+from lavalite.sbatchd.accounts import Account, Accounts
 from lavalite.sbatchd.actions import Start
 from lavalite.sbatchd.executors import Launch
 from lavalite.wire.frames import Attempt
@@ -43,8 +44,11 @@ class Policy:
 class Launcher:
     """Everything that this node decides about how an attempt is started."""
 
-    def __init__(self, output_folder: Path, policy: Policy, *, grace_seconds: float, enforce_memory: bool) -> None:
+    def __init__(
+        self, output_folder: Path, policy: Policy, clock: Clock, *, grace_seconds: float, enforce_memory: bool
+    ) -> None:
         self.output_folder = output_folder
+        self._accounts = Accounts(clock)
         self._policy = policy
         self._grace_seconds = grace_seconds
         self._enforce_memory = enforce_memory
@@ -84,7 +88,8 @@ class Launcher:
     def launch(self, start: Start) -> Launch:
         attempt = start.attempt
         uid = self._policy.own_uid if attempt.uid < 0 else attempt.uid
-        gid = attempt.gid if attempt.gid >= 0 else _default_gid(uid, self._policy.own_gid)
+        account = self._accounts.of(uid)
+        gid = attempt.gid if attempt.gid >= 0 else self._policy.own_gid if account.gid is None else account.gid
         limits = {"RLIMIT_CORE": 0}
         if attempt.memory_bytes and self._enforce_memory:
             # Private writable memory, per process. Not the address space: CUDA and Java reserve that by the terabyte.
@@ -93,7 +98,7 @@ class Launcher:
             id=attempt.id,
             argv=attempt.command,
             cwd=self._cwd(attempt),
-            environment=environment(attempt, uid),
+            environment=environment(attempt, account),
             stdout_path=start.stdout_path,
             stderr_path=start.stderr_path,
             own_outputs=[name for name in ("stdout_path", "stderr_path") if self._is_own(getattr(start, name))],
@@ -108,6 +113,7 @@ class Launcher:
             cpu_milli=attempt.cpu_milli,
             memory_bytes=attempt.memory_bytes if self._enforce_memory else 0,
             gpus=attempt.devices.get(GPU, []),
+            groups=self._accounts.groups(uid, gid),
         )
 
     def _is_own(self, path: str) -> bool:
@@ -116,13 +122,13 @@ class Launcher:
     def _cwd(self, attempt: Attempt) -> str:
         if attempt.cwd:
             return attempt.cwd
-        home = _home(self._policy.own_uid if attempt.uid < 0 else attempt.uid)
+        home = self._accounts.of(self._policy.own_uid if attempt.uid < 0 else attempt.uid).home
         return home if os.path.isdir(home) else "/"  # noqa: PTH112 - Path.is_dir raises where it may not look
 
 
-def environment(attempt: Attempt, uid: int) -> dict[str, str]:
+def environment(attempt: Attempt, account: Account) -> dict[str, str]:
     """A clean base, then the job's own, then what says which attempt this is: that cannot be overridden."""
-    user, home = attempt.user or _user_name(uid), _home(uid)
+    user, home = attempt.user or account.name, account.home
     base = {"PATH": BASE_PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
     job, task, number = attempt.id.split(".")
     gpus = ",".join(attempt.devices.get(GPU, []))
@@ -152,24 +158,3 @@ def core_numbers(devices: list[str]) -> list[int]:
             raise ValueError(f"{device!r} names too many cores")
         cores.update(range(first, last + 1))
     return sorted(cores)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _home(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_dir
-    except KeyError:
-        return "/"
-
-
-def _default_gid(uid: int, otherwise: int) -> int:
-    try:
-        return pwd.getpwuid(uid).pw_gid
-    except KeyError:
-        return otherwise

@@ -226,7 +226,8 @@ class LeaderLink:
             if oldest in self._entries and self._entries[oldest].settled:
                 del self._entries[oldest]
                 records.append({"type": "forgotten", "id": oldest})
-        return [Write(tuple(records))] if records else []
+        # Without them the leader is told again, and acknowledges again.
+        return [Write(tuple(records), urgent=False)] if records else []
 
 
 def _told(entry: Entry) -> int:

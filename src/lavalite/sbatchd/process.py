@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lavalite.sbatchd.keeper.main import ALREADY_RUNS_EXIT
 CONNECT_TRIES = 5
 READY_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
+LAUNCH_NAMES = [each.name for each in fields(Launch)]
 SUSPENDING = {19: True, 20: True, 18: False}
 """SIGSTOP, SIGTSTP, SIGCONT."""
 
@@ -52,7 +53,7 @@ class ProcessExecutor:
         return await self.list()
 
     async def start(self, launch: Launch) -> None:
-        self._send({"op": "start"} | asdict(launch))
+        self._send({"op": "start"} | {name: getattr(launch, name) for name in LAUNCH_NAMES})
         await self._drain()
 
     async def signal(

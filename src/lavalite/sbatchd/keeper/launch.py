@@ -12,9 +12,26 @@ from typing import Any
 from lavalite.sbatchd.keeper.kept import Kept
 from lavalite.sbatchd.keeper.proc import MARK, boottime, look_at, wall_time
 
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def hold_signals() -> None:
+    """Let none of HELD through: whoever must end an attempt says so by name.
+
+    They are not caught, since a child has what the keeper catches until it puts that away: a signal to it would be
+    lost. One that is held waits, and finds all at its default. What is left to put away is what Python ignores.
+    """
+    for each in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, *IGNORED}:
+        signal.signal(each, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
 
 def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
-    """A process that waits at its gate to become what `spec`, a request, says. Raises OSError."""
+    """A process that waits at its gate to become what `spec`, a request, says. Raises OSError.
+
+    What can be made ready is made before the fork: each page that Python touches in the child is copied.
+    """
     now, walltime = boottime(), spec["walltime_seconds"]
     record = {
         "id": spec["id"],
@@ -27,18 +44,16 @@ def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
     }
     gate_read, gate = os.pipe()
     errors, errors_write = os.pipe()
-    # The child has the keeper's handlers until it puts them away: a signal to it must wait until then, or is lost.
-    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    environment = spec["environment"] | {MARK: mark}
     try:
         pid = os.fork()
         if pid == 0:
-            become_attempt(spec, mark, gate_read, errors_write, blocked_before)
+            become_attempt(spec, environment, gate_read, errors_write)
     except OSError:
         os.close(gate)
         os.close(errors)
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
         os.close(gate_read)
         os.close(errors_write)
     process = look_at(pid)
@@ -47,18 +62,14 @@ def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
     return kept
 
 
-def become_attempt(spec: dict[str, Any], mark: str, gate: int, errors: int, blocked_before: set[Any]) -> None:
-    """In the child, after fork: wait for the gate, turn into the attempt. Never returns.
-
-    All signals are blocked at first, and only those that were `blocked_before` once none is caught any more.
-    """
+def become_attempt(spec: dict[str, Any], environment: dict[str, str], gate: int, errors: int) -> None:
+    """In the child, after fork: wait for the gate, turn into the attempt. Never returns."""
     step = "prepare"
     try:
-        signal.set_wakeup_fd(-1)
-        for caught in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(caught, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
         os.setsid()
+        for each in IGNORED:
+            signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         keep = sorted((gate, errors))
         for low, high in ((3, keep[0]), (keep[0] + 1, keep[1]), (keep[1] + 1, 65536)):
             os.closerange(low, high)
@@ -79,7 +90,7 @@ def become_attempt(spec: dict[str, Any], mark: str, gate: int, errors: int, bloc
         for name, value in spec["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         step = f"become uid {spec['uid']}"
-        take_identity(spec["uid"], spec["gid"])
+        take_identity(spec["uid"], spec["gid"], spec.get("groups"))
         step = f"enter {spec['cwd']}"
         os.chdir(spec["cwd"])
         for name, number in outputs:
@@ -87,7 +98,7 @@ def become_attempt(spec: dict[str, Any], mark: str, gate: int, errors: int, bloc
                 step = f"open {spec[name]}"
                 open_output(spec[name], number, 0, -1, -1)
         step = f"run {spec['argv'][0]}"
-        os.execvpe(spec["argv"][0], spec["argv"], spec["environment"] | {MARK: mark})  # noqa: S606
+        os.execvpe(spec["argv"][0], spec["argv"], environment)  # noqa: S606
     except BaseException as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         with contextlib.suppress(OSError):
@@ -102,13 +113,16 @@ def open_output(path: str, number: int, flags: int, uid: int, gid: int) -> None:
     os.dup2(fd, number)
 
 
-def take_identity(uid: int, gid: int) -> None:
+def take_identity(uid: int, gid: int, groups: list[int] | None) -> None:
     if os.geteuid() != 0:
         if uid not in (-1, os.geteuid()):
             raise PermissionError(1, "only root can start an attempt as another user")
         return
     try:
-        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+        if groups is not None:
+            os.setgroups(groups)
+        else:  # whoever asks does not say: then it is looked up here, for each attempt anew
+            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:
         os.setgroups([])
     os.setresgid(gid, gid, gid)

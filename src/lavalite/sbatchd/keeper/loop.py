@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 from lavalite.sbatchd.keeper.clients import Clients, Message
 from lavalite.sbatchd.keeper.ending import REPEAT_SECONDS, end, enforce, strike
 from lavalite.sbatchd.keeper.kept import Kept
-from lavalite.sbatchd.keeper.launch import fork
+from lavalite.sbatchd.keeper.launch import fork, hold_signals
 from lavalite.sbatchd.keeper.proc import boottime
 from lavalite.sbatchd.keeper.reaping import Reaping
 from lavalite.sbatchd.keeper.roll import COMPACT_LINES, Roll
@@ -36,15 +37,16 @@ class Keeper:
         """Recover what an earlier keeper left, and listen. Raises DamagedLogError, OSError."""
         for fd in (self._wakeup, self._alarm):
             os.set_blocking(fd, False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Asked to end by a signal, it goes on: whoever must end an attempt says so by name.
-            signal.signal(number, lambda *_: None)
+        hold_signals()
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._alarm, warn_on_full_buffer=False)
         self._selector.register(self._wakeup, selectors.EVENT_READ, lambda: os.read(self._wakeup, 4096))
         for kept in self._roll.recover():
             self._reaping.watch_again(kept)
         self._roll.compact()
         self._clients.listen()
+        # What is there by now stays: a collection would only touch it, and each child would have it copied.
+        gc.freeze()
 
     def serve(self) -> None:
         """Until it is idle for long enough."""
