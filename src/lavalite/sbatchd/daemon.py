@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -167,6 +168,8 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         ssl_context=config.tls.client_context() if config.tls else None,
         insecure=config.insecure,
     )
+    # What is there by now stays: to look through it for garbage takes longer than to start an attempt.
+    gc.freeze()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(agent.run())
         conversation = tasks.create_task(session.run())
