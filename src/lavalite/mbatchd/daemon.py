@@ -151,8 +151,8 @@ async def _serve_led(
         servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)
         await servers.start()
         try:
-            # What is there by now stays, and is all that was loaded: to look through it for garbage takes so long that
-            # jobs wait for it. What is no garbage cycle is freed all the same.
+            # What is there by now stays, all that was loaded too: to look through it for garbage takes so long that
+            # jobs wait for it. What is no part of a cycle is freed all the same.
             gc.freeze()
             await leadership.announce(config.advertise or frames.address, _api_url(config, servers.address))
             log.info("mbatchd serves", version=__version__, epoch=lead.epoch, listen=frames.address)
