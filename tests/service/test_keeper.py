@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from executor_bench import DEADLINE_SECONDS, ProcessBench, alive, until
 
-from lavalite.sbatchd.executors import Ended
+from lavalite.sbatchd.executors import Ended, Signalled, StartFailed
 from lavalite.sbatchd.keeper import PROGRAM, proc
 from lavalite.sbatchd.keeper.files import JOURNAL_NAME, SOCKET_NAME
 from lavalite.sbatchd.keeper.main import ALREADY_RUNS_EXIT
@@ -157,7 +157,32 @@ async def test_nonsense_harms_nobody(bench: ProcessBench) -> None:
         lines = stranger.makefile("rb")
         answers = [json.loads(lines.readline()) for _ in range(4)]
     assert all("error" in answer for answer in answers[:3])
-    assert answers[3] == {"reply": 7, "id": "", "attempts": []}
+    assert answers[3] == {"reply": 7, "op": "list", "id": "", "attempts": []}
+
+
+@pytest.mark.parametrize("quietly", [True, False], ids=["this release", "one that answers all"])
+async def test_a_start_that_cannot_be_is_told_whether_or_not_the_others_are_answered(
+    bench: ProcessBench, quietly: bool
+) -> None:
+    assert bench.executor._quietly
+    bench.executor._quietly = quietly
+    await bench.executor.start(bench.launch("1.0.1", "exit 1", walltime_seconds="soon"))
+    await bench.executor.start(bench.launch("2.0.1", "exit 2"))
+    await bench.executor.signal("3.0.1", signal.SIGCONT, ending=False)
+    assert (await bench.end_of("2.0.1")).exit_code == 2
+    (failed,) = (event for event in bench.told if isinstance(event, StartFailed))
+    assert failed.id == "1.0.1" and "TypeError" in failed.reason
+    assert not any(isinstance(event, Signalled) for event in bench.told)
+
+
+async def test_what_was_asked_last_is_heard(bench: ProcessBench) -> None:
+    """Whoever leaves has been read to the end, though nothing of it is answered."""
+    names = [f"{job}.0.1" for job in range(1, 31)]
+    for name in names:
+        await bench.executor.start(bench.launch(name, "exit 0"))
+    await bench.executor.close()
+    await bench.connect()
+    assert {known.id for known in bench.listed.known} == set(names)
 
 
 async def test_many_at_once(bench: ProcessBench) -> None:

@@ -187,11 +187,11 @@ class Agent:
             await self._write(records)
         else:
             self._later += records
-        starts = [action.attempt.id for action in actions if isinstance(action, Start)]
-        if starts:
-            log.info("start", attempts=starts)
         for action in actions:
             await self._carry_out(action)
+        # Said after it is done: who waits for a start waits for no line.
+        if starts := [action.attempt.id for action in actions if isinstance(action, Start)]:
+            log.info("start", attempts=starts)
         if ended := [action.id for action in actions if isinstance(action, Forget)]:
             log.info("ended", attempts=ended)
 

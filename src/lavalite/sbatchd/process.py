@@ -24,6 +24,8 @@ CONNECT_TRIES = 5
 READY_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 LAUNCH_NAMES = [each.name for each in fields(Launch)]
+QUIET = ("start", "acknowledge", "contact")
+"""What the keeper need not answer: an attempt that starts, or ends, is an event."""
 SUSPENDING = {19: True, 20: True, 18: False}
 """SIGSTOP, SIGTSTP, SIGCONT."""
 
@@ -39,8 +41,8 @@ class ProcessExecutor:
         self._reading: asyncio.Task[None] | None = None
         self._asked: dict[int, tuple[dict[str, Any], asyncio.Future[dict[str, Any]] | None]] = {}
         self._number = 0
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._quietly = False
+        """Whether the keeper, which may be of an earlier release, answers only if something goes wrong."""
         self._tell: Tell = lambda event: None
         self.keeper_pid = 0
 
@@ -49,7 +51,9 @@ class ProcessExecutor:
         self._tell = tell
         reader, self._writer = await self._reach_keeper()
         self._reading = asyncio.create_task(self._read(reader, lost))
-        self.keeper_pid = (await self._ask({"op": "hello"}))["pid"]
+        self._quietly = False
+        hello = await self._ask({"op": "hello"})
+        self.keeper_pid, self._quietly = hello["pid"], hello["protocol"] >= 2
         return await self.list()
 
     async def start(self, launch: Launch) -> None:
@@ -78,11 +82,10 @@ class ProcessExecutor:
         return str((await self._ask({"op": "shutdown", "force": force})).get("error", ""))
 
     async def close(self) -> None:
-        """Leave the keeper, once it has answered all that was asked: a line it has not read yet is lost with us."""
+        """Leave the keeper, once it has read all that was asked: a line it has not read yet is lost with us."""
         if self._reading and not self._reading.done():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await self._settled.wait()
+            with contextlib.suppress(UnreachableError):
+                await self._ask({"op": "hello"})
         if self._reading:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -153,8 +156,11 @@ class ProcessExecutor:
                 future.set_exception(UnreachableError("the keeper is not connected"))
             return  # connecting anew lists what there is; what was not sent counts as never started
         self._number += 1
-        self._settled.clear()
-        self._asked[self._number] = ({name: request.get(name) for name in ("op", "id", "signal", "ending")}, future)
+        if self._quietly and request["op"] in QUIET:
+            request = request | {"quiet": True}
+        else:
+            known = {name: request.get(name) for name in ("op", "id", "signal", "ending")}
+            self._asked[self._number] = (known, future)
         self._writer.write(json.dumps(request | {"n": self._number}).encode() + b"\n")
 
     async def _drain(self) -> None:
@@ -188,16 +194,14 @@ class ProcessExecutor:
             if future and not future.done():
                 future.set_exception(UnreachableError("the keeper went away", code="keeper"))
         self._asked.clear()
-        self._settled.set()
 
     def _hear_event(self, event: str, attempt: dict[str, Any]) -> None:
         known = _known(attempt)
         self._tell(Started(known.id, known.pid, known.started_at) if event == "started" else known.end())
 
     def _hear_reply(self, message: dict[str, Any]) -> None:
-        request, future = self._asked.pop(message.get("reply") or 0, ({}, None))
-        if not self._asked:
-            self._settled.set()
+        unasked = {"ending": True} | message
+        request, future = self._asked.pop(message.get("reply") or 0, (unasked, None))
         if future and not future.done():
             future.set_result(message)
         error = message.get("error", "")

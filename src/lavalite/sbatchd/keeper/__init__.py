@@ -7,7 +7,8 @@ sbatchd speaks to it through the Unix socket FOLDER/keeper.sock, a JSON object a
     {"op": "start", "id": …, "argv": […], …}      {"op": "signal", "id": …, "signal": 15, "grace_seconds": 10, …}
     {"op": "list"}   {"op": "acknowledge", "id": …}   {"op": "contact", "sent": …}   {"op": "shutdown", "force": …}
 
-Answers carry `reply` (the request's `n`); `{"event": "started"|"ended", "attempt": {…}}` goes to every client.
+Answers carry `reply` (the request's `n`), `op` and `id`; a request that is `quiet` has one only where it fails.
+`{"event": "started"|"ended", "attempt": {…}}` goes to every client.
 
     start ──► gated ──► running ◄──► suspended ──► exited ──► ended ──► acknowledged, forgotten
               pid is durable         TERM, KILL    leftovers  told until acknowledged

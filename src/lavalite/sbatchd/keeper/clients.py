@@ -100,11 +100,13 @@ class Clients:
         client.unread += heard
         *lines, client.unread = client.unread.split(b"\n")
         for line in lines:
-            self._outbox.append((client, self._answer(line)))
+            if answer := self._answer(line):
+                self._outbox.append((client, answer))
         if not heard or len(client.unread) > MAX_LINE_BYTES:
             self._leave(client)
 
-    def _answer(self, line: bytes) -> Message:
+    def _answer(self, line: bytes) -> Message | None:
+        """None where it went well, and the client wants to hear only if it did not."""
         request: Message = {}
         try:
             request |= json.loads(line)
@@ -112,7 +114,9 @@ class Clients:
         except Exception as error:
             # A request that is wrong must not end what runs.
             answer = {"error": f"{type(error).__name__}: {error}"}
-        return {"reply": request.get("n"), "id": request.get("id", "")} | answer
+        if request.get("quiet") and "error" not in answer:
+            return None
+        return {"reply": request.get("n"), "op": request.get("op", ""), "id": request.get("id", "")} | answer
 
     def _push(self, client: Client) -> None:
         try:

@@ -17,6 +17,8 @@ from lavalite.sbatchd.keeper.proc import boottime
 from lavalite.sbatchd.keeper.reaping import Reaping
 from lavalite.sbatchd.keeper.roll import COMPACT_LINES, Roll
 
+PROTOCOL = 2
+"""1: it answers to all that it is asked, `quiet` or not."""
 LONGEST_WAIT_SECONDS = 5.0
 """The loop sleeps on a clock that stops while the machine is suspended; deadlines do not. So it never sleeps long."""
 
@@ -88,7 +90,7 @@ class Keeper:
         return answer
 
     def _do_hello(self, request: Message) -> Message:
-        return {"pid": os.getpid(), "protocol": 1, "boot_id": self._roll.boot, "contact": self._roll.contact}
+        return {"pid": os.getpid(), "protocol": PROTOCOL, "boot_id": self._roll.boot, "contact": self._roll.contact}
 
     def _do_list(self, request: Message) -> Message:
         return {"attempts": [kept.said() for kept in self._roll.kept.values()]}
