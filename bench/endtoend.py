@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import random
 import sys
 import tempfile
@@ -41,8 +42,10 @@ SEED = 20260101
 PAUSE_SECONDS = 0.05
 WARM_TASKS = NODES * SLOTS
 BATCH_JOBS = 100
-PEER_SHARE = {"slurm": 0.2, "hyperqueue": 1.0}
-"""Of the tasks and samples that LavaLite gets, so many are enough for a peer: one of Slurm's takes a second."""
+PEER_SHARE = {"slurm": 0.2}
+"""Of the tasks that LavaLite gets, so many are enough for a peer."""
+PEER_IDLE_SHARE = {"slurm": 0.05}
+"""Of the jobs one at a time: one of Slurm's takes a second, give or take a few hundredths."""
 
 
 def main() -> int:
@@ -51,7 +54,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=1000, help="of an array, in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--idle", type=int, default=100, help="so many jobs, one at a time")
-    parser.add_argument("--seconds", type=float, default=8.0, help="so long under load")
+    parser.add_argument("--seconds", type=float, default=6.0, help="so long under load")
     parser.add_argument("--json", action="store_true", help="the last line is a list of the figures")
     asked = parser.parse_args()
     if reason := LavaLite.missing():
@@ -87,7 +90,8 @@ def compare(systems: dict[str, System], probe: Probe, asked: argparse.Namespace)
             system.run_array(tasks[name])
             seconds[name] += time.monotonic() - began
     rate = {name: asked.rounds * tasks[name] / seconds[name] for name in systems}
-    idle = {name: started_idle(s, probe, numbers, _share(asked.idle, name)) for name, s in systems.items()}
+    alone = {name: _share(asked.idle, name, PEER_IDLE_SHARE) for name in systems}
+    idle = {name: started_idle(system, probe, numbers, alone[name]) for name, system in systems.items()}
     separate, loaded = {}, {}
     for name, system in systems.items():
         separate[name] = started_a_second(system, probe, numbers, _share(asked.tasks, name))
@@ -151,8 +155,8 @@ def started_loaded(system: System, probe: Probe, numbers: Iterator[int], seconds
 
 
 def part(values: list[float], percent: int) -> float:
-    """The value that so many per cent do not exceed."""
-    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+    """The least value that so many per cent do not exceed."""
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def _parts(values: dict[str, list[float]], percent: int) -> dict[str, float]:
@@ -163,8 +167,8 @@ def _beside(values: dict[str, float], unit: str) -> str:
     return ", ".join(f"{name} {value:.0f} {unit}" for name, value in values.items() if name)
 
 
-def _share(whole: int, name: str) -> int:
-    return max(1, int(whole * PEER_SHARE.get(name, 1.0)))
+def _share(whole: int, name: str, shares: dict[str, float] = PEER_SHARE) -> int:
+    return max(1, int(whole * shares.get(name, 1.0)))
 
 
 def _made(folder: Path) -> Path:

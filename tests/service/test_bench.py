@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+from endtoend import part  # noqa: E402
 
 
 @pytest.mark.slow
@@ -25,6 +30,17 @@ def test_the_inventory_bench_measures_what_it_says() -> None:
     assert {"parse", "--graph", "--list / no variables", "--list / Ansible's YAML"} <= measured.keys()
     assert all(set(figure) == {"metric", "value", "unit", "target", "ok", "peer"} for figure in figures)
     assert measured["hosts"]["value"] == 30 and measured["parse"]["value"] > 0
+
+
+@given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 100))
+def test_so_many_per_cent_do_not_exceed_a_part_and_fewer_stay_below_it(values: list[int], percent: int) -> None:
+    found = part(list(map(float, values)), percent)
+    assert sum(value <= found for value in values) * 100 >= percent * len(values)
+    assert sum(value < found for value in values) * 100 < percent * len(values)
+
+
+def test_of_a_hundred_the_ninety_ninth_part_is_the_last_but_one() -> None:
+    assert part([float(value) for value in range(100, 0, -1)], 99) == 99
 
 
 KEYS = {"metric", "value", "unit", "target", "ok", "peer"}
