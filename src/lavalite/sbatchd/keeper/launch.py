@@ -42,9 +42,9 @@ def fork(spec: dict[str, Any], boot: str, mark: str) -> Kept:
         "fence_after_seconds": spec["fence_after_seconds"],
         "contact": min(spec.get("contact") or now, now),
     }
+    environment = spec["environment"] | {MARK: mark}
     gate_read, gate = os.pipe()
     errors, errors_write = os.pipe()
-    environment = spec["environment"] | {MARK: mark}
     try:
         pid = os.fork()
         if pid == 0:
