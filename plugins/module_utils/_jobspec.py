@@ -106,7 +106,7 @@ def _request(params):
     for option, field, parse in _AMOUNTS:
         if params.get(option) is not None:
             request[field] = _amounts.asked(parse, params[option], option)
-    for name in ("gpu_model", "gpu_mig", "gpu_topology"):
+    for name in ("gpu_model", "gpu_mig", "gpu_topology", "exclusive"):
         if params.get(name):
             request[name] = params[name]
     if params.get("pools"):

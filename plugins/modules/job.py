@@ -101,6 +101,12 @@ options:
   pools:
     description: The pool for each kind, where it is not the default pool.
     type: dict
+  exclusive:
+    description:
+      - Whether each task has a node for itself. It is only put where nobody holds anything, and nobody else is put
+        there while it runs. It gets what it asks for. The rest of the node stays idle.
+    type: bool
+    default: false
   policy:
     description: The placement policy, where it is not the queue's.
     type: str
@@ -408,6 +414,7 @@ def arguments():
         state=dict(type="str", choices=["present", "cancelled"], default="present"),
         command=dict(type="list", elements="str"),
         gpu_topology=dict(type="str", choices=["nvlink", "pcie", "numa"]),
+        exclusive=dict(type="bool", default=False),
         gang=dict(type="dict", options=gang),
         affinity=dict(type="list", elements="dict", options=affinity),
         retry_on=dict(type="list", elements="str"),

@@ -228,6 +228,18 @@ def test_what_does_not_fit_now_waits_and_says_exactly_why(one: One) -> None:
     assert one.ended(then).state == "succeeded"
 
 
+def test_a_task_that_has_the_node_for_itself_keeps_others_out(one: One) -> None:
+    alone = one.submit(*SLEEP, request=Request(cpu_milli=100, exclusive=True))
+    one.reach(alone, "running")
+    then = one.submit(request=Request(cpu_milli=100))
+    why = wait_for(lambda: one.client.job(then).why, 10, "it says why it waits")
+    assert f"has a task that has it for itself; nearest n1. On n1: job {alone}." in why, why
+    told = one.client.explain(then)
+    assert (told.nearest, told.lacks, told.held_by) == ("n1", {}, [f"job {alone}"]), told
+    one.client.cancel(alone)
+    assert one.ended(then).state == "succeeded"
+
+
 def test_the_same_key_makes_no_second_job(one: One) -> None:
     ask = [Submit(spec=JobSpec(command=["true"]), key="once")]
     first = one.client.submit(ask)

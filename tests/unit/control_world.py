@@ -397,6 +397,7 @@ class World:
             job = state.jobs[key.job]
             assert job.state_of(run.position) is (TaskState.PENDING if run.assumed else run.state)
             assert key in state.nodes[run.node].runs
+        self._check_alone()
         in_flight = {key for batch in state.batches.values() for key in batch.tasks}
         assert in_flight == {key for key, run in state.runs.items() if run.assumed}
         anchored = {(anchor, name) for anchor, names in state._anchored.items() for name in names}
@@ -404,6 +405,17 @@ class World:
         for host in state.hosts.values():
             held = state.book.holds(f"host/{host.name}")
             assert held == (host.state not in (HostState.PLANNED,)), host
+
+    def _check_alone(self) -> None:
+        """Nobody holds anything of a node that a task has for itself, nor has been told to run there."""
+        state = self.state
+        for key, run in state.runs.items():
+            if not state.jobs[key.job].spec.request.exclusive or before_restore(key.job, self.epoch):
+                continue
+            beside = [other for other in state.nodes[run.node].runs if other != key]
+            shares = ((owner, share) for owner in state.book.owners() for share in state.book.shares(owner))
+            beside += [owner for owner, share in shares if share.provider == run.node and owner != key.owner]
+            assert not beside, f"{key} is to be alone on {run.node}, and beside it are {beside}"
 
 
 def _check_job(state: ClusterState, job: JobState) -> None:

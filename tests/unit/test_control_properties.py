@@ -2,8 +2,8 @@
 
 capacity is conserved · nothing that fits is left out of the next pass · no transition outside the table · nothing is
 dispatched before its commitment is durable · no attempt starts twice, nor while another of its task runs · no task
-starts before what it depends on · no more tries than are allowed · a new leader loads the same state · what is stored
-passes the audit at any moment
+starts before what it depends on · nobody is beside a task that has its node for itself · no more tries than are
+allowed · a new leader loads the same state · what is stored passes the audit at any moment
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ JOBS = st.fixed_dictionaries(
         "host": st.sampled_from(["", "", "", "trainer"]),
         "floating": st.sampled_from([{}, {}, {"matlab": 1}]),
         "user": st.sampled_from(["ada", "bob"]),
+        "exclusive": st.sampled_from([False, False, False, False, True]),
     }
 )
 
@@ -114,6 +115,7 @@ class Cluster(ClusterRules):
             )
             if alike:
                 job["depends"] = [*before, Dependency(kind=kind, job=other.id, tasks=tasks, each=which == "each")]
+        job["exclusive"] = job["exclusive"] and not job["host"]
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
         self.world.submit(spec(**job, not_before=self.world.now + later if later else None))

@@ -144,9 +144,16 @@ class Restored(RuleBasedStateMachine):
         self.world.settle()
         self.saved = [dict(self.world.store)]
 
-    @rule(n=st.integers(1, 4), retries=st.integers(0, 1), gang=st.sampled_from([None, None, Gang()]))
-    def submit(self, n: int, retries: int, gang: Gang | None) -> None:
-        self.world.submit(spec(array=Array(first=1, last=n), retries=retries, gang=gang))
+    @rule(
+        n=st.integers(1, 4),
+        retries=st.integers(0, 1),
+        gang=st.sampled_from([None, None, Gang()]),
+        exclusive=st.sampled_from([False, False, True]),
+    )
+    def submit(self, n: int, retries: int, gang: Gang | None, exclusive: bool) -> None:
+        """A gang of which each has a node for itself has at most as many tasks as there are nodes."""
+        n = min(n, len(NODES)) if gang is not None and exclusive else n
+        self.world.submit(spec(array=Array(first=1, last=n), retries=retries, gang=gang, exclusive=exclusive))
 
     @rule(n=st.integers(1, 9))
     def write(self, n: int) -> None:

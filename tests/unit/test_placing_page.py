@@ -23,6 +23,8 @@ from lavalite.control.views import task as task_view
 from lavalite.model.resources import NodeOffer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/placing.md"
+EXCLUSIVE = "## A node for itself"
+"""Its commands are typed where nothing runs."""
 
 
 def node(number: int) -> NodeOffer:
@@ -62,6 +64,12 @@ class Typist:
             main.main()
         return int(ended.value.code or 0)
 
+    def type_all(self, page: str, count: int) -> None:
+        typed = re.findall(r"^\$ (lavalite submit .*)$", page, re.MULTILINE)
+        assert len(typed) == count
+        for text in typed:
+            assert self.type(text) == 0, text
+
     def where(self, name: str) -> dict[str, int]:
         """By rack `r0`, or node where `on` is asked for."""
         state = self.world.state
@@ -81,10 +89,7 @@ def typist(monkeypatch: pytest.MonkeyPatch) -> Typist:
 
 
 def test_what_the_page_types_goes_where_it_says(typist: Typist) -> None:
-    typed = re.findall(r"^\$ (lavalite submit .*)$", PAGE.read_text(), re.MULTILINE)
-    assert len(typed) == 10
-    for text in typed:
-        assert typist.type(text) == 0, text
+    typist.type_all(PAGE.read_text().partition(EXCLUSIVE)[0], 10)
     assert typist.racks("db") == {"r1": 1} and typist.racks("web") == {"r1": 3}
     assert typist.racks("spread") == {"r0": 1, "r1": 1, "r2": 1}
     assert typist.racks("rather") == {"r1": 1}
@@ -99,9 +104,20 @@ def test_what_the_page_types_goes_where_it_says(typist: Typist) -> None:
     assert task_view(state, by_name["small"], 0)["gpus"] == ["n5-gpu0"]
 
 
+def test_who_asks_for_a_node_for_itself_has_it(typist: Typist) -> None:
+    typist.type_all(PAGE.read_text().partition(EXCLUSIVE)[2], 3)
+    state, now = typist.world.state, typist.world.now
+    whole, small = typist.where("whole"), typist.where("small")
+    assert sorted(whole.values()) == [1] * 4 and sorted(small.values()) == [8, 8] and not whole.keys() & small.keys()
+    assert typist.where("more") == {}
+    why = explain(state, next(job for job in state.jobs.values() if job.spec.name == "more"), now)
+    assert why.sentence.startswith("6 nodes: 6 are not empty; nearest ") and why.held_by == ["job 1"]
+    assert state.book.committed(next(iter(whole)), "cpu") == 2000
+
+
 def test_what_the_page_says_is_refused_is(typist: Typist, capsys: pytest.CaptureFixture[str]) -> None:
     refused = re.findall(r"^\| `(--.*)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
-    assert len(refused) == 9
+    assert len(refused) == 11
     for options, sentence in refused:
         assert typist.type(f"lavalite submit {options} -- true") == 2, options
         said = " ".join(capsys.readouterr().err.split())

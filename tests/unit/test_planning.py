@@ -24,6 +24,7 @@ from lavalite.control.settings import Settings
 from lavalite.control.tasks import End, TaskKey
 from lavalite.model.job import Array, Dependency, Gang
 from lavalite.model.reservation import Reservation
+from lavalite.model.resources import ALL_PLACES, PLACES
 from lavalite.model.specs import Fairshare, HostSpec, Limits, PoolSpec, QueueSpec
 from lavalite.model.task import AttemptId, TaskState
 
@@ -501,10 +502,10 @@ def test_what_only_its_own_planned_start_keeps_is_kept_from_nobody() -> None:
 # --- the law --------------------------------------------------------------------------------------------------------
 
 
-def live_through(seed: int, *, steps: int = 120, gangs: bool = False) -> list[str]:
+def live_through(seed: int, *, steps: int = 120, gangs: bool = False, exclusive: bool = False) -> list[str]:
     """A random world; what was promised in it and not kept. Every task ends by its walltime, many of them before.
 
-    With gangs, a third of the jobs are such.
+    With gangs, a third of the jobs are such; with `exclusive`, as many have a node for themselves.
     """
     chance = random.Random(seed)
     w = World()
@@ -528,6 +529,7 @@ def live_through(seed: int, *, steps: int = 120, gangs: bool = False) -> list[st
                 floating=chance.choice([{}, {}, {"lic": 1}, {"lic": 2}]),
                 queue=chance.choice(["normal", "normal", "low"]),
                 walltime_seconds=wall,
+                exclusive=exclusive and chance.random() < 0.3,
                 **together(chance) if gangs and chance.random() < 0.35 else {},
             )
             number = w.submit(job)
@@ -559,19 +561,19 @@ def look(w: World, promised: dict[int, float], broken: list[str]) -> None:
     state = w.state
     for start in state.plan.starts.values():
         for kind, provider in product(start.amounts, start.seats):
-            lasting = sum(
-                share.amount
-                for run in state.nodes[provider].runs.values()
-                if lasts_until(state, run, w.now) > start.at
-                for share in state.book.shares(run.key.owner)
-                if share.provider == provider and share.kind == kind
-            )
+            here = state.nodes[provider].runs.values()
+            last = [run for run in here if lasts_until(state, run, w.now) > start.at]
+            shares = (share for run in last for share in state.book.shares(run.key.owner))
+            lasting = sum(s.amount for s in shares if s.provider == provider and s.kind == kind)
+            capacity = state.book.capacity(provider, kind)
+            if kind == PLACES:
+                lasting, capacity = sum(ALL_PLACES if run.exclusive else 1 for run in last), ALL_PLACES
             planned_then = sum(
                 other.amounts.get(kind, 0) * other.seats[provider]
                 for other in state.plan.on(provider)
                 if other.at <= start.at < other.until
             )
-            if start.at > w.now and lasting + planned_then > state.book.capacity(provider, kind):
+            if start.at > w.now and lasting + planned_then > capacity:
                 broken.append(f"{kind} for job {start.job} on {provider} is taken")
     waiting = [job for job in state.jobs.values() if job.class_key]
     if waiting:
@@ -592,6 +594,11 @@ def test_the_law_nothing_behind_a_planned_start_makes_it_later(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(20))
 def test_the_law_holds_for_gangs_as_well(seed: int) -> None:
     assert live_through(seed, gangs=True) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_law_holds_for_those_who_have_a_node_for_themselves(seed: int) -> None:
+    assert live_through(seed, exclusive=True, gangs=seed % 2 == 0) == []
 
 
 def test_the_law_is_broken_where_what_is_kept_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def workload(*parts: tuple[int, int, int]) -> Workload:
     made = []
     for cores, gpu, weight in parts:
         wanted = RequestClass(Request(cpu_milli=cores * WHOLE, gpu_milli=gpu), {})
-        made.append(WorkloadPart(tuple(wanted.line.tolist()), wanted.gpu, wanted.whole_gpus, weight))
+        made.append(WorkloadPart(tuple(wanted.need[:, 0].tolist()), wanted.gpu, wanted.whole_gpus, weight))
     return Workload(tuple(made), 1)
 
 

@@ -34,6 +34,7 @@ JOBS = st.fixed_dictionaries(
         "rerunnable": st.sampled_from([True, True, False]),
         "priority": st.integers(-1, 1),
         "walltime_seconds": st.sampled_from([None, None, 100, 600]),
+        "exclusive": st.sampled_from([False, False, False, True]),
     }
 )
 

@@ -66,6 +66,7 @@ def request_text(request: dict[str, Any]) -> str:
     if asked.gpu_memory_bytes:
         parts.append(f"{format_amount('memory', asked.gpu_memory_bytes)} on each GPU")
     parts += [f"{amount} {name}" for name, amount in asked.floating.items()]
+    parts += ["a node for itself"] if asked.exclusive else []
     parts += [f"{kind} of pool {pool}" for kind, pool in asked.pools.items()]
     return ", ".join(parts)
 

@@ -196,6 +196,9 @@ def submit(
     pool: Annotated[
         list[str] | None, typer.Option(metavar="KIND=POOL", help="From which pool.", rich_help_panel=_RESOURCES)
     ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Each task has a node for itself.", rich_help_panel=_RESOURCES)
+    ] = False,
     queue: Annotated[str, typer.Option(help="Queue; else the default one.", rich_help_panel=_PLACE)] = "",
     host: Annotated[str, typer.Option(help="Run on this logical host.", rich_help_panel=_PLACE)] = "",
     reservation: Annotated[str, typer.Option(help="Run in this reservation.", rich_help_panel=_PLACE)] = "",
@@ -260,7 +263,7 @@ def submit(
             "host": host,
             "reservation": reservation,
             "request": make_request(typed, gpu_model, floating or [], pool or [])
-            | {"gpu_topology": gpu_topology, "gpu_mig": mig},
+            | {"gpu_topology": gpu_topology, "gpu_mig": mig, "exclusive": exclusive},
             "group": group,
             "policy": policy,
             "affinity": [

@@ -20,7 +20,7 @@ from lavalite.placement.registry import POLICIES
 
 def admit(state: ClusterState, spec: JobSpec, now: float) -> None:
     """Raise InputError with every fault of a job that could not run here, or UnknownNameError for a bad name."""
-    faults = [*_names(state, spec), *_amounts(spec), *_limits(state, spec), *_quotas(state, spec)]
+    faults = [*_names(state, spec), *_amounts(spec), *_exclusive(spec), *_limits(state, spec), *_quotas(state, spec)]
     if not faults:
         refuse_if_never(state, spec, now)
         return
@@ -183,6 +183,25 @@ def _amounts(spec: JobSpec) -> list[Fault]:
     if request.gpu_topology and request.gpu_milli < 2 * WHOLE:
         message = f"{request.gpu_topology} is between GPUs, and fewer than two whole ones are asked for"
         faults.append(Fault("bad_amount", message, "request.gpu_topology", "Ask for two or more, or leave it out."))
+    return faults
+
+
+def _exclusive(spec: JobSpec) -> list[Fault]:
+    """What a task cannot also ask for that is to have its node for itself."""
+    if not spec.request.exclusive:
+        return []
+    wrong = []
+    if spec.host:
+        wrong.append(f"logical host {spec.host} is a part of its node, and a task is to have a node for itself")
+    if spec.reservation:
+        wrong.append(f"reservation {spec.reservation} keeps amounts on its nodes, and no node for one task alone")
+    here = (t for t in spec.affinity if t.demanded and not (t.anti or t.within or t.labels))
+    wrong += [f"a task is to have its node for itself, and to be {term.text()}" for term in here]
+    faults = [Fault("bad_input", message, "request.exclusive", "Leave one of them out.") for message in wrong]
+    tasks, most = len(spec.indices()), spec.gang.nodes_most if spec.gang is not None else None
+    if most is not None and most < tasks:
+        message = f"{tasks} tasks are to start together, each on a node for itself, and on {most} nodes at most"
+        faults.append(Fault("bad_input", message, "gang", f"Allow {tasks} nodes."))
     return faults
 
 

@@ -22,7 +22,7 @@ from lavalite.control.plan import PlannedStart
 from lavalite.control.tasks import TaskKey, TaskRun
 from lavalite.ledger.book import FLOATING
 from lavalite.model.reservation import Reservation
-from lavalite.model.resources import CPU, GPU, WHOLE
+from lavalite.model.resources import CPU, GPU, PLACES, WHOLE
 from lavalite.model.task import TaskState
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import DeviceRow, GpuSelector
@@ -140,7 +140,7 @@ class Point:
 
     def _by_amounts(self, wanted: RequestClass, free: Mapping[str, int]) -> int:
         most = 2**40
-        for kind, amount in wanted.amounts.items():
+        for kind, amount in wanted.needs.items():
             most = min(most, max(0, free[kind] + self.released.get(kind, 0) - self.kept.get(kind, 0)) // amount)
         return most
 
@@ -209,6 +209,8 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
                 amounts[share.kind] = amounts.get(share.kind, 0) + share.amount
                 for device in share.devices if share.kind == GPU else ():
                     devices[device] = devices.get(device, 0) + share.amount // len(share.devices)
+        if not run.suspend_requested and (places := state.book.places(run.key.owner, provider)):
+            amounts[PLACES] = places
         if amounts:
             releases.append(Release(at, amounts, devices))
     return releases
@@ -222,8 +224,10 @@ def keeps_of(state: ClusterState, provider: str, now: float) -> list[Keep]:
         if provider in kept.nodes and kept.end > now:
             used = state.reserved_use.get((kept.name, provider), {})
             left = {kind: max(0, amount - used.get(kind, 0)) for kind, amount in kept.amounts.items()}
-            keeps.append(Keep(kept.start, kept.end, left))
-            keeps += [Keep(start, end, kept.amounts) for start, end in _later(kept, [now, *begins])]
+            # One place stands for all that its tasks take: it keeps out who is to have the node for itself.
+            keeps.append(Keep(kept.start, kept.end, left | {PLACES: 1}))
+            later = kept.amounts | {PLACES: 1}
+            keeps += [Keep(start, end, later) for start, end in _later(kept, [now, *begins])]
     return keeps
 
 

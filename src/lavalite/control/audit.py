@@ -3,6 +3,7 @@
     accounts      committed + free = capacity of each resource, and nobody holds a device twice
     tasks         each that holds something has a commitment, and none is without a task
     hosts         each that is composed holds exactly its parts
+    alone         nobody holds anything of a node that a task has for itself, unless a restore brought them together
     sums          what queues, pools, users and groups count is what their tasks hold
     numbers       no job has a higher id than the counter knows, nothing was written by a later generation
 
@@ -24,7 +25,8 @@ from lavalite.control.tasks import ASSUMED, LIVE_CODES, STATES
 from lavalite.ledger.book import LedgerBroken
 from lavalite.model.host import HostState
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.task import JOBS_PER_GENERATION
+from lavalite.model.resources import PLACES
+from lavalite.model.task import JOBS_PER_GENERATION, before_restore
 from lavalite.store.keys import Keys
 
 MOST_FAULTS = 100
@@ -75,6 +77,7 @@ def audit(keys: Keys, records: Mapping[str, bytes], specs: Specs) -> Audit:
     found.blame(_of_numbers(state, records, found.generation, commitments))
     found.blame(_of_tasks(state, commitments))
     found.blame(_of_hosts(state))
+    _look_for_crowds(found, state)
     found.blame(state.sums_faults())
     return found
 
@@ -138,6 +141,19 @@ def _of_hosts(state: ClusterState) -> Iterable[str]:
             parts[part.provider, part.kind] += part.amount
         if parts != _sums(state.book.shares(host_owner(host.name))):
             yield f"host {host.name} is {host.state.value}, and its commitment does not hold exactly its parts"
+
+
+def _look_for_crowds(found: Audit, state: ClusterState) -> None:
+    """Where somebody has a node for itself and others are there. Attempts of before a restore were adopted as they
+    ran, whatever the restored store gave to others there: nobody comes beside them, and it ends as they end."""
+    for provider in state.book.crowded():
+        there = sorted(state.book.holders(provider, PLACES))
+        said = f"{provider} is for one task alone, and these hold something of it: {', '.join(there[:5])}"
+        runs = [run for owner in there if (run := state.run_of(owner)) is not None]
+        if any(before_restore(run.key.job, state.epoch) for run in runs):
+            found.notes.append(f"{said}; since a restore, and until they end")
+        else:
+            found.blame([said])
 
 
 def _sums(shares: Iterable[Share]) -> Counter[tuple[str, str]]:

@@ -97,6 +97,7 @@ def planner(state: ClusterState, now: float, pools: list[PoolSpec] | None = None
     taken = [share for key in state.runs for share in state.book.shares(key.owner)]
     kept, without_gpus = kept_shares(state, now)
     closed |= {name: Reason.HELD for name in without_gpus if name not in closed}
+    closed |= {run.node: Reason.NOT_SHARED for run in state.runs.values() if run.exclusive and run.node not in closed}
     taken += kept
     known = list(state.specs.pools.values()) if pools is None else pools
     return lambda specs: plan_hosts(specs, nodes, known, existing, taken, closed)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lavalite.base.errors import LavaLiteError
 from lavalite.model.decision import AskedThen, Chosen, DecisionRecord, DeviceThen, GpuThen, NodeThen
-from lavalite.model.resources import KINDS
+from lavalite.model.resources import ALL_PLACES, KINDS
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Bools, Columns, Workload
+from lavalite.placement.columns import PLACES_AT, Bools, Columns, Workload
 from lavalite.placement.history import RowThen
 from lavalite.placement.ranking import Bounds, Leaning, Run
 
@@ -145,12 +145,14 @@ def _record(state: ClusterState, found: Decision) -> DecisionRecord:
 
 def _node(name: str, row: RowThen, at: int, masks: dict[str, Bools], leaning: Leaning | None) -> NodeThen:
     opened, met = (leaning.open, leaning.met) if leaning is not None else (None, None)
+    places = int(row.free[PLACES_AT])
     return NodeThen(
         name=name,
         state=row.state,
         is_host=row.is_host,
-        free={kind: free for kind, free in zip(KINDS, row.free.tolist(), strict=True) if free},
-        capacity={kind: has for kind, has in zip(KINDS, row.capacity.tolist(), strict=True) if has},
+        occupied="" if places == ALL_PLACES else "shared" if places > 0 else "alone",
+        free={kind: free for kind, free in zip(KINDS, row.free[:PLACES_AT].tolist(), strict=True) if free},
+        capacity={kind: has for kind, has in zip(KINDS, row.capacity[:PLACES_AT].tolist(), strict=True) if has},
         devices=[
             DeviceThen(id=d.id, model=d.model, memory_bytes=d.memory_bytes, free=d.free, near=d.near, mig=d.mig)
             for d in row.devices

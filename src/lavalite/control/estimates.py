@@ -19,6 +19,7 @@ from lavalite.control.find_start import find
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import WAITING, JobState
 from lavalite.ledger.book import FLOATING
+from lavalite.model.resources import PLACES
 from lavalite.model.task import TaskState
 from lavalite.placement.filters import never_fits
 
@@ -121,7 +122,9 @@ def _why_unknown(state: ClusterState, job: JobState, now: float) -> str:
     kinds = [(FLOATING, kind) for kind, amount in job.spec.request.floating.items() if amount]
     eligible = waiting.wanted.eligible(state.columns) & state.columns.ready
     providers = [name for name, can in zip(state.columns.names, eligible, strict=True) if can]
-    for provider, kind in [*kinds, *((name, kind) for name in providers for kind in waiting.wanted.amounts)]:
+    for provider, kind in [*kinds, *((name, kind) for name in providers for kind in waiting.wanted.needs)]:
+        if kind == PLACES and not (waiting.wanted.exclusive or not state.book.free_places(provider)):
+            continue  # it is one more of many that it takes
         for owner in state.book.holders(provider, kind):
             run = state.run_of(owner)
             if run is None:

@@ -16,10 +16,12 @@ from lavalite.ledger.book import FLOATING
 from lavalite.model.amounts import format_amount
 from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, DependencyKind, Request
+from lavalite.model.resources import PLACES
 from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
 from lavalite.placement.filters import refusal
 from lavalite.placement.reasons import Reason
+from lavalite.placement.room import natural
 
 MAX_NAMED = 10
 
@@ -76,6 +78,7 @@ def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
     words += [f"of MIG profile {request.gpu_mig}"] if request.gpu_mig else []
     words += [f"GPUs together by {request.gpu_topology}"] if request.gpu_topology else []
     words += [f"{amount} {kind}" for kind, amount in request.floating.items() if amount]
+    words += ["a node for itself"] if request.exclusive else []
     words += [f"pool {pool}" for pool in sorted(set(pools.values()))] if not host else [f"on host {host}"]
     return ", ".join(words)
 
@@ -188,7 +191,9 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     told.filters = {reason.value: count for reason, count in why.turned_away.items()}
     told.sentence = f"{told.sentence} {why.sentence()}".lstrip()
     if why.nearest:
-        told.held_by = holders(state, why.nearest, list(why.lacks))
+        told.held_by = holders(state, why.nearest, [PLACES] if why.taken else list(why.lacks))
+    if why.taken:
+        told.sentence += f" On {why.nearest}: {', '.join(told.held_by)}."
 
 
 def _explain_preemption(state: ClusterState, ending: list[TaskRun], told: Explanation) -> None:
@@ -232,14 +237,16 @@ def _explain_gang(state: ClusterState, job: JobState, now: float, told: Explanat
 
 
 def holders(state: ClusterState, provider: str, kinds: list[str]) -> list[str]:
-    """Who holds these kinds of a provider, the largest share first: at most ten, as `job 4702 (2 gpu)`."""
+    """Who holds these kinds of a provider, the largest share first: at most ten, as `job 4702 (2 gpu)`; who has a
+    place there, as `job 4702`."""
     words: list[tuple[int, str]] = []
     for kind in kinds:
         for owner, amount in state.book.holders(provider, kind).items():
             parts = owner.split("/")
             name = f"job {parts[1]}" if parts[0] == "job" else f"host {parts[1]}"
-            words.append((amount, f"{name} ({format_amount(kind, amount, named=True)})"))
-    return [word for _, word in sorted(words, key=lambda entry: (-entry[0], entry[1]))[:10]]
+            words.append((amount, name if kind == PLACES else f"{name} ({format_amount(kind, amount, named=True)})"))
+    ordered = sorted(words, key=lambda entry: (-entry[0], natural(entry[1])))
+    return list(dict.fromkeys(word for _, word in ordered))[:10]
 
 
 def waits(job: JobState) -> bool:

@@ -165,5 +165,5 @@ def _room_at(state: ClusterState, wanted: RequestClass, provider: str, point: Po
     columns, row = state.columns, state.columns.row(provider)
     if row is None:
         return 0
-    free = {kind: int(columns.free(kind)[row]) for kind in wanted.amounts}
+    free = {kind: int(columns.free(kind)[row]) for kind in wanted.needs}
     return point.fits(wanted, free, columns.devices(row))

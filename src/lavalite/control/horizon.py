@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavalite.control.ahead import Release, releases_of
-from lavalite.model.resources import KINDS
+from lavalite.model.resources import KINDS, PLACES
 from lavalite.placement.classes import NO_LIMIT, RequestClass
 from lavalite.placement.columns import MOST, Ints
 
 if TYPE_CHECKING:
     from lavalite.control.state import ClusterState
 
+KEPT = (*KINDS, PLACES)
 ENDS = 12
 """So many ends of each row are told apart; the last one stands for all that come after."""
 
@@ -31,7 +32,7 @@ class Horizon:
 
     def __init__(self) -> None:
         self._at: Floats = np.full((0, ENDS), np.inf)
-        self._back: dict[str, Ints] = {kind: np.zeros((0, ENDS), dtype=np.int64) for kind in KINDS}
+        self._back: dict[str, Ints] = {kind: np.zeros((0, ENDS), dtype=np.int64) for kind in KEPT}
         self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def refresh(self, state: ClusterState, now: float, most: int) -> bool:
@@ -61,7 +62,7 @@ class Horizon:
         columns, rows = state.columns, len(state.columns)
         ended = (self._at[:rows] <= at).sum(axis=1)
         tasks = np.where(wanted.eligible(columns) & columns.ready, NO_LIMIT, 0)
-        for kind, amount in wanted.amounts.items():
+        for kind, amount in wanted.needs.items():
             back = self._back[kind][np.arange(rows), np.maximum(ended, 1) - 1]
             free = columns.free(kind) + np.where(ended > 0, back, 0)
             tasks = np.minimum(tasks, np.minimum(free, columns.capacity(kind)) // amount)
@@ -73,7 +74,7 @@ class Horizon:
         can = wanted.eligible(columns) & columns.ready
         enough = np.ones((rows, ENDS), dtype=np.bool_)
         at_once = can.copy()
-        for kind, amount in wanted.amounts.items():
+        for kind, amount in wanted.needs.items():
             free = columns.free(kind)
             can &= columns.capacity(kind) >= amount
             at_once &= free >= amount
@@ -89,7 +90,7 @@ class Horizon:
         for column in self._back.values():
             column[row] = 0
         self._ends[row] = len(releases)
-        sums = dict.fromkeys(KINDS, 0)
+        sums = dict.fromkeys(KEPT, 0)
         for place, release in enumerate(releases):
             for kind, amount in release.amounts.items():
                 sums[kind] = min(MOST, sums[kind] + amount)

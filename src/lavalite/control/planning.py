@@ -69,7 +69,7 @@ def _planned(
         return replace(before, found_at=now)
     wanted, until = waiting.wanted, found.at + lasts_seconds(state, job)
     return PlannedStart(
-        job.id, waiting.queue, found.seats, found.at, until, wanted.amounts, floating_of(job), wanted.gpu, now
+        job.id, waiting.queue, found.seats, found.at, until, wanted.needs, floating_of(job), wanted.gpu, now
     )
 
 

@@ -29,7 +29,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.vacated import STUCK_SECONDS, Vacated, provider_of, stops
 from lavalite.control.wishes import Ending, preempt
-from lavalite.model.resources import CPU
+from lavalite.model.resources import CPU, PLACES
 from lavalite.model.specs import Preemption
 from lavalite.model.task import TaskState
 
@@ -156,7 +156,7 @@ def _keep(state: ClusterState, waiting: WaitingClass, job: JobState, found: _Cho
             found.seats,
             at,
             at + lasts_seconds(state, job),
-            wanted.amounts,
+            wanted.needs,
             floating_of(job),
             wanted.gpu,
             now,
@@ -309,6 +309,8 @@ class _Search:
     def _gives(self, provider: str, unit: _Unit, kind: str) -> int:
         if self._only and kind != self._only:
             return 0
+        if kind == PLACES:
+            return sum(self._state.book.places(run.key.owner, provider) for run in unit.runs)
         shares = (share for run in unit.runs for share in self._state.book.shares(run.key.owner))
         return sum(share.amount for share in shares if share.provider == provider and share.kind == kind)
 

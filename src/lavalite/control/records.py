@@ -213,6 +213,7 @@ def _restore(state: ClusterState, record: CommitmentRecord) -> None:
         started_at=record.started_at,
         fence_after_seconds=record.fence_after_seconds,
         ends_by=record.ends_by,
+        exclusive=record.exclusive,
         cancel_requested=record.cancel_requested,
         requeue_requested=record.requeue_requested,
         preempted=record.preempted,

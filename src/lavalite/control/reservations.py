@@ -91,6 +91,8 @@ def _judged(
     closed = state_reason(state.node_row_state(node, now))
     if closed is not None:
         return closed, {}, 0
+    if any(run.exclusive and not _is_over_by(state, run, asked.start, now) for run in node.runs.values()):
+        return Reason.NOT_SHARED, {}, 0
     room = _room_then(state, node, asked, now)
     lacks = {kind: amount - room[kind] for kind, amount in asked.amounts.items() if room[kind] < amount}
     if lacks:
@@ -226,7 +228,7 @@ def _outside(state: ClusterState, waiting: WaitingClass, provider: str, now: flo
             state.plan.points[provider] = points
     columns, row = state.columns, state.columns.row(provider)
     assert row is not None, "it has room for some"
-    free = {kind: int(columns.free(kind)[row]) for kind in waiting.wanted.amounts}
+    free = {kind: int(columns.free(kind)[row]) for kind in waiting.wanted.needs}
     devices = columns.devices(row)
     return min(point.beside(waiting.wanted, free, devices) for point in points if point.at < until)
 

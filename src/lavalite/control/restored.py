@@ -42,6 +42,7 @@ def adopted(state: ClusterState, node: NodeState, report: AttemptReported, now: 
         state.epoch,
         assumed=False,
         fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
+        exclusive=job.spec.request.exclusive,
         maybe_sent=True,
     )
     state.quarantine.pop((node.name, report.id), None)

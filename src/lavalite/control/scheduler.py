@@ -331,6 +331,7 @@ def _place_one(
         state.epoch,
         fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
         ends_by=reservations.ends_by(state, job),
+        exclusive=waiting.wanted.exclusive,
     )
     shares = _shares(state, waiting, job, provider, row)
     return commitment_of(run, shares) if state.assume(run, shares) else None

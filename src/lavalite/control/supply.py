@@ -14,7 +14,7 @@ from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import JobSpec
 from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
-from lavalite.model.resources import GPU, NodeOffer
+from lavalite.model.resources import GPU, PLACES, NodeOffer
 from lavalite.model.selector import Selector
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
@@ -290,7 +290,7 @@ class Supply:
         """Why the node cannot be forgotten now, in words that follow `node NAME `; empty if it can."""
         if self.nodes[name].connected:
             return "is there: its agent is connected"
-        holders = {owner for kind in self.book.kinds(name) for owner in self.book.holders(name, kind)}
+        holders = self.book.holders(name, PLACES)
         return f"is held: {', '.join(sorted(holders)[:5])}" if holders else ""
 
     def forget_node(self, name: str) -> None:
@@ -439,7 +439,7 @@ class Supply:
             self.columns.set_row(
                 provider,
                 {kind: self.book.capacity(provider, kind) for kind in kinds},
-                {kind: self.book.free(provider, kind) for kind in kinds},
+                {kind: self.book.free(provider, kind) for kind in kinds} | {PLACES: self.book.free_places(provider)},
                 self._device_rows(provider),
                 state=state,
                 is_host=host is not None,

@@ -123,6 +123,8 @@ class TaskRun:
     """As its node is told, whatever its queue says by now; 0: its node does not stop it."""
     ends_by: float | None = None
     """When its reservation ends, and the task with it."""
+    exclusive: bool = False
+    """Whether it has its node for itself."""
     cancel_requested: bool = False
     requeue_requested: bool = False
     suspend_requested: bool = False
@@ -399,6 +401,7 @@ def commitment_of(run: TaskRun, shares: Iterable[Share]) -> CommitmentRecord:
         journal_id=run.journal_id,
         state=run.state,
         started_at=run.started_at,
+        exclusive=run.exclusive,
         fence_after_seconds=run.fence_after_seconds,
         ends_by=run.ends_by,
         cancel_requested=run.cancel_requested,

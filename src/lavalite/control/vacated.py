@@ -14,7 +14,7 @@ from lavalite.control.ahead import Ahead, keeps_of, releases_of
 from lavalite.control.demand import WaitingClass
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
-from lavalite.model.resources import CPU, GPU, WHOLE
+from lavalite.model.resources import CPU, GPU, PLACES, WHOLE
 
 STUCK_SECONDS = 60.0
 """What was told to stop, and is there so long after it should be gone, is not counted on."""
@@ -90,7 +90,7 @@ class Vacated:
     def lacks(self, provider: str, tasks: int) -> dict[str, int]:
         """What is short there, by amounts alone, for so many tasks."""
         free = self._row(provider).free
-        short = {kind: amount * tasks - free.get(kind, 0) for kind, amount in self._wanted.amounts.items()}
+        short = {kind: amount * tasks - free.get(kind, 0) for kind, amount in self._wanted.needs.items()}
         return {kind: amount for kind, amount in short.items() if amount > 0}
 
     def _row(self, provider: str) -> VacatedRow:
@@ -100,6 +100,7 @@ class Vacated:
             book, row = self._state.book, self._state.columns.row(provider)
             assert row is not None, "the job's tasks may go there"
             free = {kind: book.free(provider, kind) for kind in book.kinds(provider)}
+            free[PLACES] = book.free_places(provider)
             vacant = VacatedRow(row, free, book.device_free(provider, GPU), room=self._before.get(row, 0))
             self._rows[provider] = vacant
         return vacant
@@ -107,6 +108,8 @@ class Vacated:
     def _give_back(self, vacant: VacatedRow, run: TaskRun, provider: str, only: str) -> None:
         only = CPU if run.suspend_requested and not (run.cancel_requested or run.requeue_requested) else only
         vacant.gone.add(run.key)
+        if not only:
+            vacant.free[PLACES] += self._state.book.places(run.key.owner, provider)
         for share in self._state.book.shares(run.key.owner):
             if share.provider != provider or (only and share.kind != only):
                 continue
@@ -117,11 +120,11 @@ class Vacated:
 
     def _room(self, provider: str, vacant: VacatedRow) -> int:
         state, wanted = self._state, self._wanted
-        free = {kind: vacant.free.get(kind, 0) for kind in wanted.amounts}
+        free = {kind: vacant.free.get(kind, 0) for kind in wanted.needs}
         devices = tuple(
             replace(d, free=min(WHOLE, vacant.gpus.get(d.id, 0))) for d in state.columns.devices(vacant.row)
         )
-        most = min((free[kind] // amount for kind, amount in wanted.amounts.items()), default=0)
+        most = min((free[kind] // amount for kind, amount in wanted.needs.items()))
         if wanted.gpu is not None:
             most = min(most, wanted.gpu_tasks(devices))
         if most and (keeps := keeps_of(state, provider, self._now)):

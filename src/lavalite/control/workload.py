@@ -46,7 +46,7 @@ def workload_of(asked: list[tuple[Request, int]]) -> tuple[WorkloadPart, ...]:
 
 def _part(request: Request, weight: int) -> WorkloadPart:
     wanted = RequestClass(request, {})
-    return WorkloadPart(tuple(wanted.line.tolist()), wanted.gpu, wanted.whole_gpus, weight)
+    return WorkloadPart(tuple(wanted.need[:, 0].tolist()), wanted.gpu, wanted.whole_gpus, weight)
 
 
 def _looks_ahead(policy: str) -> bool:

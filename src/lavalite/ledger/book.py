@@ -10,6 +10,10 @@ debits the host alone.
 The law, checked on each account that a change touches: committed + free = capacity, and nobody holds a device twice.
 A node may come back with fewer parts than are committed on it. Then `free` is negative, the account stands in
 `overcommitted()`, placement sees nothing free there, and nothing breaks.
+
+Beside its accounts each provider has places (model.resources): whoever holds anything of it has one, from when that
+is taken until all is given back, and who has it for itself all of them. So nobody is assumed beside such a one. Where
+a restore brings one beside others all the same, they stand in `crowded()` until but one is left.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.resources import WHOLE
+from lavalite.model.resources import ALL_PLACES, PLACES, WHOLE
 
 FLOATING = "floating"
 """The provider of everything that belongs to no node."""
@@ -42,6 +46,8 @@ class Shortage:
     device: str = ""
 
     def sentence(self) -> str:
+        if self.kind == PLACES:
+            return f"{self.provider}: somebody has it for itself, or it is not empty."
         thing = f"device {self.device} of {self.provider}" if self.device else f"{self.kind} of {self.provider}"
         return f"{thing}: {self.asked} asked, {max(0, self.free)} free."
 
@@ -63,8 +69,12 @@ class Account:
 
 @dataclass(slots=True)
 class _Held:
+    """What an owner holds. On each of the providers it has so many places."""
+
     shares: tuple[Share, ...]
     confirmed: bool
+    providers: tuple[str, ...]
+    places: int
 
 
 class Book:
@@ -73,6 +83,8 @@ class Book:
     def __init__(self) -> None:
         self._accounts: dict[str, dict[str, Account]] = {}
         self._held: dict[str, _Held] = {}
+        self._places: dict[str, Account] = {}
+        """Of each provider of which anything is held."""
         self._touched: set[str] = set()
         self.changes = 0
         """Grows with each change of any account."""
@@ -98,14 +110,14 @@ class Book:
 
     def assume(self, commitment: CommitmentRecord) -> Shortage | None:
         """Take all its shares, or none and say what is short."""
-        short = self.shortage(commitment.shares)
+        short = self.shortage(commitment.shares) or self._no_place(commitment)
         if short is None:
-            self._take(commitment.owner, commitment.shares, confirmed=False)
+            self._enter(commitment, confirmed=False)
         return short
 
     def restore(self, commitment: CommitmentRecord) -> None:
         """Take the shares of a commitment that is durable already, whether they still fit or not."""
-        self._take(commitment.owner, commitment.shares, confirmed=True)
+        self._enter(commitment, confirmed=True)
 
     def confirm(self, owner: str) -> None:
         """The assumed commitment is durable now."""
@@ -124,11 +136,16 @@ class Book:
         self._give_back(owner)
 
     def exchange(self, owner: str, shares: Sequence[Share]) -> None:
-        """The holder of a durable commitment holds these from now on; there is enough of what is more than before."""
-        if not self._of(owner).confirmed:
+        """The holder of a durable commitment holds these from now on; there is enough of what is more than before.
+
+        It keeps its places, where it holds nothing by now as well: it is not gone.
+        """
+        held = self._of(owner)
+        if not held.confirmed:
             raise LedgerBroken(f"{owner}: changed before it was confirmed")
-        self._give_back(owner)
-        self._take(owner, shares, confirmed=True)
+        self._move_all(owner, held.shares, -1)
+        held.shares = tuple(shares)
+        self._move_all(owner, held.shares, +1)
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -151,9 +168,23 @@ class Book:
         return {d: WHOLE - account.loads.get(d, 0) for d in account.devices} if account else {}
 
     def holders(self, provider: str, kind: str) -> dict[str, int]:
-        """Who holds how much of it."""
-        account = self._account(provider, kind)
+        """Who holds how much of it; of PLACES everybody who holds anything of the provider."""
+        account = self._places.get(provider) if kind == PLACES else self._account(provider, kind)
         return dict(account.holders) if account else {}
+
+    def free_places(self, provider: str) -> int:
+        """How many may be given out: all of them where nobody holds anything of the provider."""
+        account = self._places.get(provider)
+        return max(0, account.free) if account else ALL_PLACES
+
+    def places(self, owner: str, provider: str) -> int:
+        """How many places the owner has there."""
+        held = self._held.get(owner)
+        return held.places if held is not None and provider in held.providers else 0
+
+    def crowded(self) -> list[str]:
+        """Providers that somebody has for itself, and others hold something of."""
+        return [provider for provider, account in self._places.items() if account.free < 0]
 
     def shares(self, owner: str) -> tuple[Share, ...]:
         """What the owner holds; nothing if it holds nothing."""
@@ -216,6 +247,14 @@ class Book:
                 by_owner[owner] = by_owner.get(owner, 0) + share.amount
                 for device, load in _loads(share):
                     loads[(*key, device)] = loads.get((*key, device), 0) + load
+        places: dict[str, dict[str, int]] = {}
+        for owner, held in self._held.items():
+            for provider in held.providers:
+                places.setdefault(provider, {})[owner] = held.places
+        for provider, account in self._places.items():
+            _check_account((provider, PLACES), account)
+        if places != {provider: account.holders for provider, account in self._places.items()}:
+            raise LedgerBroken("places are not taken by those, and only those, who hold something")
         for key in sums:
             if self._account(*key) is None:
                 raise LedgerBroken(f"{key[0]}/{key[1]} is held by {sorted(sums[key])} and has no account")
@@ -228,20 +267,45 @@ class Book:
                 if loads.get((*key, device), 0) != load:
                     raise LedgerBroken(f"{key[0]}/{key[1]}: device {device} is loaded with {load}")
 
-    def _take(self, owner: str, shares: Sequence[Share], *, confirmed: bool) -> None:
+    def _enter(self, commitment: CommitmentRecord, *, confirmed: bool) -> None:
+        owner = commitment.owner
         if owner in self._held:
             raise LedgerBroken(f"{owner} holds a commitment already")
-        self._held[owner] = _Held(tuple(shares), confirmed)
-        for share in shares:
-            account = self._opened(share.provider, share.kind)
-            self._move(account, owner, share, +1)
-        self._settle(shares)
+        places = ALL_PLACES if commitment.exclusive else 1
+        held = _Held(tuple(commitment.shares), confirmed, _providers(commitment), places)
+        self._held[owner] = held
+        for provider in held.providers:
+            account = self._places.get(provider)
+            if account is None:
+                account = self._places[provider] = Account(ALL_PLACES)
+            account.committed += places
+            account.holders[owner] = places
+            self._touched.add(provider)
+        self._move_all(owner, held.shares, +1)
 
     def _give_back(self, owner: str) -> None:
-        shares = self._held.pop(owner).shares
+        held = self._held.pop(owner)
+        for provider in held.providers:
+            account = self._places[provider]
+            account.committed -= held.places
+            del account.holders[owner]
+            if not account.holders:
+                del self._places[provider]
+            self._touched.add(provider)
+        self._move_all(owner, held.shares, -1)
+
+    def _move_all(self, owner: str, shares: Sequence[Share], sign: int) -> None:
         for share in shares:
-            self._move(self._opened(share.provider, share.kind), owner, share, -1)
+            self._move(self._opened(share.provider, share.kind), owner, share, sign)
         self._settle(shares)
+
+    def _no_place(self, commitment: CommitmentRecord) -> Shortage | None:
+        """Where somebody has a provider for itself, or is to, and another one holds something of it."""
+        asked = ALL_PLACES if commitment.exclusive else 1
+        for provider in _providers(commitment):
+            if (free := self.free_places(provider)) < asked:
+                return Shortage(provider, PLACES, asked, free)
+        return None
 
     @staticmethod
     def _move(account: Account, owner: str, share: Share, sign: int) -> None:
@@ -280,6 +344,13 @@ class Book:
         if held is None:
             raise LedgerBroken(f"{owner} holds no commitment")
         return held
+
+
+def _providers(commitment: CommitmentRecord) -> tuple[str, ...]:
+    """Of which it holds anything, or did until it was suspended: nobody has what belongs to no node for itself."""
+    names = dict.fromkeys(share.provider for share in (*commitment.shares, *commitment.parked))
+    names.pop(FLOATING, None)
+    return tuple(names)
 
 
 def _loads(share: Share) -> Iterator[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lavalite.model.job import Request
 from lavalite.model.resources import Stored
@@ -30,6 +30,8 @@ class NodeThen(Stored):
     name: str
     state: str = ""
     is_host: bool = False
+    occupied: Literal["", "shared", "alone"] = ""
+    """Whether anybody held anything of it, or one task had it for itself."""
     free: dict[str, int] = {}
     capacity: dict[str, int] = {}
     devices: list[DeviceThen] = []

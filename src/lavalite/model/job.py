@@ -50,6 +50,8 @@ class Request(Stored):
     network_bits_per_second: Amount = 0
     floating: dict[str, Amount] = {}
     pools: dict[str, str] = {}
+    exclusive: bool = False
+    """Each task has a node for itself: nobody else holds anything of that node while it does."""
 
     @field_validator(*_ASKED, mode="after")
     @classmethod
@@ -319,6 +321,8 @@ class CommitmentRecord(Stored):
     journal_id: str = ""
     state: TaskState = TaskState.COMMITTED
     started_at: float | None = None
+    exclusive: bool = False
+    """Whether nobody else may hold anything of its node."""
     fence_after_seconds: int = 0
     """After how long without its leader the attempt's own node stops it, as the node was told; 0: it does not."""
     ends_by: float | None = None

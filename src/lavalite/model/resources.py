@@ -16,6 +16,10 @@ UNITS = {CPU: "milli-core", MEMORY: "byte", GPU: "milli-GPU", STORAGE: "byte", N
 
 WHOLE = 1000
 """Milli-cores in a core, milli-GPUs in a GPU."""
+PLACES = "places"
+ALL_PLACES = 2**30
+"""A node has so many places, beside what it offers. Whoever holds anything of it takes one; a task that is to have
+the node for itself takes all. Nobody is shown them, and they count in no limit and no quota."""
 
 
 class Stored(BaseModel):

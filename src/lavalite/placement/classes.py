@@ -7,9 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lavalite.model.job import Request
-from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.resources import ALL_PLACES, GPU, PLACES, WHOLE
 from lavalite.placement.closeness import nearest
-from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, Floats, GpuSelector, Ints, amounts_line
+from lavalite.placement.columns import (
+    KIND_AT,
+    PLACES_AT,
+    Bools,
+    Columns,
+    DeviceRow,
+    Floats,
+    GpuSelector,
+    Ints,
+    amounts_line,
+)
 
 MANY = 512
 """From so many rows on it is quicker to look at one kind after the other than at all kinds at once."""
@@ -23,8 +33,9 @@ class RequestClass:
     """What is asked for, from which pool per kind, or on which logical host.
 
     `pools` names the pool of each kind asked for; a kind that is absent may come from any node. `amounts` is what one
-    task takes, per kind in the kind's unit, `labels` the selections of nodes (columns keep them as they keep pools)
-    that it must be in, and `gpu` what it asks of each GPU; None if it asks for none.
+    task takes, per kind in the kind's unit; `needs` has its places as well: all of them if it is `exclusive`, and has
+    its node for itself. `labels` are the selections of nodes (columns keep them as they keep pools) that it must be
+    in, and `gpu` what it asks of each GPU; None if it asks for none.
     """
 
     def __init__(
@@ -32,15 +43,17 @@ class RequestClass:
     ) -> None:
         self.request = request
         self.amounts = request.amounts()
+        self.exclusive = request.exclusive
+        self.needs = {**self.amounts, PLACES: ALL_PLACES if self.exclusive else 1}
         self.pools = dict(pools) if not host else {}
         self.host = host
         self.gpu = gpu_selector(request)
         self.whole_gpus = 0 if self.gpu is None or self.gpu.part else self.amounts[GPU] // WHOLE
-        self.line = amounts_line(self.amounts)
-        """A number for each kind."""
-        self.need: Ints = self.line.reshape(-1, 1)
-        """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much."""
-        self.asked: Floats = (self.line > 0).astype(np.float64)
+        self.line = amounts_line(self.needs)
+        """A number for each kind, and for places."""
+        self.need: Ints = self.line[:PLACES_AT].reshape(-1, 1)
+        """The kinds alone, one below the other; 1 for each that is asked for; the kinds as numbers, with how much."""
+        self.asked: Floats = (self.need[:, 0] > 0).astype(np.float64)
         self.at = [(KIND_AT[kind], amount) for kind, amount in self.amounts.items()]
         self.labels = tuple(labels) if not host else ()
         self._from_pools = [*sorted(set(self.pools.values())), *self.labels]
@@ -67,6 +80,9 @@ class RequestClass:
                 fits &= spare[at] >= 0
         for pool in self._from_pools:
             fits &= columns.pool(pool) if rows is None else columns.pool(pool)[rows]
+        if self.exclusive:  # that one place at least is free, what is free of all else says
+            places = columns.free(PLACES)
+            fits &= (places if rows is None else places[rows]) >= ALL_PLACES
         if self.gpu is not None:
             fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
         return fits
@@ -78,7 +94,7 @@ class RequestClass:
     def fits(self, columns: Columns) -> Ints:
         """How many tasks each row can take now."""
         fits = np.where(self.eligible(columns) & columns.ready, NO_LIMIT, 0)
-        for kind, amount in self.amounts.items():
+        for kind, amount in self.needs.items():
             fits = np.minimum(fits, columns.free(kind) // amount)
         if self.gpu is not None:
             fits = np.minimum(fits, columns.gpus(self.gpu) // (self.whole_gpus or 1))
@@ -87,7 +103,7 @@ class RequestClass:
     def tasks_on(self, columns: Columns, row: int) -> int:
         """How many tasks the row has room for, if it takes any."""
         free = columns.free_on(row)
-        most = min((int(free[KIND_AT[kind]]) // amount for kind, amount in self.amounts.items()), default=NO_LIMIT)
+        most = min(int(free[KIND_AT[kind]]) // amount for kind, amount in self.needs.items())
         if self.gpu is not None:
             most = min(most, self.gpu_tasks(columns.devices(row)))
         return most

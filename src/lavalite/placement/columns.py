@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lavalite.model.resources import KINDS, WHOLE, Device
+from lavalite.model.resources import ALL_PLACES, KINDS, PLACES, WHOLE, Device
 from lavalite.model.specs import fits_model
 from lavalite.placement.closeness import LEVELS, NOWHERE, Near, together
 from lavalite.placement.history import History, RowThen
@@ -32,8 +32,10 @@ EXACT = 2**46
 """A hundredfold of this is exact as a double, and no quotient of two such is rounded up or down to an integer: that
 would take a divisor times a quotient of more than 2**53. Processors divide doubles ten times as fast as integers.
 """
-KIND_AT = {kind: at for at, kind in enumerate(KINDS)}
-"""Where a kind stands in what has a line for each."""
+KIND_AT = {kind: at for at, kind in enumerate((*KINDS, PLACES))}
+"""Where a kind stands in what has a line for each. Places come last, and are left out of what policies see."""
+LINES = len(KIND_AT)
+PLACES_AT = KIND_AT[PLACES]
 FEW = 64
 """Of fewer changes it is quicker to look at a row twice than to find out which are the same."""
 LOG_ROWS = 2**16
@@ -105,10 +107,13 @@ class Columns:
         """What is asked for here in general, for policies that look ahead."""
         self._index: dict[str, int] = {}
         self._size = 64
-        self._room = np.full((len(KINDS), self._size), -CLOSED, dtype=np.int64)
-        """What is free; where nothing may be placed as on a node, less CLOSED: so that one look says both."""
+        self._all_room = np.full((LINES, self._size), -CLOSED, dtype=np.int64)
+        """What is free; where nothing may be placed as on a node, or one has it for itself, less CLOSED: so that one
+        look says all of it."""
+        self._room = self._all_room[:PLACES_AT]
         self._closed = np.full(self._size, CLOSED, dtype=np.int64)
-        self._capacity = np.zeros((len(KINDS), self._size), dtype=np.int64)
+        self._all_capacity = np.zeros((LINES, self._size), dtype=np.int64)
+        self._capacity = self._all_capacity[:PLACES_AT]
         self._divisor = np.ones((len(KINDS), self._size), dtype=np.float64)
         self.exact = True
         """Whether no amount is above EXACT."""
@@ -146,13 +151,19 @@ class Columns:
         state: str = READY,
         is_host: bool = False,
     ) -> int:
-        """Write a provider's row anew, or add one. Amounts in each kind's unit; returns the row."""
+        """Write a provider's row anew, or add one. Amounts in each kind's unit; returns the row.
+
+        Where nothing is said of places, all are free.
+        """
         row = self._index.get(provider)
         if row is None:
             row = self._add(provider)
         self.history.note(self, row)
         freed = not self._ready[row] or bool(self._is_host[row]) != is_host
         before = self.free_on(row).tolist()
+        places = free.get(PLACES, ALL_PLACES)
+        freed = freed or places > before[PLACES_AT]
+        self._all_room[PLACES_AT, row], self._all_capacity[PLACES_AT, row] = places, ALL_PLACES
         for at, kind in enumerate(KINDS):
             left = max(0, min(free.get(kind, 0), MOST))
             freed = freed or left > before[at]
@@ -164,14 +175,17 @@ class Columns:
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
-        self._closed[row] = 0 if state == READY and not is_host else CLOSED
-        self._room[:, row] -= self._closed[row]
+        self._closed[row] = 0 if state == READY and not is_host and places > 0 else CLOSED
+        self._all_room[:, row] -= self._closed[row]
         self._note(row, freed=freed and state == READY)
         return row
 
     def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
-        self._room[:, row] -= amounts
+        self._all_room[:, row] -= amounts
+        if amounts[PLACES_AT] == ALL_PLACES and not self._closed[row]:
+            self._closed[row] = CLOSED
+            self._all_room[:, row] -= CLOSED
         if devices:
             left = list(self._devices[row])
             for at, device in enumerate(left):
@@ -220,11 +234,11 @@ class Columns:
     # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
     def free(self, kind: str) -> Ints:
-        free: Ints = self._room[KIND_AT[kind], : len(self)] + self._closed[: len(self)]
+        free: Ints = self._all_room[KIND_AT[kind], : len(self)] + self._closed[: len(self)]
         return free
 
     def capacity(self, kind: str) -> Ints:
-        return self._capacity[KIND_AT[kind], : len(self)]
+        return self._all_capacity[KIND_AT[kind], : len(self)]
 
     def room_at(self, rows: Ints | None) -> Ints:
         """A line for each kind, a column for each of the rows: what is free, and below 0 where no node takes work.
@@ -248,14 +262,18 @@ class Columns:
         return self._capacity[:, : len(self)] if rows is None else self._capacity.take(rows, axis=1)
 
     def free_on(self, row: int) -> Ints:
-        """All kinds of one row."""
-        free: Ints = self._room[:, row] + self._closed[row]
+        """All kinds of one row, and its places."""
+        free: Ints = self._all_room[:, row] + self._closed[row]
         return free
 
     def row_now(self, row: int) -> RowThen:
         """All of one row. Not to be kept while rows change."""
         return RowThen(
-            self.free_on(row), self._capacity[:, row], self._devices[row], self.states[row], bool(self._is_host[row])
+            self.free_on(row),
+            self._all_capacity[:, row],
+            self._devices[row],
+            self.states[row],
+            bool(self._is_host[row]),
         )
 
     @property
@@ -365,9 +383,11 @@ class Columns:
 
     def _grow(self) -> None:
         more, self._size = self._size, 2 * self._size
-        self._room = np.pad(self._room, ((0, 0), (0, more)), constant_values=-CLOSED)
+        self._all_room = np.pad(self._all_room, ((0, 0), (0, more)), constant_values=-CLOSED)
+        self._room = self._all_room[:PLACES_AT]
         self._closed = np.pad(self._closed, (0, more), constant_values=CLOSED)
-        self._capacity = np.pad(self._capacity, ((0, 0), (0, more)))
+        self._all_capacity = np.pad(self._all_capacity, ((0, 0), (0, more)))
+        self._capacity = self._all_capacity[:PLACES_AT]
         self._divisor = np.pad(self._divisor, ((0, 0), (0, more)), constant_values=1)
         self._ready = np.pad(self._ready, (0, more))
         self._last_change = np.pad(self._last_change, (0, more))
@@ -434,8 +454,8 @@ def whole_gpus(amount: int) -> bool:
 
 
 def amounts_line(amounts: Mapping[str, int]) -> Ints:
-    """A number for each kind, 0 where nothing of it is asked for."""
-    return np.array([min(amounts.get(kind, 0), MOST) for kind in KINDS], dtype=np.int64)
+    """A number for each kind, and for places; 0 where nothing of it is asked for."""
+    return np.array([min(amounts.get(kind, 0), MOST) for kind in KIND_AT], dtype=np.int64)
 
 
 def state_reason(state: str) -> Reason | None:

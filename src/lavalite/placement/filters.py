@@ -3,6 +3,7 @@
 not the host or pool asked for → lacks a label → lacks a kind → no such device → too small even when empty
 → no GPUs that are connected as asked                                                       (never)
 → draining → silent → not near, or not apart from, other jobs
+→ not empty, and it is to be for itself there → another one is
 → GPUs free, but not together → too little free                                             (not now)
 """
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.resources import ALL_PLACES, GPU, PLACES, WHOLE
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import GONE, READY, Bools, Columns
 from lavalite.placement.reasons import Reason, Refusal
@@ -43,7 +44,7 @@ def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
     yield Reason.NOT_LABELLED, ~wanted.eligible(columns)
     small = np.zeros(len(columns), dtype=np.bool_)
     lacks = small.copy()
-    for kind, amount in wanted.amounts.items():
+    for kind, amount in wanted.needs.items():
         lacks |= columns.capacity(kind) == 0
         small |= columns.capacity(kind) < amount
     yield Reason.NO_KIND, lacks
@@ -63,6 +64,9 @@ def _not_now(columns: Columns, wanted: RequestClass, also: Sequence[Filter]) -> 
     for reason in (Reason.DRAINING, Reason.SILENT, Reason.HELD):
         yield reason, states == reason.value
     yield from also
+    places = columns.free(PLACES)
+    yield Reason.NOT_EMPTY, places < (ALL_PLACES if wanted.exclusive else 0)
+    yield Reason.NOT_SHARED, places == 0
     none = wanted.fits(columns) == 0
     if wanted.gpu is not None and wanted.gpu.together:
         each = wanted.gpu.each
@@ -101,7 +105,8 @@ def _nearest(
     *,
     of_capacity: bool = False,
 ) -> None:
-    """The eligible row that lacks least, by the sum of the shares of what is asked."""
+    """The eligible row where the fewest are in the way, and that lacks least, by the sum of the shares of what is
+    asked."""
     least: tuple[int, int] | None = None
     open_to_it = wanted.eligible(columns) & _looked_at(columns, wanted)
     for _, turned_away in also:
@@ -110,15 +115,19 @@ def _nearest(
         lacks = _lacks(columns, wanted, int(row), of_capacity=of_capacity)
         if not of_capacity and columns.states[row] != READY:
             continue
+        in_the_way = 0
+        if PLACES in lacks:  # once they have gone all of it is free
+            free = int(columns.free(PLACES)[row])
+            in_the_way, lacks = ALL_PLACES - free if free else 1, {}
         share = sum(lack * 100 // wanted.amounts[kind] for kind, lack in lacks.items())
-        if lacks and (least is None or share < least[0]):
-            least = (share, int(row))
-            answer.nearest, answer.lacks = columns.names[int(row)], lacks
+        if (lacks or in_the_way) and (least is None or (in_the_way, share) < least):
+            least = (in_the_way, share)
+            answer.nearest, answer.lacks, answer.taken = columns.names[int(row)], lacks, in_the_way > 0
 
 
 def _lacks(columns: Columns, wanted: RequestClass, row: int, *, of_capacity: bool) -> dict[str, int]:
     lacks = {}
-    for kind, amount in wanted.amounts.items():
+    for kind, amount in wanted.needs.items():
         column = columns.capacity(kind) if of_capacity else columns.free(kind)
         have = int(column[row])
         if kind == GPU and wanted.gpu is not None and not wanted.gpu.part:

@@ -18,7 +18,7 @@ MOST_CHANGES = 2**15
 
 
 class RowThen(NamedTuple):
-    """Amounts have a number for each kind."""
+    """Amounts have a number for each kind, and one for places."""
 
     free: Ints
     capacity: Ints
@@ -34,7 +34,7 @@ class History:
         self.mark = 0
         self._most = most
         self._rows = np.zeros(most, dtype=np.int64)
-        self._amounts = np.zeros((2, most, len(KINDS)), dtype=np.int64)
+        self._amounts = np.zeros((2, most, len(KINDS) + 1), dtype=np.int64)
         self._others: list[tuple[tuple[DeviceRow, ...], str, bool]] = [((), "", False)] * most
 
     def note(self, columns: Columns, row: int) -> None:

@@ -25,6 +25,8 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     NO_TOPOLOGY = "no_topology"
     NOT_TOGETHER = "not_together"
+    NOT_EMPTY = "not_empty"
+    NOT_SHARED = "not_shared"
     TOO_FEW_FREE = "too_few_free"
     HELD = "held"
     DRAINING = "draining"
@@ -49,6 +51,8 @@ WORDS: dict[Reason, tuple[str, str]] = {
         "has GPUs free that are not connected as asked",
         "have GPUs free that are not connected as asked",
     ),
+    Reason.NOT_EMPTY: ("is not empty", "are not empty"),
+    Reason.NOT_SHARED: ("has a task that has it for itself", "have a task each that has them for itself"),
     Reason.TOO_FEW_FREE: ("has too little free", "have too little free"),
     Reason.HELD: ("is held by a reservation", "are held by reservations"),
     Reason.DRAINING: ("is draining", "are draining"),
@@ -66,13 +70,15 @@ class Refusal:
     """The answer "it does not fit", with its reasons.
 
     `turned_away` counts nodes per reason, each node under the first reason that turned it away; `nearest` is the
-    node that lacks least and `lacks` what it lacks, per kind in the kind's unit.
+    node that lacks least, fewest others in its way, and `lacks` what it lacks, per kind in the kind's unit.
     """
 
     turned_away: dict[Reason, int] = field(default_factory=dict)
     nearest: str = ""
     lacks: dict[str, int] = field(default_factory=dict)
     asked: str = ""
+    taken: bool = False
+    """Whether what is in the way at the nearest is that it is not empty, or that somebody has it for itself."""
 
     @property
     def nodes(self) -> int:
@@ -89,4 +95,6 @@ class Refusal:
         if self.nearest and self.lacks:
             short = " and ".join(format_amount(kind, self.lacks[kind], named=True) for kind in sorted(self.lacks))
             text += f"; nearest {self.nearest} lacks {short}"
+        elif self.nearest:
+            text += f"; nearest {self.nearest}"
         return text + "."

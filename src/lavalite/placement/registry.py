@@ -36,8 +36,8 @@ class Rankings:
         self._known: dict[tuple[Any, ...], Ranking] = {}
 
     def of(self, wanted: RequestClass, policy: str) -> Ranking:
-        pools, amounts = tuple(wanted.pools.items()), tuple(wanted.amounts.items())
-        key = (policy, wanted.host, pools, wanted.labels, amounts, wanted.gpu)
+        pools, needs = tuple(wanted.pools.items()), tuple(wanted.needs.items())
+        key = (policy, wanted.host, pools, wanted.labels, needs, wanted.gpu)
         found = self._known.pop(key, None)
         if found is None:
             chosen = POLICIES.get(policy) or Unusable(policy, "there is no policy of that name here")

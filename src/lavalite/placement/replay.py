@@ -9,11 +9,22 @@ import numpy as np
 
 from lavalite.base.errors import InputError
 from lavalite.model.decision import Chosen, DecisionRecord
+from lavalite.model.resources import ALL_PLACES, PLACES
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.closeness import Near
-from lavalite.placement.columns import Columns, DeviceRow, GpuSelector, Workload, WorkloadPart, amounts_line
+from lavalite.placement.columns import (
+    PLACES_AT,
+    Columns,
+    DeviceRow,
+    GpuSelector,
+    Workload,
+    WorkloadPart,
+    amounts_line,
+)
 from lavalite.placement.ranking import Bounds, Leaning, PolicyFault, Ranking
 from lavalite.placement.registry import POLICIES
+
+PLACES_LEFT = {"": ALL_PLACES, "shared": ALL_PLACES - 1, "alone": 0}
 
 
 def replay(record: DecisionRecord) -> list[Chosen]:
@@ -46,13 +57,14 @@ def columns_of(record: DecisionRecord) -> Columns:
     pools: dict[str, list[str]] = {name: [] for name in (*record.pools.values(), *record.labels)}
     for node in record.nodes:
         devices = [DeviceRow(d.id, d.model, d.memory_bytes, d.free, Near(*d.near), d.mig) for d in node.devices]
-        columns.set_row(node.name, node.capacity, node.free, devices, state=node.state, is_host=node.is_host)
+        free = node.free | {PLACES: PLACES_LEFT[node.occupied]}
+        columns.set_row(node.name, node.capacity, free, devices, state=node.state, is_host=node.is_host)
         for pool in node.pools:
             pools[pool].append(node.name)
     columns.set_pools(pools)
     parts = tuple(
         WorkloadPart(
-            tuple(amounts_line(asked.request).tolist()),
+            tuple(amounts_line(asked.request)[:PLACES_AT].tolist()),
             GpuSelector(*asked.gpu) if asked.gpu is not None else None,
             asked.whole_gpus,
             asked.weight,

@@ -12,7 +12,7 @@ import numpy as np
 
 from lavalite.model.resources import WHOLE
 from lavalite.placement.classes import MANY, RequestClass
-from lavalite.placement.columns import KIND_AT, Bools, Columns, Floats, GpuSelector, Ints, Workload
+from lavalite.placement.columns import KIND_AT, PLACES_AT, Bools, Columns, Floats, GpuSelector, Ints, Workload
 
 
 class Rows:
@@ -31,7 +31,7 @@ class Rows:
     @classmethod
     def filled(cls, columns: Columns, row: int, wanted: RequestClass, tasks: int) -> Rows:
         """The row with 0, 1, … tasks - 1 more of the class on it."""
-        spare: Ints = columns.free_on(row).reshape(-1, 1) - wanted.need * np.arange(1, tasks + 1)
+        spare: Ints = columns.free_on(row)[:PLACES_AT].reshape(-1, 1) - wanted.need * np.arange(1, tasks + 1)
         rows = cls(columns, wanted, np.full(tasks, row, dtype=np.int64), spare)
         if wanted.gpu is not None:
             rows._device_free = _devices_filled(columns, row, wanted, tasks)

@@ -59,6 +59,7 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
         "environment": {"A": 1},
         "gpu": "2",
         "gpu_topology": "nvlink",
+        "exclusive": True,
         "affinity": [
             {"job": None, "name": "db", "group": None, "labels": None, "anti": False, "within": "rack", "weight": 30},
             {"labels": {"rack": "r1", "disk": ["ssd", 2]}, "anti": True},
@@ -70,7 +71,8 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
     assert (spec.request.cpu_milli, spec.request.memory_bytes, spec.walltime_seconds) == (500, 2 * 1024**3, 5400)
     assert spec.environment == {"A": "1"}
     assert spec.depends[0].job == 4
-    assert (spec.request.gpu_topology, spec.request.gpu_mig) == ("nvlink", "")
+    assert (spec.request.gpu_topology, spec.request.gpu_mig, spec.request.exclusive) == ("nvlink", "", True)
+    assert key_prefix(spec_of(JOB | {"exclusive": False})) == key_prefix(spec_of(JOB))  # as before there was such
     assert [term.text() for term in spec.affinity] == [
         "rather near jobs named db within one rack (30)",
         "not on nodes {rack: r1, disk: [ssd, 2]}",
