@@ -463,7 +463,7 @@ class Demand(Supply):
             if position < 0:
                 job.sleeping = False
             elif job.codes[position] == WAITING and job.wakes.get(position) == at:
-                del job.wakes[position]
+                job.no_wake(position)
                 job.set_code(position, READY)
             self.settle_waiting(job)
 

@@ -139,7 +139,7 @@ class ClusterState(Demand):
         job = self.jobs[run.key.job]
         self.book.restore(record)
         self._hold(job, run)
-        job.wakes.pop(run.position, None)
+        job.no_wake(run.position)
         job.set_code(run.position, CODES[run.state])
         if run.started_at is not None:
             job.started_at = min(job.started_at or run.started_at, run.started_at)
@@ -180,7 +180,7 @@ class ClusterState(Demand):
         job = self.jobs[run.key.job]
         self.book.restore(record)
         self._hold(job, run)
-        job.wakes.pop(run.position, None)
+        job.no_wake(run.position)
         job.move(run.position, TaskState.COMMITTED)
         self.dirty.tasks[run.key] = None
         self.settle_waiting(job)
@@ -244,7 +244,7 @@ class ClusterState(Demand):
     def park(self, run: TaskRun) -> None:
         """It stands still for another one: its CPU is free."""
         job, shares = self.jobs[run.key.job], self.book.shares(run.key.owner)
-        job.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
+        job.tried.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
         self.dirty.chunks[job.id, run.position // CHUNK_TASKS] = None
         run.stop_by, run.parked = None, tuple(share for share in shares if share.kind == CPU)
         self._exchange(job, run, [share for share in shares if share.kind != CPU])
@@ -277,7 +277,7 @@ class ClusterState(Demand):
         job.note_attempt(run.position, run.attempt)
         job.note_end(run.position, _why(run, TaskState.PENDING, end))
         if charged:
-            job.charges[run.position] = job.charges.get(run.position, 0) + 1
+            job.tried.charges[run.position] = job.charges.get(run.position, 0) + 1
         self._back_off(job, run.position, wake_at)
         self.settle_waiting(job)
         self.gang_moved(job)
@@ -286,14 +286,14 @@ class ClusterState(Demand):
         """PENDING → CANCELLED, for a task that holds nothing."""
         if job.codes[position] == ASSUMED:
             raise IllegalTransition(f"task {job.id}.{job.indices[position]} is being committed")
-        job.wakes.pop(position, None)
+        job.no_wake(position)
         job.move(position, TaskState.CANCELLED)
         self._ended(job, position, end)
 
     def _end_attempt(self, run: TaskRun) -> JobState:
         job = self.jobs[run.key.job]
         if run.preempted and not run.suspend_requested:
-            job.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
+            job.tried.preemptions[run.position] = job.preemptions.get(run.position, 0) + 1
         self._let_go(job, run)
         self.book.release(run.key.owner)
         self.dirty.tasks[run.key] = None
@@ -318,7 +318,7 @@ class ClusterState(Demand):
             self._job_ended(job)
 
     def _back_off(self, job: JobState, position: int, wake_at: float) -> None:
-        job.wakes[position] = wake_at
+        job.tried.wakes[position] = wake_at
         job.set_code(position, WAITING)
         heapq.heappush(self._wakes, (wake_at, job.id, position))
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ AS_STORED = bytes.maketrans(b"AWBCRSU", b"PPPPPPP")
 
 
 NONE_UNMET: frozenset[int] = frozenset()
+NOTHING: Mapping[int, Any] = MappingProxyType({})
 UNPACKED_SPECS = 512
 """Specs of so many jobs are at hand: those of the jobs that something happens to."""
 UNPACKED_ASKS = 4096
@@ -149,9 +151,23 @@ class TaskRun:
         return AttemptId(self.key.job, self.key.task, self.attempt)
 
 
+@dataclass(slots=True)
+class Tried:
+    """What there is to be remembered of tasks that were tried: sparse, by position."""
+
+    attempts: dict[int, int] = field(default_factory=dict)
+    charges: dict[int, int] = field(default_factory=dict)
+    preemptions: dict[int, int] = field(default_factory=dict)
+    ends: dict[int, End] = field(default_factory=dict)
+    wakes: dict[int, float] = field(default_factory=dict)
+
+
 @dataclass(slots=True, eq=False)
 class JobState:
-    """One job. Positions count from 0 in `indices`; letters, counts and cursor are kept in step by `set_code`."""
+    """One job. Positions count from 0 in `indices`; letters, counts and cursor are kept in step by `set_code`.
+
+    Most jobs that wait have never been tried, and have tasks that are all alike: these weigh nothing extra.
+    """
 
     id: int
     packed: bytes
@@ -167,15 +183,12 @@ class JobState:
     submit_key: str
     indices: range
     codes: bytearray
-    counts: dict[int, int]
     unfinished: int
     """How many tasks have not ended."""
-    attempts: dict[int, int] = field(default_factory=dict)
-    charges: dict[int, int] = field(default_factory=dict)
-    preemptions: dict[int, int] = field(default_factory=dict)
-    """How often each task has ended since it was preempted."""
-    ends: dict[int, End] = field(default_factory=dict)
-    wakes: dict[int, float] = field(default_factory=dict)
+    _counts: dict[int, int] | None = None
+    """None while all tasks have one letter, as that of a single task always is."""
+    _tried: Tried | None = None
+    """None while there is nothing to be remembered."""
     held: bool = False
     cancelling: bool = False
     """Whether all of it is to be cancelled: nothing of it starts any more."""
@@ -196,7 +209,6 @@ class JobState:
     def new(cls, job_id: int, spec: JobSpec, submitted_at: float, submit_key: str = "") -> JobState:
         indices = spec.indices()
         codes = bytearray(b"P" * len(indices))
-        counts = {READY: len(codes)}
         return cls(
             job_id,
             spec.model_dump_json(exclude_defaults=True).encode(),
@@ -209,7 +221,6 @@ class JobState:
             submit_key,
             indices,
             codes,
-            counts,
             len(codes),
             held=spec.hold,
         )
@@ -230,7 +241,51 @@ class JobState:
     @property
     def ready(self) -> int:
         """How many tasks could be placed now, were the job free to start."""
-        return self.counts.get(READY, 0)
+        if self._counts is None:
+            return len(self.codes) if self.codes[0] == READY else 0
+        return self._counts.get(READY, 0)
+
+    @property
+    def counts(self) -> Mapping[int, int]:
+        """How many tasks have each letter."""
+        return {self.codes[0]: len(self.codes)} if self._counts is None else self._counts
+
+    @property
+    def attempts(self) -> Mapping[int, int]:
+        """How many attempts of a task have ended, where that does not go without saying (`attempts_of`)."""
+        return self._tried.attempts if self._tried is not None else NOTHING
+
+    @property
+    def charges(self) -> Mapping[int, int]:
+        """How many attempts of each task have used up a retry."""
+        return self._tried.charges if self._tried is not None else NOTHING
+
+    @property
+    def preemptions(self) -> Mapping[int, int]:
+        """How often each task has ended since it was preempted."""
+        return self._tried.preemptions if self._tried is not None else NOTHING
+
+    @property
+    def ends(self) -> Mapping[int, End]:
+        """How tasks, or their last attempts, have ended."""
+        return self._tried.ends if self._tried is not None else NOTHING
+
+    @property
+    def wakes(self) -> Mapping[int, float]:
+        """When tasks that are backed off may be tried again."""
+        return self._tried.wakes if self._tried is not None else NOTHING
+
+    @property
+    def tried(self) -> Tried:
+        """To be changed."""
+        if self._tried is None:
+            self._tried = Tried()
+        return self._tried
+
+    def no_wake(self, position: int) -> None:
+        """The task is not backed off, or no longer."""
+        if self._tried is not None:
+            self._tried.wakes.pop(position, None)
 
     @property
     def startable(self) -> int:
@@ -270,9 +325,10 @@ class JobState:
     def note_attempt(self, position: int, attempt: int) -> None:
         """So many attempts have ended; call it in the state that the last one led to."""
         if attempt == self._usual_attempts(position):
-            self.attempts.pop(position, None)
+            if self._tried is not None:
+                self._tried.attempts.pop(position, None)
         else:
-            self.attempts[position] = attempt
+            self.tried.attempts[position] = attempt
 
     def _usual_attempts(self, position: int) -> int:
         """What goes without saying: one where it has ended by running, none where it has not."""
@@ -297,21 +353,29 @@ class JobState:
     def set_code(self, position: int, code: int) -> None:
         """Change the letter. Within PENDING only; everything else goes through `move`."""
         old = self.codes[position]
-        self.counts[old] -= 1
-        self.counts[code] = self.counts.get(code, 0) + 1
+        if len(self.codes) > 1:
+            counts = self._changed_counts()
+            counts[old] -= 1
+            counts[code] = counts.get(code, 0) + 1
         self.codes[position] = code
         self.unfinished += (old in FINAL_CODES) - (code in FINAL_CODES)
         if code == READY:
             self.cursor = min(self.cursor, position)
 
+    def _changed_counts(self) -> dict[int, int]:
+        if self._counts is None:
+            self._counts = {self.codes[0]: len(self.codes)}
+        return self._counts
+
     def block(self, kept: NDArray[np.bool_]) -> None:
         """Let those of the ready tasks wait for another job. All at once: there may be a million."""
         codes = np.frombuffer(self.codes, dtype=np.uint8)
         chosen = kept & (codes == READY)
-        count = int(np.count_nonzero(chosen))
+        if len(self.codes) > 1:
+            counts, count = self._changed_counts(), int(np.count_nonzero(chosen))
+            counts[READY] = counts.get(READY, 0) - count
+            counts[BLOCKED] = counts.get(BLOCKED, 0) + count
         codes[chosen] = BLOCKED
-        self.counts[READY] = self.counts.get(READY, 0) - count
-        self.counts[BLOCKED] = self.counts.get(BLOCKED, 0) + count
 
     def note_end(self, position: int, end: End) -> None:
         """Remember how a task, or an attempt of it, ended."""
@@ -321,9 +385,9 @@ class JobState:
             self.ended_at = max(self.ended_at or end.ended_at, end.ended_at)
         succeeded = self.codes[position] == CODES[TaskState.SUCCEEDED]
         if len(self.codes) <= ENDS_OF_ALL_TASKS or (end.node and not succeeded):
-            self.ends[position] = end
-        else:
-            self.ends.pop(position, None)
+            self.tried.ends[position] = end
+        elif self._tried is not None:
+            self._tried.ends.pop(position, None)
 
     # --- as stored ------------------------------------------------------------------------------------------
 
@@ -359,17 +423,18 @@ class JobState:
         for offset, letter in enumerate(record.states.encode()):
             if letter != self.codes[first + offset]:
                 self.set_code(first + offset, letter)
-        self.attempts.update({int(p): n for p, n in record.attempts.items()})
-        self.charges.update({int(p): n for p, n in record.charges.items()})
-        self.preemptions.update({int(p): n for p, n in record.preemptions.items()})
+        if record.attempts or record.charges or record.preemptions:
+            self.tried.attempts.update({int(p): n for p, n in record.attempts.items()})
+            self.tried.charges.update({int(p): n for p, n in record.charges.items()})
+            self.tried.preemptions.update({int(p): n for p, n in record.preemptions.items()})
         for p, e in record.ends.items():
-            self.ends[int(p)] = End(e.exit_code, e.reason, e.node, e.started_at, e.ended_at)
+            self.tried.ends[int(p)] = End(e.exit_code, e.reason, e.node, e.started_at, e.ended_at)
         if record.started_at is not None:
             self.started_at = min(self.started_at or record.started_at, record.started_at)
         if record.ended_at is not None:
             self.ended_at = max(self.ended_at or record.ended_at, record.ended_at)
         for p, at in record.wakes.items():
-            self.wakes[int(p)] = at
+            self.tried.wakes[int(p)] = at
             self.set_code(int(p), WAITING)
         if record.held is not None:
             self.held, self.hold_changed = record.held, True
@@ -380,7 +445,7 @@ def _encoded(stored: dict[str, Any]) -> bytes:
     return json.dumps(stored, separators=(",", ":")).encode()
 
 
-def _within(column: dict[int, Any], span: range) -> Iterator[tuple[int, Any]]:
+def _within(column: Mapping[int, Any], span: range) -> Iterator[tuple[int, Any]]:
     """The entries of a sparse column whose positions are in the span."""
     if len(column) > len(span):
         return ((p, column[p]) for p in span if p in column)

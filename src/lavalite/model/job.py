@@ -16,6 +16,7 @@ from lavalite.model.task import TaskState
 
 MAX_AMOUNT = 2**63 - 1
 MAX_ARRAY_TASKS = 1_000_000
+ONE_TASK = range(1)
 MAX_GANG_TASKS = 256
 """Of so many is known how each ended, so that each can be told where all of them are."""
 MAX_TEXT_BYTES = 128 * 1024
@@ -249,7 +250,7 @@ class JobSpec(Stored):
 
     def indices(self) -> range:
         """The task indices: the array's, or a single 0."""
-        return self.array.indices() if self.array else range(1)
+        return self.array.indices() if self.array else ONE_TASK
 
 
 class JobRecord(Stored):
