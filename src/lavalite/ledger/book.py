@@ -110,14 +110,15 @@ class Book:
 
     def assume(self, commitment: CommitmentRecord) -> Shortage | None:
         """Take all its shares, or none and say what is short."""
-        short = self.shortage(commitment.shares) or self._no_place(commitment)
+        providers = _providers(commitment)
+        short = self.shortage(commitment.shares) or self._no_place(commitment, providers)
         if short is None:
-            self._enter(commitment, confirmed=False)
+            self._enter(commitment, providers, confirmed=False)
         return short
 
     def restore(self, commitment: CommitmentRecord) -> None:
         """Take the shares of a commitment that is durable already, whether they still fit or not."""
-        self._enter(commitment, confirmed=True)
+        self._enter(commitment, _providers(commitment), confirmed=True)
 
     def confirm(self, owner: str) -> None:
         """The assumed commitment is durable now."""
@@ -267,14 +268,14 @@ class Book:
                 if loads.get((*key, device), 0) != load:
                     raise LedgerBroken(f"{key[0]}/{key[1]}: device {device} is loaded with {load}")
 
-    def _enter(self, commitment: CommitmentRecord, *, confirmed: bool) -> None:
+    def _enter(self, commitment: CommitmentRecord, providers: tuple[str, ...], *, confirmed: bool) -> None:
         owner = commitment.owner
         if owner in self._held:
             raise LedgerBroken(f"{owner} holds a commitment already")
         places = ALL_PLACES if commitment.exclusive else 1
-        held = _Held(tuple(commitment.shares), confirmed, _providers(commitment), places)
+        held = _Held(tuple(commitment.shares), confirmed, providers, places)
         self._held[owner] = held
-        for provider in held.providers:
+        for provider in providers:
             account = self._places.get(provider)
             if account is None:
                 account = self._places[provider] = Account(ALL_PLACES)
@@ -299,11 +300,11 @@ class Book:
             self._move(self._opened(share.provider, share.kind), owner, share, sign)
         self._settle(shares)
 
-    def _no_place(self, commitment: CommitmentRecord) -> Shortage | None:
+    def _no_place(self, commitment: CommitmentRecord, providers: tuple[str, ...]) -> Shortage | None:
         """Where somebody has a provider for itself, or is to, and another one holds something of it."""
         asked = ALL_PLACES if commitment.exclusive else 1
-        for provider in _providers(commitment):
-            if (free := self.free_places(provider)) < asked:
+        for provider in providers:
+            if provider in self._places and (free := self.free_places(provider)) < asked:
                 return Shortage(provider, PLACES, asked, free)
         return None
 
@@ -348,9 +349,11 @@ class Book:
 
 def _providers(commitment: CommitmentRecord) -> tuple[str, ...]:
     """Of which it holds anything, or did until it was suspended: nobody has what belongs to no node for itself."""
-    names = dict.fromkeys(share.provider for share in (*commitment.shares, *commitment.parked))
-    names.pop(FLOATING, None)
-    return tuple(names)
+    names = {share.provider for share in commitment.shares}
+    if commitment.parked:
+        names.update(share.provider for share in commitment.parked)
+    names.discard(FLOATING)
+    return tuple(sorted(names))
 
 
 def _loads(share: Share) -> Iterator[tuple[str, int]]:

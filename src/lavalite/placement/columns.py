@@ -175,15 +175,16 @@ class Columns:
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
-        self._closed[row] = 0 if state == READY and not is_host and places > 0 else CLOSED
-        self._all_room[:, row] -= self._closed[row]
+        self._closed[row] = closed = 0 if state == READY and not is_host and places > 0 else CLOSED
+        if closed:
+            self._all_room[:, row] -= closed
         self._note(row, freed=freed and state == READY)
         return row
 
     def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
         self._all_room[:, row] -= amounts
-        if amounts[PLACES_AT] == ALL_PLACES and not self._closed[row]:
+        if amounts.item(PLACES_AT) == ALL_PLACES and not self._closed[row]:
             self._closed[row] = CLOSED
             self._all_room[:, row] -= CLOSED
         if devices:
