@@ -150,8 +150,10 @@ def load(
     for _, value in found.get("counters", ()):
         state.last_job_id = max(state.last_job_id, int(value))
     state.last_job_id = max(state.last_job_id, epoch[0] * JOBS_PER_GENERATION)
-    # One after the other, since all of them at once would take several times what they weigh in the state.
-    jobs = (_read(JobRecord, f"jobs/{rest}", value) for rest, value in sorted(found.get("jobs", ())))
+    # One after the other, since all of them at once would take several times what they weigh in the state. What has
+    # been read is let go: its place is taken by what comes of those that follow.
+    stored_jobs = sorted(found.pop("jobs", ()), reverse=True)
+    jobs = (_read(JobRecord, f"jobs/{rest}", value) for rest, value in _taken_from(stored_jobs))
     chunks = [(rest, _read(TaskChunk, f"tasks/{rest}", value)) for rest, value in found.get("tasks", ())]
     commitments = [
         _read(CommitmentRecord, f"commitments/{rest}", value) for rest, value in found.get("commitments", ())
@@ -164,6 +166,12 @@ def load(
         _restore(state, commitment)
     state.settle_all()
     return state
+
+
+def _taken_from(stored: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """From the last to the first, each no longer in the list."""
+    while stored:
+        yield stored.pop()
 
 
 def _find_orphans(state: ClusterState, found: dict[str, list[tuple[str, bytes]]]) -> None:

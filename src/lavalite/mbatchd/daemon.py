@@ -172,19 +172,23 @@ async def _load(config: MbatchdConfig, clock: Clock, leadership: Leadership, lea
     keys = Keys(config.cluster)
     fence = await take_writer(store, keys, lead.leader_create_revision, lead.epoch, uuid.uuid4().hex)
     records, revision = await range_all(store, keys.root)
-    stored = {record.key: record.value for record in records}
+    stored, count = {record.key: record.value for record in records}, len(records)
+    del records
     settings = replace(config.settings, max_txn_operations=store.max_txn_operations)
     # In a thread, since a large state takes longer than a lease: the leadership must be followed meanwhile.
     state = await asyncio.to_thread(_state_of, config.cluster, lead.epoch, stored, settings)
-    log.info("state loaded", revision=revision, records=len(records), jobs=len(state.jobs), nodes=len(state.nodes))
+    log.info("state loaded", revision=revision, records=count, jobs=len(state.jobs), nodes=len(state.nodes))
     committer = Committer(store, fence, clock, may_continue=leadership.holds)
     return _Core(state, committer, Service(state, committer, SteadyTime(clock), lead.epoch, config.cluster))
 
 
 def _state_of(cluster: str, epoch: EpochPair, stored: dict[str, bytes], settings: Settings) -> ClusterState:
+    """What the records hold. They are let go one by one: together with what comes of them they would take more memory
+    than is given back afterwards."""
     keys = Keys(cluster)
     specs = stored_specs(stored.get(keys.definition, b""), cluster)
-    return load(keys, epoch, stored.items(), specs=specs, settings=settings)
+    taken = ((key, stored.pop(key)) for key in list(stored))
+    return load(keys, epoch, taken, specs=specs, settings=settings)
 
 
 async def _until_over(
