@@ -9,7 +9,17 @@ import numpy as np
 from lavalite.model.job import Request
 from lavalite.model.resources import GPU, WHOLE
 from lavalite.placement.closeness import nearest
-from lavalite.placement.columns import KIND_AT, Bools, Columns, DeviceRow, Floats, GpuSelector, Ints, amounts_line
+from lavalite.placement.columns import (
+    KIND_AT,
+    MOST,
+    Bools,
+    Columns,
+    DeviceRow,
+    Floats,
+    GpuSelector,
+    Ints,
+    amounts_line,
+)
 
 MANY = 512
 """From so many rows on it is quicker to look at one kind after the other than at all kinds at once."""
@@ -39,11 +49,13 @@ class RequestClass:
         self.line = amounts_line(self.amounts)
         """A number for each kind."""
         self.need: Ints = self.line.reshape(-1, 1)
-        """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much."""
+        """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much and
+        a hundred times that."""
         self.asked: Floats = (self.line > 0).astype(np.float64)
-        self.at = [(KIND_AT[kind], amount) for kind, amount in self.amounts.items()]
+        cut = {kind: min(amount, MOST) for kind, amount in self.amounts.items()}
+        self.at = [(KIND_AT[kind], amount, 100 * amount) for kind, amount in cut.items()]
         self.labels = tuple(labels) if not host else ()
-        self._from_pools = [*sorted(set(self.pools.values())), *self.labels]
+        self.from_pools = [*sorted(set(self.pools.values())), *self.labels]
 
     def spare(self, columns: Columns, rows: Ints | None) -> Ints:
         """What one task would leave of each kind on each of the rows (None: of all): a line for each kind.
@@ -57,15 +69,19 @@ class RequestClass:
         here: Ints = np.where(open_to_it, free, NONE)
         return here if rows is None else here[:, rows]
 
-    def fitting(self, columns: Columns, rows: Ints | None, spare: Ints) -> Bools:
-        """On which of the rows one task fits now; `spare` is what it would leave there."""
-        if len(spare[0]) < MANY:
+    def fitting(self, columns: Columns, rows: Ints | None, spare: Ints | None = None) -> Bools:
+        """On which of the rows one task fits now; `spare` is what it would leave there, where that is known."""
+        if self.host and spare is None:
+            spare = self.spare(columns, rows)
+        if spare is not None:
             fits: Bools = np.minimum.reduce(spare, axis=0) >= 0
         else:
-            fits = spare[0] >= 0
-            for at, _ in self.at:
-                fits &= spare[at] >= 0
-        for pool in self._from_pools:
+            room = columns.room_at(rows)
+            at, amount, _ = self.at[0] if self.at else (0, 0, 0)
+            fits = room[at] >= amount
+            for at, amount, _ in self.at[1:]:
+                fits &= room[at] >= amount
+        for pool in self.from_pools:
             fits &= columns.pool(pool) if rows is None else columns.pool(pool)[rows]
         if self.gpu is not None:
             fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
@@ -73,7 +89,7 @@ class RequestClass:
 
     def rows_that_fit(self, columns: Columns) -> list[int]:
         """The rows on which a task fits now, in their order."""
-        return [int(row) for row in np.flatnonzero(self.fitting(columns, None, self.spare(columns, None)))]
+        return [int(row) for row in np.flatnonzero(self.fitting(columns, None))]
 
     def fits(self, columns: Columns) -> Ints:
         """How many tasks each row can take now."""
@@ -113,7 +129,7 @@ class RequestClass:
                 mask[row] = columns.is_host[row]
             return mask
         mask = ~columns.is_host
-        for pool in self._from_pools:
+        for pool in self.from_pools:
             mask &= columns.pool(pool)
         return mask
 

@@ -24,6 +24,10 @@ from lavalite.placement.reasons import Reason
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Line = tuple[list[int], list[int]]
+"""One row as plain numbers, quicker to reckon with than arrays of one element: of each kind what is free, as in
+`Columns.room_at`, and what to divide by, as in `Columns.divisor_at`.
+"""
 
 MOST = 2**56
 """Amounts are cut to this, so that sums and hundredfolds of them stay within 64 bits."""
@@ -38,6 +42,8 @@ FEW = 64
 """Of fewer changes it is quicker to look at a row twice than to find out which are the same."""
 LOG_ROWS = 2**16
 """So many changes are remembered; then everybody looks at every row again."""
+LINES_KEPT = 2**10
+"""So many rows are kept as plain numbers too."""
 
 READY = ""
 GONE = "gone"
@@ -110,6 +116,10 @@ class Columns:
         self._closed = np.full(self._size, CLOSED, dtype=np.int64)
         self._capacity = np.zeros((len(KINDS), self._size), dtype=np.int64)
         self._divisor = np.ones((len(KINDS), self._size), dtype=np.float64)
+        self._hundredfold: Floats = np.zeros((len(KINDS), 0), dtype=np.float64)
+        self._hundredfold_as_of = 0
+        self.lines: dict[int, Line] = {}
+        """The rows that `line` was asked for, kept up."""
         self.exact = True
         """Whether no amount is above EXACT."""
         self._ready = np.zeros(self._size, dtype=np.bool_)
@@ -166,12 +176,17 @@ class Columns:
         self._is_host[row] = is_host
         self._closed[row] = 0 if state == READY and not is_host else CLOSED
         self._room[:, row] -= self._closed[row]
+        self.lines.pop(row, None)
         self._note(row, freed=freed and state == READY)
         return row
 
     def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
-        self._room[:, row] -= amounts
+        room = self._room[:, row]
+        np.subtract(room, amounts, out=room)
+        line = self.lines.get(row)
+        if line is not None:
+            line[0][:] = room.tolist()
         if devices:
             left = list(self._devices[row])
             for at, device in enumerate(left):
@@ -242,6 +257,30 @@ class Columns:
     def divisor_at(self, rows: Ints | None) -> Floats:
         """The same of capacity; 1 where there is nothing of a kind. Only to divide by, and only while `exact`."""
         return self._divisor[:, : len(self)] if rows is None else self._divisor.take(rows, axis=1)
+
+    def hundredfold(self) -> Floats:
+        """A hundred times `room_at`, of all rows, as doubles. Only while `exact`.
+
+        Kept up when it is asked for, since few ask. Not to be changed.
+        """
+        if self._hundredfold.shape[1] < len(self):
+            self._hundredfold = np.multiply(self._room, 100.0, dtype=np.float64)
+        else:
+            rows = self.changed_since(self._hundredfold_as_of)
+            if rows.size:
+                self._hundredfold[:, rows] = self._room.take(rows, axis=1) * 100.0
+        self._hundredfold_as_of = self.mark
+        return self._hundredfold[:, : len(self)]
+
+    def line(self, row: int) -> Line:
+        """One row as plain numbers, and from then on among `lines`. Not to be changed, nor kept."""
+        line = self.lines.get(row)
+        if line is None:
+            if len(self.lines) >= LINES_KEPT:
+                self.lines.clear()
+            divisor = [has or 1 for has in self._capacity[:, row].tolist()]
+            line = self.lines[row] = self._room[:, row].tolist(), divisor
+        return line
 
     def capacity_at(self, rows: Ints | None) -> Ints:
         """The same of capacity."""
@@ -386,7 +425,8 @@ class Columns:
             self._restart()
 
     def _restart(self) -> None:
-        self._changed.length = self._freed.length = 0
+        self._changed.length = self._freed.length = self._hundredfold_as_of = 0
+        self._hundredfold = np.zeros((len(KINDS), 0), dtype=np.float64)
         self.generation += 1
 
 
