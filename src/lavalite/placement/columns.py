@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import gt
 from typing import NamedTuple
 
 import numpy as np
@@ -160,22 +161,23 @@ class Columns:
         row = self._index.get(provider)
         if row is None:
             row = self._add(provider)
-        self.history.note(self, row)
-        freed = not self._ready[row] or bool(self._is_host[row]) != is_host
-        before = self.free_on(row).tolist()
-        for at, kind in enumerate(KINDS):
-            left = max(0, min(free.get(kind, 0), MOST))
-            freed = freed or left > before[at]
-            self._room[at, row] = left
-            self._capacity[at, row] = has = min(capacity.get(kind, 0), MOST)
-            self._divisor[at, row] = max(1, has)
-            self.exact = self.exact and has <= EXACT
+        then = self.row_now(row)
+        self.history.note(row, then)
+        freed = not self._ready[row] or then.is_host != is_host
+        before = then.free.tolist()
+        left = [max(0, min(free.get(kind, 0), MOST)) for kind in KINDS]
+        freed = freed or any(map(gt, left, before))
+        has = [min(capacity.get(kind, 0), MOST) for kind in KINDS]
+        if has != self._capacity[:, row].tolist():
+            self._capacity[:, row] = has
+            self._divisor[:, row] = [max(1, amount) for amount in has]
+            self.exact = self.exact and max(has) <= EXACT
         freed = self._set_devices(row, tuple(devices)) or freed
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
-        self._closed[row] = 0 if state == READY and not is_host else CLOSED
-        self._room[:, row] -= self._closed[row]
+        self._closed[row] = closed = 0 if state == READY and not is_host else CLOSED
+        self._room[:, row] = [amount - closed for amount in left]
         self.lines.pop(row, None)
         self._note(row, freed=freed and state == READY)
         return row
