@@ -36,9 +36,9 @@ class Board:
         self.top_score: Ints = np.zeros(0, dtype=np.int64)
         self._policy = policy
         self._vacant: list[int] = []
-        self._need = np.zeros((0, len(KINDS)), dtype=np.float64)
-        """A hundred times what is asked for."""
-        self._asked = np.zeros((0, len(KINDS)), dtype=np.float64)
+        self._need = np.zeros((len(KINDS), 0), dtype=np.float64)
+        """A hundred times what is asked for: a line for each kind."""
+        self._asked = np.zeros((len(KINDS), 0), dtype=np.float64)
         self._selected: dict[tuple[str, ...], list[int]] = {}
         """What the rows must be selected by, and the places of those for whom they must."""
 
@@ -47,7 +47,7 @@ class Board:
         if not self._vacant:
             self._add_places()
         place = self._vacant.pop()
-        self._need[place], self._asked[place] = 100.0 * wanted.line, wanted.asked
+        self._need[:, place], self._asked[:, place] = 100.0 * wanted.line, wanted.line > 0
         if wanted.from_pools:
             self._selected.setdefault(tuple(wanted.from_pools), []).append(place)
         return place
@@ -59,7 +59,7 @@ class Board:
             self._selected[selected].remove(place)
             if not self._selected[selected]:
                 del self._selected[selected]
-        self._need[place] = self._asked[place] = 0.0
+        self._need[:, place] = self._asked[:, place] = 0.0
         self._vacant.append(place)
 
     def begin(self, columns: Columns) -> None:
@@ -77,37 +77,39 @@ class Board:
     def keep_up(self, columns: Columns) -> None:
         """Work out all scores on the rows that changed since they all were. Only while columns are exact."""
         rows = np.unique(columns.changed_since(self.mark))
-        room, divisor = columns.room_at(rows) * 100.0, columns.divisor_at(rows)
-        fits = np.ones((len(self._need), len(rows)), dtype=np.bool_)
+        room = (columns.room_at(rows) * 100.0)[:, :, np.newaxis]
+        divisor = columns.divisor_at(rows)[:, :, np.newaxis]
+        # A line for each row, that of all places: the longer a line is the less an entry costs.
+        fits = np.ones((len(rows), self._need.shape[1]), dtype=np.bool_)
         total = np.zeros(fits.shape)
-        for at in np.flatnonzero(self._asked.any(axis=0)):
-            left = room[at] - self._need[:, at, np.newaxis]
+        for at in np.flatnonzero(self._asked.any(axis=1)):
+            left = room[at] - self._need[at]
             fits &= left >= 0
             part = self._policy.part(left, divisor[at])
-            part *= self._asked[:, at, np.newaxis]
+            part *= self._asked[at]
             total += part
         for pools, places in self._selected.items():
-            fits[places] &= np.logical_and.reduce([columns.pool(pool)[rows] for pool in pools])
+            fits[:, places] &= np.logical_and.reduce([columns.pool(pool)[rows] for pool in pools])[:, np.newaxis]
         found = np.where(fits, total, NONE).astype(self.scores.dtype)
-        self.scores[:, rows] = found
+        self.scores[:, rows] = found.T
         self._compare_tops(rows, found)
         self.mark = columns.mark
 
     def _compare_tops(self, rows: Ints, found: Scores) -> None:
         """Which rows are the best now; the first of equals, and the rows are in their order."""
-        places, top, score = np.arange(len(found)), self.top, self.top_score
-        at = found.argmax(axis=1)
-        best, row = found[places, at], rows[at]
+        places, top, score = np.arange(len(self.top)), self.top, self.top_score
+        at = found.argmax(axis=0)
+        best, row = found[at, places], rows[at]
         better = (best > score) | ((best == score) & (row < top))
         fallen = (top >= 0) & (self.scores[places, top] < score)
         self.top = np.where(better, row, np.where(fallen, UNKNOWN, top))
         self.top_score = np.where(better, best, score).astype(np.int64)
 
     def _add_places(self) -> None:
-        before = len(self._need)
+        before = len(self.top)
         more = max(4, before)
         self.scores = np.pad(self.scores, ((0, more), (0, 0)), constant_values=NONE)
-        self._need, self._asked = (np.pad(lines, ((0, more), (0, 0))) for lines in (self._need, self._asked))
+        self._need, self._asked = (np.pad(lines, ((0, 0), (0, more))) for lines in (self._need, self._asked))
         self.top = np.pad(self.top, (0, more), constant_values=UNKNOWN)
         self.top_score = np.pad(self.top_score, (0, more), constant_values=NONE)
         self._vacant += range(before + more - 1, before - 1, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -49,13 +50,17 @@ class RequestClass:
         self.line = amounts_line(self.amounts)
         """A number for each kind."""
         self.need: Ints = self.line.reshape(-1, 1)
-        """The same, one below the other; 1 for each kind that is asked for; the kinds as numbers, with how much and
-        a hundred times that."""
-        self.asked: Floats = (self.line > 0).astype(np.float64)
-        cut = {kind: min(amount, MOST) for kind, amount in self.amounts.items()}
-        self.at = [(KIND_AT[kind], amount, 100 * amount) for kind, amount in cut.items()]
+        """The same, one below the other."""
+        cut = [(KIND_AT[kind], min(amount, MOST)) for kind, amount in self.amounts.items()]
+        self.at = [(at, amount, 100 * amount) for at, amount in cut]
+        """The kinds that are asked for as numbers, with how much and a hundred times that."""
         self.labels = tuple(labels) if not host else ()
         self.from_pools = [*sorted(set(self.pools.values())), *self.labels]
+
+    @cached_property
+    def asked(self) -> Floats:
+        """1 for each kind that is asked for, else 0."""
+        return (self.line > 0).astype(np.float64)
 
     def spare(self, columns: Columns, rows: Ints | None) -> Ints:
         """What one task would leave of each kind on each of the rows (None: of all): a line for each kind.

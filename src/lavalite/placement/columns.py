@@ -268,9 +268,8 @@ class Columns:
         if self._hundredfold.shape[1] < len(self):
             self._hundredfold = np.multiply(self._room, 100.0, dtype=np.float64)
         else:
-            rows = self.changed_since(self._hundredfold_as_of)
-            if rows.size:
-                self._hundredfold[:, rows] = self._room.take(rows, axis=1) * 100.0
+            for row in set(self.changed_since(self._hundredfold_as_of).tolist()):
+                np.multiply(self._room[:, row], 100.0, out=self._hundredfold[:, row])
         self._hundredfold_as_of = self.mark
         return self._hundredfold[:, : len(self)]
 
@@ -477,7 +476,11 @@ def whole_gpus(amount: int) -> bool:
 
 def amounts_line(amounts: Mapping[str, int]) -> Ints:
     """A number for each kind, 0 where nothing of it is asked for."""
-    return np.array([min(amounts.get(kind, 0), MOST) for kind in KINDS], dtype=np.int64)
+    line = np.zeros(len(KINDS), dtype=np.int64)
+    for kind, amount in amounts.items():
+        if kind in KIND_AT:
+            line[KIND_AT[kind]] = min(amount, MOST)
+    return line
 
 
 def state_reason(state: str) -> Reason | None:

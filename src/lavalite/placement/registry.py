@@ -48,7 +48,10 @@ class Rankings:
                 if isinstance(last, Member):
                     last.leave()
             if Member.may_be(wanted, chosen):
-                found = Member(wanted, chosen, self._boards.setdefault(policy, Board(chosen)))
+                board = self._boards.get(policy)
+                if board is None:
+                    board = self._boards[policy] = Board(chosen)
+                found = Member(wanted, chosen, board)
             else:
                 found = Ranking(wanted, chosen)
         self._known[key] = found

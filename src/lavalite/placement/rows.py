@@ -81,13 +81,15 @@ class Rows:
         free = self._columns.hundredfold()
         if self._rows is not None:
             free = free.take(self._rows, axis=1)
-        total_full: Floats = np.full(len(self), 100.0 * len(wanted.at))
+        total_left: Floats | None = None
         for at, _, hundredfold in wanted.at:
             left = free[at] - float(hundredfold)
             np.divide(left, divisor[at], out=left)
             np.ceil(left, out=left)
-            total_full -= left
-        return total_full
+            total_left = left if total_left is None else np.add(total_left, left, out=total_left)
+        if total_left is None:
+            return np.zeros(len(self))
+        return np.subtract(100.0 * len(wanted.at), total_left, out=total_left)
 
     @property
     def device_free(self) -> Ints:
