@@ -88,7 +88,7 @@ def rate(nodes: int, jobs: int, classes: int, policy: str) -> list[Figure]:
 
 def placed(columns: Columns, asked: list[Request], order: list[int], policy: str) -> tuple[float, list[int]]:
     """Place a task of each request in the order, and say how long that took and where they went; -1: nowhere."""
-    known, rankings = Rankings(most=min(len(asked), 1024)), dict[int, Ranking]()
+    known, rankings = Rankings(), dict[int, Ranking]()
     chosen = []
     began = time.process_time()
     for number in order:
@@ -155,7 +155,7 @@ def _cost_with_nodes(nodes: int, classes: int, policy: str) -> float:
     """Seconds for one placement, once each class has looked at all nodes; the best of three rounds."""
     rng = random.Random(SEED)
     columns, asked = fleet(nodes, rng), requests(classes, rng)
-    known = Rankings(most=classes)
+    known = Rankings()
     rankings = [known.of(RequestClass(request, {}), policy) for request in asked]
     for ranking in rankings:
         ranking.best(columns)

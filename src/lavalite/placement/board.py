@@ -147,7 +147,7 @@ class Member(Ranking):
             self._board = Board(self.policy)
             self._place = self._board.join(self.wanted)
         board, place = self._board, self._place
-        if len(self._scores) != len(columns) or self._scores.base is not board.scores:
+        if len(self._scores) != len(columns.names) or self._scores.base is not board.scores:
             board.widen(columns)
             self._scores = board.scores[place, : len(columns)]
         if self._version[0] != columns.generation:

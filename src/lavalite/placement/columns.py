@@ -136,8 +136,11 @@ class Columns:
         self._pools: dict[str, Bools] = {}
         self._last_change = np.zeros(self._size, dtype=np.int64)
         """Where a row is in the log of changes for the last time."""
-        self._changed = _Log()
-        self._freed = _Log()
+        self._changed = np.zeros(LOG_ROWS, dtype=np.int64)
+        self.mark = 0
+        """How many changes there were in this generation."""
+        self._freed = np.zeros(LOG_ROWS, dtype=np.int64)
+        self.freed_mark = 0
         self.history = History()
         """What rows were before."""
 
@@ -213,26 +216,17 @@ class Columns:
 
     # --- what has changed ---------------------------------------------------------------------------------------
 
-    @property
-    def mark(self) -> int:
-        """How many changes there were in this generation."""
-        return self._changed.length
-
     def changed_since(self, mark: int) -> Ints:
         """Rows that changed since then, in this generation; one may be in it more than once. Not to be kept."""
-        rows = self._changed.rows[mark : self._changed.length]
+        rows = self._changed[mark : self.mark]
         if len(rows) < FEW:
             return rows
-        last: Ints = rows[self._last_change[rows] == np.arange(mark, self._changed.length)]
+        last: Ints = rows[self._last_change[rows] == np.arange(mark, self.mark)]
         return last
-
-    @property
-    def freed_mark(self) -> int:
-        return self._freed.length
 
     def freed_since(self, mark: int) -> Ints:
         """Rows of which anything was freed, or that came, since then."""
-        return self._freed.rows[mark : self._freed.length]
+        return self._freed[mark : self.freed_mark]
 
     # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
@@ -418,31 +412,19 @@ class Columns:
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
     def _note(self, row: int, *, freed: bool) -> None:
-        self._last_change[row] = self._changed.length
-        whole = self._changed.add(row)
+        self._last_change[row] = self.mark
+        self._changed[self.mark] = row
+        self.mark += 1
         if freed:
-            whole = self._freed.add(row) and whole
-        if not whole:
+            self._freed[self.freed_mark] = row
+            self.freed_mark += 1
+        if self.mark == LOG_ROWS:  # of which those that were freed are some
             self._restart()
 
     def _restart(self) -> None:
-        self._changed.length = self._freed.length = self._hundredfold_as_of = 0
+        self.mark = self.freed_mark = self._hundredfold_as_of = 0
         self._hundredfold = np.zeros((len(KINDS), 0), dtype=np.float64)
         self.generation += 1
-
-
-class _Log:
-    """Row numbers in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.rows = np.zeros(LOG_ROWS, dtype=np.int64)
-        self.length = 0
-
-    def add(self, row: int) -> bool:
-        """Whether there is room for another."""
-        self.rows[self.length] = row
-        self.length += 1
-        return self.length < LOG_ROWS
 
 
 class WorkloadPart(NamedTuple):

@@ -32,7 +32,7 @@ class Unusable(Policy):
 class Rankings:
     """The rankings last asked for, by what they rank: a class that comes again finds its scores nearly worked out."""
 
-    def __init__(self, most: int = 256) -> None:
+    def __init__(self, most: int = 512) -> None:
         self._most = most
         self._known: dict[tuple[Any, ...], Ranking] = {}
         self._boards: dict[str, Board] = {}
