@@ -4,7 +4,7 @@ python bench/placement.py [--nodes 10000] [--classes 50 | --distinct] [--jobs 10
 python bench/placement.py --nodes 1000,10000,100000 [--jobs 1000,10000,100000]
 
 Jobs of one task each, of random classes, are placed one after the other by what the scheduler uses: RequestClass,
-Ranking and Columns (lavalite.placement). Each choice sees all those before it, and a sample of the choices is worked
+Rankings and Columns (lavalite.placement). Each choice sees all those before it, and a sample of the choices is worked
 out again by a naive reference, row by row in plain Python: one that differs ends the bench. With several numbers of
 nodes what is measured is growth: the slope of log cost over log size, in nodes and (by passes of the scheduler
 itself, control.scheduler) in jobs that wait.
@@ -34,7 +34,7 @@ from lavalite.model.resources import NodeOffer, Resource
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Columns
 from lavalite.placement.ranking import Ranking
-from lavalite.placement.registry import POLICIES
+from lavalite.placement.registry import POLICIES, Rankings
 from lavalite.store.keys import Keys
 
 GIB = 1024**3
@@ -88,14 +88,15 @@ def rate(nodes: int, jobs: int, classes: int, policy: str) -> list[Figure]:
 
 def placed(columns: Columns, asked: list[Request], order: list[int], policy: str) -> tuple[float, list[int]]:
     """Place a task of each request in the order, and say how long that took and where they went; -1: nowhere."""
-    rankings: list[Ranking | None] = [None] * len(asked)
+    known, rankings = Rankings(), dict[int, Ranking]()
     chosen = []
     began = time.process_time()
     for number in order:
-        ranking = rankings[number]
+        ranking = rankings.get(number)
         if ranking is None:
-            ranking = Ranking(RequestClass(asked[number], {}), POLICIES[policy])
-            rankings[number] = ranking if len(asked) < len(order) else None
+            ranking = known.of(RequestClass(asked[number], {}), policy)
+            if len(asked) < len(order):
+                rankings[number] = ranking
         row = ranking.best(columns)
         if row >= 0:
             columns.take(row, ranking.wanted.line)
@@ -154,7 +155,8 @@ def _cost_with_nodes(nodes: int, classes: int, policy: str) -> float:
     """Seconds for one placement, once each class has looked at all nodes; the best of three rounds."""
     rng = random.Random(SEED)
     columns, asked = fleet(nodes, rng), requests(classes, rng)
-    rankings = [Ranking(RequestClass(request, {}), POLICIES[policy]) for request in asked]
+    known = Rankings()
+    rankings = [known.of(RequestClass(request, {}), policy) for request in asked]
     for ranking in rankings:
         ranking.best(columns)
     took = []

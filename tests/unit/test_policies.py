@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from lavalite.model.job import Request
 from lavalite.model.resources import WHOLE
+from lavalite.placement import board
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Columns, DeviceRow, Workload, WorkloadPart
 from lavalite.placement.filters import never_fits, refusal
 from lavalite.placement.ranking import Bounds, Ranking
 from lavalite.placement.reasons import Reason
-from lavalite.placement.registry import POLICIES
+from lavalite.placement.registry import POLICIES, Rankings
 from lavalite.placement.rows import Rows
 
 GIB = 1024**3
@@ -310,6 +312,48 @@ def test_scores_that_are_kept_up_row_by_row_are_what_new_ones_are(
         if name % 3 == 0:
             assert kept.best(made, at) == Ranking(wanted, POLICIES[policy]).best(made, at)
     assert kept.runs(made, 20) == Ranking(wanted, POLICIES[policy]).runs(made, 20)
+
+
+HUNDREDTH = 2**49
+"""Doubles cannot tell a hundredfold of this from one more."""
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_classes_that_are_kept_up_together_choose_as_each_does_by_itself(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setattr(board, "TOGETHER", chance.choice([0, 1, 3, 8, 64]))
+    wide = seed % 3 == 0
+    unit = HUNDREDTH if wide else GIB
+    made, known = Columns(), Rankings(most=chance.choice([2, 3, 9]))
+    asked = []
+    for _ in range(8):
+        memory = chance.choice([0, unit, 2 * unit - 1, 3 * unit])
+        request = Request(
+            cpu_milli=chance.choice([0, 300, 1000]), memory_bytes=memory, storage_bytes=chance.choice([0, 3])
+        )
+        asked.append(RequestClass(request, chance.choice([{}, {}, {"cpu": "a"}, {"cpu": "a", "memory": "b"}])))
+    held, nodes = [known.of(wanted, "best-fit") for wanted in asked], chance.choice([4, 12, 90])
+    for step in range(250):
+        wanted = chance.choice(asked)
+        kept = chance.choice(held) if step % 3 == 0 else known.of(wanted, "best-fit")
+        anew = Ranking(kept.wanted, POLICIES["best-fit"])
+        if step % 2:
+            assert kept.runs(made, 4) == anew.runs(made, 4), step
+        row = kept.best(made) if step % 5 else -1
+        assert not step % 5 or row == anew.best(made), step
+        what = chance.random()
+        if what < 0.7 and row >= 0:
+            made.take(row, kept.wanted.line)
+        elif what > 0.98:
+            pools = {name: [f"n{n}" for n in range(nodes) if chance.random() < 0.7] for name in ("a", "b")}
+            made.set_pools(pools)
+        else:
+            capacity = {"cpu": 4000, "memory": 100 * unit, "storage": chance.choice([50, 60])}
+            left = {"cpu": chance.choice([1, 4]) * WHOLE, "memory": chance.choice([70, 71]) * unit, "storage": 40}
+            state, is_host = chance.choice(["", "", "", "", "draining"]), chance.random() < 0.1
+            made.set_row(f"n{chance.randrange(nodes)}", capacity, left, state=state, is_host=is_host)
 
 
 def test_a_million_tasks_are_placed_as_runs_and_not_one_by_one() -> None:

@@ -44,6 +44,15 @@ class LazyHeap(Generic[Item]):
 
     def best(self) -> Item | None:
         """The item of least key; None of an empty heap."""
+        least = self.least()
+        return least[1] if least is not None else None
+
+    def least(self) -> tuple[Key, Item] | None:
+        """The same, with its key as it is now."""
+        if len(self._latest) == 1:
+            self.looked_at += 1
+            (item,) = self._latest
+            return self._key(item), item
         while self._heap:
             key, serial, item = self._heap[0]
             if self._latest.get(item) != serial:
@@ -54,7 +63,7 @@ class LazyHeap(Generic[Item]):
             if current > key:
                 heapq.heapreplace(self._heap, (current, serial, item))
                 continue
-            return item
+            return current, item
         return None
 
     def _push(self, item: Item, serial: int) -> None:

@@ -53,13 +53,16 @@ def text(kind: str, amount: int) -> str:
 
 def applying(state: ClusterState, spec: JobSpec, queue: str) -> Iterator[Limit]:
     """Every limit that a task of the job comes under. Those of pools not where it runs on a logical host."""
-    asked = {TASKS: 1, **spec.request.amounts(), **spec.request.floating}
     defined = state.queue(queue)
-    yield from _of("queue", queue, defined.limits, asked, spec)
+    if defined.limits:
+        asked = {TASKS: 1, **spec.request.amounts(), **spec.request.floating}
+        yield from _of("queue", queue, defined.limits, asked, spec)
     if defined.tasks_per_user is not None:
         scope = Scope("queue", queue, "user", spec.user)
         if TASKS not in defined.limits.users.get(spec.user, {}):
             yield Limit(scope, TASKS, defined.tasks_per_user, 1)
+    if not any(pool.limits for pool in state.specs.pools.values()):
+        return
     for pool, amounts in state.charged_pools(spec).items():
         found = state.specs.pools.get(pool)
         if found is not None and found.limits:

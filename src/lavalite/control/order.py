@@ -32,7 +32,7 @@ class Shape:
     def __init__(self, queue: str, policy: str, wanted: RequestClass, fair: FairQueue | None) -> None:
         self.queue, self.policy = queue, policy
         self.wanted = wanted
-        self._fair = fair
+        self.fair = fair
         self._lanes: dict[str, LazyHeap[WaitingClass]] = {}
         self._aside: dict[WaitingClass, None] = {}
         """Lanes that are not seen again in this pass."""
@@ -96,10 +96,10 @@ class Shape:
         return self._lanes[group].best() if group is not None else None
 
     def key(self) -> Key:
-        """Where its first lane stands among those of the queue. There must be one."""
-        group = self._groups.best()
-        assert group is not None, "a shape that nobody waits for is left out before"
-        return self._group_key(group)
+        """Where its first lane stands among those of the queue, its first job last. There must be one."""
+        least = self._groups.least()
+        assert least is not None, "a shape that nobody waits for is left out before"
+        return least[0]
 
     def looked_at(self) -> int:
         return self._groups.looked_at + sum(heap.looked_at for heap in self._lanes.values())
@@ -108,12 +108,12 @@ class Shape:
         return sum(map(len, self._lanes.values()))
 
     def _group_key(self, group: str) -> Key:
-        lane = self._lanes[group].best()
-        assert lane is not None, "a group of which nobody waits is left out before"
-        return (self._fair.standing(group) if self._fair and group else 0, *self._lane_key(lane))
+        least = self._lanes[group].least()
+        assert least is not None, "a group of which nobody waits is left out before"
+        return (self.fair.standing(group) if self.fair and group else 0, *least[0])
 
     def _lane_key(self, lane: WaitingClass) -> Key:
-        standing = self._fair.standing(lane.group, lane.user) if self._fair and lane.user else 0
+        standing = self.fair.standing(lane.group, lane.user) if self.fair and lane.user else 0
         return (standing, *(lane.first or NOBODY))
 
 

@@ -56,6 +56,8 @@ class Standing:
 
 def charges(state: ClusterState, spec: JobSpec) -> Iterator[tuple[str, str, int]]:
     """(pool, kind, amount of one task) for all that quotas say anything of."""
+    if not any(pool.quota for pool in state.specs.pools.values()):
+        return
     for name, amounts in state.charged_pools(spec).items():
         pool = state.specs.pools.get(name)
         if pool is not None and pool.quota:
@@ -128,6 +130,8 @@ def allowed(state: ClusterState, spec: JobSpec, most: int) -> int:
 def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
     """Kinds that the job names no pool for, while pools count who takes them: else it took what nobody counts."""
     if spec.host or spec.reservation:
+        return {}
+    if not any(pool.limits or pool.quota for pool in state.specs.pools.values()):
         return {}
     named = state.pools_of(spec)
     return {

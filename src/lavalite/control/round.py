@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from lavalite.control.lazy_heap import Key, LazyHeap
-from lavalite.control.order import NOBODY, Order, Shape
+from lavalite.control.order import Order, Shape
 
 if TYPE_CHECKING:
     from lavalite.control.demand import WaitingClass
@@ -37,11 +37,9 @@ class Round:
         opened: dict[str, LazyHeap[Shape]] = {}
 
         def queue_key(queue: str) -> Key:
-            shape = opened[queue].best()
-            assert shape is not None
-            lane = shape.best()
-            assert lane is not None
-            return (-priorities(queue).priority, *(lane.first or NOBODY), queue)
+            least = opened[queue].least()
+            assert least is not None
+            return (-priorities(queue).priority, *least[0][-2:], queue)
 
         for queue in order.queues():
             heap: LazyHeap[Shape] = LazyHeap(Shape.key)
@@ -102,13 +100,13 @@ class Round:
     def close(self, shape: Shape) -> None:
         """Nothing more for any lane of the shape in this pass."""
         self.open[shape.queue].discard(shape)
-        self._queue_changed(shape.queue)
+        self._shape_changed(shape)
 
     def changed(self, shape: Shape) -> None:
-        """Jobs of the shape were placed, or a lane is out: what comes next may be any later."""
+        """Jobs of the shape were placed, or a lane is out."""
         if not shape:
             self.open[shape.queue].discard(shape)
-        self._queue_changed(shape.queue)
+        self._shape_changed(shape)
 
     def end(self) -> None:
         """Lanes that were set aside wait for the next pass, and first jobs that were planned are the first again."""
@@ -121,6 +119,11 @@ class Round:
         for shape in self.roused:
             if not shape.empty:
                 self.order.dormant(shape.queue).add(shape)
+
+    def _shape_changed(self, shape: Shape) -> None:
+        """What comes next in its queue was submitted later; where shares count, it may be anything."""
+        if shape.fair is not None or not self.open[shape.queue]:
+            self._queue_changed(shape.queue)
 
     def _queue_changed(self, queue: str) -> None:
         if not self.open[queue]:

@@ -37,7 +37,7 @@ from lavalite.control.order import Shape
 from lavalite.control.outbox import Outbox
 from lavalite.control.round import Round
 from lavalite.control.state import Batch, ClusterState
-from lavalite.control.tasks import JobState, TaskKey, TaskRun, commitment_of
+from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.usage import Scope
 from lavalite.control.workload import look_ahead
 from lavalite.ledger.book import FLOATING
@@ -333,8 +333,7 @@ def _place_one(
         ends_by=reservations.ends_by(state, job),
         exclusive=waiting.wanted.exclusive,
     )
-    shares = _shares(state, waiting, job, provider, row)
-    return commitment_of(run, shares) if state.assume(run, shares) else None
+    return state.assume(run, _shares(state, waiting, job, provider, row))
 
 
 def _shares(state: ClusterState, waiting: WaitingClass, job: JobState, provider: str, row: int) -> list[Share]:

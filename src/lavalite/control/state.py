@@ -164,16 +164,16 @@ class ClusterState(Demand):
 
     # --- tasks: each method is one transition of the table ------------------------------------------------------
 
-    def assume(self, run: TaskRun, shares: list[Share]) -> bool:
-        """Place a ready task, in memory. False if the book refuses; then nothing has changed."""
-        job = self.jobs[run.key.job]
-        if self.book.assume(commitment_of(run, shares)) is not None:
+    def assume(self, run: TaskRun, shares: list[Share]) -> CommitmentRecord | None:
+        """Place a ready task, in memory; says what to store. None if the book refuses: nothing has changed then."""
+        job, record = self.jobs[run.key.job], commitment_of(run, shares)
+        if self.book.assume(record) is not None:
             self.refused_by_book += 1
-            return False
+            return None
         self._hold(job, run)
         job.set_code(run.position, ASSUMED)
         self.settle_waiting(job)
-        return True
+        return record
 
     def adopt(self, run: TaskRun, record: CommitmentRecord) -> None:
         """A pending task was started before the store was restored to a time before that: it holds what it holds."""

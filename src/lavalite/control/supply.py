@@ -166,7 +166,7 @@ class Supply:
 
     def queue(self, name: str) -> QueueSpec:
         """The queue as defined; with the usual numbers where it is (or was) not defined."""
-        return self.specs.queues.get(name) or QueueSpec(name=name or DEFAULT_QUEUE)
+        return self.specs.queues.get(name) or _usual_queue(name or DEFAULT_QUEUE)
 
     def pools_of(self, spec: JobSpec) -> dict[str, str]:
         """The pool of each kind asked for: the one named, else the kind's default pool, else none."""
@@ -435,11 +435,11 @@ class Supply:
             state = self.node_row_state(self.node_of(provider), now)
             if host is not None and host.state is not HostState.COMPOSED and state != GONE:
                 state = Reason.DRAINING if host.state is HostState.DRAINING else Reason.HELD
-            kinds = self.book.kinds(provider)
+            capacity, free = self.book.amounts(provider)
             self.columns.set_row(
                 provider,
-                {kind: self.book.capacity(provider, kind) for kind in kinds},
-                {kind: self.book.free(provider, kind) for kind in kinds} | {PLACES: self.book.free_places(provider)},
+                capacity,
+                free | {PLACES: self.book.free_places(provider)},
                 self._device_rows(provider),
                 state=state,
                 is_host=host is not None,
@@ -459,8 +459,11 @@ class Supply:
         }
 
     def _device_rows(self, provider: str) -> list[DeviceRow]:
-        node, devices_free = self.node_of(provider), self.book.device_free(provider, GPU)
-        known = {d.id: d for d in node.offer.devices(GPU)} if node and devices_free else {}
+        devices_free = self.book.device_free(provider, GPU)
+        if not devices_free:
+            return []
+        node = self.node_of(provider)
+        known = {d.id: d for d in node.offer.devices(GPU)} if node else {}
         rows = []
         for device_id, free in devices_free.items():
             if device_id in known:
@@ -468,6 +471,11 @@ class Supply:
                 near, mig = near_of(device), device.mig
                 rows.append(DeviceRow(device_id, device.model, device.memory_bytes, free, near, mig))
         return rows
+
+
+@lru_cache(maxsize=64)
+def _usual_queue(name: str) -> QueueSpec:
+    return QueueSpec(name=name)
 
 
 def host_owner(name: str) -> str:

@@ -159,6 +159,12 @@ class Book:
         account = self._account(provider, kind)
         return account.capacity if account else 0
 
+    def amounts(self, provider: str) -> tuple[dict[str, int], dict[str, int]]:
+        """What the provider has of each kind, and what of that may be given out."""
+        accounts = self._accounts.get(provider, {})
+        free = {kind: max(0, account.capacity - account.committed) for kind, account in accounts.items()}
+        return {kind: account.capacity for kind, account in accounts.items()}, free
+
     def committed(self, provider: str, kind: str) -> int:
         account = self._account(provider, kind)
         return account.committed if account else 0

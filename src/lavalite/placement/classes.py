@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from lavalite.model.resources import ALL_PLACES, GPU, PLACES, WHOLE
 from lavalite.placement.closeness import nearest
 from lavalite.placement.columns import (
     KIND_AT,
+    MOST,
     PLACES_AT,
     Bools,
     Columns,
@@ -52,11 +54,17 @@ class RequestClass:
         self.line = amounts_line(self.needs)
         """A number for each kind, and for places."""
         self.need: Ints = self.line[:PLACES_AT].reshape(-1, 1)
-        """The kinds alone, one below the other; 1 for each that is asked for; the kinds as numbers, with how much."""
-        self.asked: Floats = (self.need[:, 0] > 0).astype(np.float64)
-        self.at = [(KIND_AT[kind], amount) for kind, amount in self.amounts.items()]
+        """The kinds alone, one below the other."""
+        cut = [(KIND_AT[kind], min(amount, MOST)) for kind, amount in self.amounts.items()]
+        self.at = [(at, amount, 100 * amount) for at, amount in cut]
+        """The kinds that are asked for as numbers, with how much and a hundred times that."""
         self.labels = tuple(labels) if not host else ()
-        self._from_pools = [*sorted(set(self.pools.values())), *self.labels]
+        self.from_pools = [*sorted(set(self.pools.values())), *self.labels]
+
+    @cached_property
+    def asked(self) -> Floats:
+        """1 for each kind that is asked for, else 0."""
+        return (self.need[:, 0] > 0).astype(np.float64)
 
     def spare(self, columns: Columns, rows: Ints | None) -> Ints:
         """What one task would leave of each kind on each of the rows (None: of all): a line for each kind.
@@ -70,15 +78,19 @@ class RequestClass:
         here: Ints = np.where(open_to_it, free, NONE)
         return here if rows is None else here[:, rows]
 
-    def fitting(self, columns: Columns, rows: Ints | None, spare: Ints) -> Bools:
-        """On which of the rows one task fits now; `spare` is what it would leave there."""
-        if len(spare[0]) < MANY:
+    def fitting(self, columns: Columns, rows: Ints | None, spare: Ints | None = None) -> Bools:
+        """On which of the rows one task fits now; `spare` is what it would leave there, where that is known."""
+        if self.host and spare is None:
+            spare = self.spare(columns, rows)
+        if spare is not None:
             fits: Bools = np.minimum.reduce(spare, axis=0) >= 0
         else:
-            fits = spare[0] >= 0
-            for at, _ in self.at:
-                fits &= spare[at] >= 0
-        for pool in self._from_pools:
+            room = columns.room_at(rows)
+            at, amount, _ = self.at[0] if self.at else (0, 0, 0)
+            fits = room[at] >= amount
+            for at, amount, _ in self.at[1:]:
+                fits &= room[at] >= amount
+        for pool in self.from_pools:
             fits &= columns.pool(pool) if rows is None else columns.pool(pool)[rows]
         if self.exclusive:  # that one place at least is free, what is free of all else says
             places = columns.free(PLACES)
@@ -89,7 +101,7 @@ class RequestClass:
 
     def rows_that_fit(self, columns: Columns) -> list[int]:
         """The rows on which a task fits now, in their order."""
-        return [int(row) for row in np.flatnonzero(self.fitting(columns, None, self.spare(columns, None)))]
+        return [int(row) for row in np.flatnonzero(self.fitting(columns, None))]
 
     def fits(self, columns: Columns) -> Ints:
         """How many tasks each row can take now."""
@@ -129,7 +141,7 @@ class RequestClass:
                 mask[row] = columns.is_host[row]
             return mask
         mask = ~columns.is_host
-        for pool in self._from_pools:
+        for pool in self.from_pools:
             mask &= columns.pool(pool)
         return mask
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import gt
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,10 @@ from lavalite.placement.reasons import Reason
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Line = tuple[list[int], list[int]]
+"""One row as plain numbers, quicker to reckon with than arrays of one element: of each kind what is free, as in
+`Columns.room_at`, and what to divide by, as in `Columns.divisor_at`.
+"""
 
 MOST = 2**56
 """Amounts are cut to this, so that sums and hundredfolds of them stay within 64 bits."""
@@ -40,6 +45,8 @@ FEW = 64
 """Of fewer changes it is quicker to look at a row twice than to find out which are the same."""
 LOG_ROWS = 2**16
 """So many changes are remembered; then everybody looks at every row again."""
+LINES_KEPT = 2**10
+"""So many rows are kept as plain numbers too."""
 
 READY = ""
 GONE = "gone"
@@ -115,6 +122,10 @@ class Columns:
         self._all_capacity = np.zeros((LINES, self._size), dtype=np.int64)
         self._capacity = self._all_capacity[:PLACES_AT]
         self._divisor = np.ones((len(KINDS), self._size), dtype=np.float64)
+        self._hundredfold: Floats = np.zeros((len(KINDS), 0), dtype=np.float64)
+        self._hundredfold_as_of = 0
+        self.lines: dict[int, Line] = {}
+        """The rows that `line` was asked for, kept up."""
         self.exact = True
         """Whether no amount is above EXACT."""
         self._ready = np.zeros(self._size, dtype=np.bool_)
@@ -130,8 +141,11 @@ class Columns:
         self._pools: dict[str, Bools] = {}
         self._last_change = np.zeros(self._size, dtype=np.int64)
         """Where a row is in the log of changes for the last time."""
-        self._changed = _Log()
-        self._freed = _Log()
+        self._changed = np.zeros(LOG_ROWS, dtype=np.int64)
+        self.mark = 0
+        """How many changes there were in this generation."""
+        self._freed = np.zeros(LOG_ROWS, dtype=np.int64)
+        self.freed_mark = 0
         self.history = History()
         """What rows were before."""
 
@@ -158,35 +172,37 @@ class Columns:
         row = self._index.get(provider)
         if row is None:
             row = self._add(provider)
-        self.history.note(self, row)
-        freed = not self._ready[row] or bool(self._is_host[row]) != is_host
-        before = self.free_on(row).tolist()
+        then = self.row_now(row)
+        self.history.note(row, then)
+        freed = not self._ready[row] or then.is_host != is_host
         places = free.get(PLACES, ALL_PLACES)
-        freed = freed or places > before[PLACES_AT]
-        self._all_room[PLACES_AT, row], self._all_capacity[PLACES_AT, row] = places, ALL_PLACES
-        for at, kind in enumerate(KINDS):
-            left = max(0, min(free.get(kind, 0), MOST))
-            freed = freed or left > before[at]
-            self._room[at, row] = left
-            self._capacity[at, row] = has = min(capacity.get(kind, 0), MOST)
-            self._divisor[at, row] = max(1, has)
-            self.exact = self.exact and has <= EXACT
+        left = [*(max(0, min(free.get(kind, 0), MOST)) for kind in KINDS), places]
+        freed = freed or any(map(gt, left, then.free.tolist()))
+        has = [*(min(capacity.get(kind, 0), MOST) for kind in KINDS), ALL_PLACES]
+        if has != then.capacity.tolist():
+            self._all_capacity[:, row] = has
+            self._divisor[:, row] = [max(1, amount) for amount in has[:PLACES_AT]]
+            self.exact = self.exact and max(has[:PLACES_AT]) <= EXACT
         freed = self._set_devices(row, tuple(devices)) or freed
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
         self._closed[row] = closed = 0 if state == READY and not is_host and places > 0 else CLOSED
-        if closed:
-            self._all_room[:, row] -= closed
+        self._all_room[:, row] = [amount - closed for amount in left]
+        self.lines.pop(row, None)
         self._note(row, freed=freed and state == READY)
         return row
 
     def take(self, row: int, amounts: Ints, devices: Sequence[str] = (), of_each: int = WHOLE) -> None:
         """Something was placed on the row: so much less of each kind (a number for each) and of these devices."""
-        self._all_room[:, row] -= amounts
+        room = self._all_room[:, row]
+        np.subtract(room, amounts, out=room)
         if amounts.item(PLACES_AT) == ALL_PLACES and not self._closed[row]:
             self._closed[row] = CLOSED
-            self._all_room[:, row] -= CLOSED
+            np.subtract(room, CLOSED, out=room)
+        line = self.lines.get(row)
+        if line is not None:
+            line[0][:] = room[:PLACES_AT].tolist()
         if devices:
             left = list(self._devices[row])
             for at, device in enumerate(left):
@@ -211,26 +227,17 @@ class Columns:
 
     # --- what has changed ---------------------------------------------------------------------------------------
 
-    @property
-    def mark(self) -> int:
-        """How many changes there were in this generation."""
-        return self._changed.length
-
     def changed_since(self, mark: int) -> Ints:
         """Rows that changed since then, in this generation; one may be in it more than once. Not to be kept."""
-        rows = self._changed.rows[mark : self._changed.length]
+        rows = self._changed[mark : self.mark]
         if len(rows) < FEW:
             return rows
-        last: Ints = rows[self._last_change[rows] == np.arange(mark, self._changed.length)]
+        last: Ints = rows[self._last_change[rows] == np.arange(mark, self.mark)]
         return last
-
-    @property
-    def freed_mark(self) -> int:
-        return self._freed.length
 
     def freed_since(self, mark: int) -> Ints:
         """Rows of which anything was freed, or that came, since then."""
-        return self._freed.rows[mark : self._freed.length]
+        return self._freed[mark : self.freed_mark]
 
     # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
@@ -257,6 +264,29 @@ class Columns:
     def divisor_at(self, rows: Ints | None) -> Floats:
         """The same of capacity; 1 where there is nothing of a kind. Only to divide by, and only while `exact`."""
         return self._divisor[:, : len(self)] if rows is None else self._divisor.take(rows, axis=1)
+
+    def hundredfold(self) -> Floats:
+        """A hundred times `room_at`, of all rows, as doubles. Only while `exact`.
+
+        Kept up when it is asked for, since few ask. Not to be changed.
+        """
+        if self._hundredfold.shape[1] < len(self):
+            self._hundredfold = np.multiply(self._room, 100.0, dtype=np.float64)
+        else:
+            for row in set(self.changed_since(self._hundredfold_as_of).tolist()):
+                np.multiply(self._room[:, row], 100.0, out=self._hundredfold[:, row])
+        self._hundredfold_as_of = self.mark
+        return self._hundredfold[:, : len(self)]
+
+    def line(self, row: int) -> Line:
+        """One row as plain numbers, and from then on among `lines`. Not to be changed, nor kept."""
+        line = self.lines.get(row)
+        if line is None:
+            if len(self.lines) >= LINES_KEPT:
+                self.lines.clear()
+            divisor = [has or 1 for has in self._capacity[:, row].tolist()]
+            line = self.lines[row] = self._room[:, row].tolist(), divisor
+        return line
 
     def capacity_at(self, rows: Ints | None) -> Ints:
         """The same of capacity."""
@@ -399,30 +429,19 @@ class Columns:
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
     def _note(self, row: int, *, freed: bool) -> None:
-        self._last_change[row] = self._changed.length
-        whole = self._changed.add(row)
+        self._last_change[row] = self.mark
+        self._changed[self.mark] = row
+        self.mark += 1
         if freed:
-            whole = self._freed.add(row) and whole
-        if not whole:
+            self._freed[self.freed_mark] = row
+            self.freed_mark += 1
+        if self.mark == LOG_ROWS:  # of which those that were freed are some
             self._restart()
 
     def _restart(self) -> None:
-        self._changed.length = self._freed.length = 0
+        self.mark = self.freed_mark = self._hundredfold_as_of = 0
+        self._hundredfold = np.zeros((len(KINDS), 0), dtype=np.float64)
         self.generation += 1
-
-
-class _Log:
-    """Row numbers in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.rows = np.zeros(LOG_ROWS, dtype=np.int64)
-        self.length = 0
-
-    def add(self, row: int) -> bool:
-        """Whether there is room for another."""
-        self.rows[self.length] = row
-        self.length += 1
-        return self.length < LOG_ROWS
 
 
 class WorkloadPart(NamedTuple):
@@ -456,7 +475,11 @@ def whole_gpus(amount: int) -> bool:
 
 def amounts_line(amounts: Mapping[str, int]) -> Ints:
     """A number for each kind, and for places; 0 where nothing of it is asked for."""
-    return np.array([min(amounts.get(kind, 0), MOST) for kind in KIND_AT], dtype=np.int64)
+    line = np.zeros(LINES, dtype=np.int64)
+    for kind, amount in amounts.items():
+        if kind in KIND_AT:
+            line[KIND_AT[kind]] = min(amount, MOST)
+    return line
 
 
 def state_reason(state: str) -> Reason | None:

@@ -37,10 +37,9 @@ class History:
         self._amounts = np.zeros((2, most, len(KINDS) + 1), dtype=np.int64)
         self._others: list[tuple[tuple[DeviceRow, ...], str, bool]] = [((), "", False)] * most
 
-    def note(self, columns: Columns, row: int) -> None:
+    def note(self, row: int, now: RowThen) -> None:
         """The row is about to change."""
         at = self.mark % self._most
-        now = columns.row_now(row)
         self._rows[at] = row
         self._amounts[0, at], self._amounts[1, at] = now.free, now.capacity
         self._others[at] = now.devices, now.state, now.is_host

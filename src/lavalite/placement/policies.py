@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from lavalite.model.resources import KINDS
-from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Floats, Ints
+from lavalite.placement.classes import NONE, RequestClass
+from lavalite.placement.columns import Floats, Ints, Line
 from lavalite.placement.rows import Rows
 
 MOST_SCORE = 10**9
@@ -35,8 +35,22 @@ class Policy:
     highest: int = 100
     """Scores are from 0 to this, at most MOST_SCORE; up to 32,767 the best is found the sooner."""
 
+    summed: bool = False
+    """Of those that are tested here: its score is a sum over the kinds asked for, as `score` and `part` have it."""
+
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
         """An integer from 0 to `highest` for each row. One task more fits on each of them."""
+        raise NotImplementedError
+
+    def score(self, wanted: RequestClass, line: Line) -> int:
+        """That of one row, in plain numbers; NONE where the task does not fit, of what is no device."""
+        raise NotImplementedError
+
+    def part(self, left: Floats, divisor: Floats) -> Floats:
+        """What one kind adds to the score: a hundred times what the task leaves of it, and what there is of it.
+
+        May be written over what is left.
+        """
         raise NotImplementedError
 
 
@@ -61,11 +75,26 @@ class BestFit(Policy):
     """The row that the task leaves fullest, by the sum over the kinds it asks for."""
 
     name = "best-fit"
-    trusted = True
+    trusted = summed = True
     highest = 100 * len(KINDS)
 
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints | Floats:
         return rows.sum_of_fullness()
+
+    def score(self, wanted: RequestClass, line: Line) -> int:
+        room, divisor = line
+        total = 0
+        for at, amount, hundredfold in wanted.at:
+            if room[at] < amount:
+                return NONE
+            # What is left, rounded up, stands for what is used, rounded down, as in Rows.sum_of_fullness.
+            total += 100 + (hundredfold - 100 * room[at]) // divisor[at]
+        return total
+
+    def part(self, left: Floats, divisor: Floats) -> Floats:
+        np.divide(left, divisor, out=left)
+        np.ceil(left, out=left)
+        return np.subtract(100.0, left, out=left)
 
 
 class BinPack(Policy):

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lavalite.placement.classes import NONE, RequestClass
+from lavalite.placement.classes import MANY, NONE, RequestClass
 from lavalite.placement.columns import Bools, Columns, Floats, Ints
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
 NO_ROWS: Mapping[int, int] = {}
+MOST_NARROW = 2**15 - 1
 
 Scores = NDArray[np.signedinteger[Any]]
 """Narrow where the policy's scores are: the best of them is found the sooner."""
@@ -62,8 +63,7 @@ class Ranking:
     def __init__(self, wanted: RequestClass, policy: Policy) -> None:
         self.wanted = wanted
         self.policy = policy
-        self._width: type[np.signedinteger[Any]] = np.int16 if policy.highest <= np.iinfo(np.int16).max else np.int32
-        self._scores: Scores = np.zeros(0, dtype=self._width)
+        self._scores: Scores = np.zeros(0, dtype=width_of(policy))
         self._version: tuple[int, int] = (-1, -1)
         self._mark = 0
 
@@ -154,7 +154,7 @@ class Ranking:
     def _kept_up(self, columns: Columns) -> Scores:
         version = (columns.generation, columns.workload.version if self.policy.looks_ahead else 0)
         if version != self._version:
-            self._scores = np.full(len(columns), NONE, dtype=self._width)
+            self._scores = np.full(len(columns), NONE, dtype=width_of(self.policy))
             self._version = (-1, -1)
             self._look_at(columns, None)
             self._version, self._mark = version, columns.mark
@@ -169,10 +169,12 @@ class Ranking:
     def _look_at(self, columns: Columns, rows: Ints | None) -> None:
         """Work the scores of these rows out anew; None: of all."""
         wanted = self.wanted
-        spare = wanted.spare(columns, rows)
+        few = rows is not None and len(rows) < MANY
+        spare = wanted.spare(columns, rows) if few or wanted.host else None
         fits = wanted.fitting(columns, rows, spare)
         if self.policy.trusted:  # whatever it says of rows where nothing fits
-            scores = np.where(fits, self._ask(Rows(columns, wanted, rows, spare)), NONE)
+            scores = self._ask(Rows(columns, wanted, rows, spare))
+            np.copyto(scores, NONE, where=~fits)
         else:
             scores = np.full(len(fits), NONE)
             fitting = np.flatnonzero(fits) if rows is None else rows[fits]
@@ -189,6 +191,11 @@ class Ranking:
         if not self.policy.trusted and (wrong := _nonsense(scores, len(rows), self.policy.highest)):
             raise PolicyFault(f"Policy {self.policy.name} answered {wrong}.")
         return scores
+
+
+def width_of(policy: Policy) -> type[np.signedinteger[Any]]:
+    """Of its scores."""
+    return np.int16 if policy.highest <= MOST_NARROW else np.int32
 
 
 def _nonsense(scores: object, rows: int, highest: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lavalite.placement.board import Board, Member
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Ints
 from lavalite.placement.gpu_policies import Fgd, GpuPacking
@@ -31,9 +32,10 @@ class Unusable(Policy):
 class Rankings:
     """The rankings last asked for, by what they rank: a class that comes again finds its scores nearly worked out."""
 
-    def __init__(self, most: int = 256) -> None:
+    def __init__(self, most: int = 512) -> None:
         self._most = most
         self._known: dict[tuple[Any, ...], Ranking] = {}
+        self._boards: dict[str, Board] = {}
 
     def of(self, wanted: RequestClass, policy: str) -> Ranking:
         pools, needs = tuple(wanted.pools.items()), tuple(wanted.needs.items())
@@ -41,9 +43,17 @@ class Rankings:
         found = self._known.pop(key, None)
         if found is None:
             chosen = POLICIES.get(policy) or Unusable(policy, "there is no policy of that name here")
-            found = Ranking(wanted, chosen)
             while len(self._known) >= self._most:
-                del self._known[next(iter(self._known))]
+                last = self._known.pop(next(iter(self._known)))
+                if isinstance(last, Member):
+                    last.leave()
+            if Member.may_be(wanted, chosen):
+                board = self._boards.get(policy)
+                if board is None:
+                    board = self._boards[policy] = Board(chosen)
+                found = Member(wanted, chosen, board)
+            else:
+                found = Ranking(wanted, chosen)
         self._known[key] = found
         return found
 

@@ -18,14 +18,14 @@ from lavalite.placement.columns import KIND_AT, PLACES_AT, Bools, Columns, Float
 class Rows:
     """All that is asked of it has one number for each row, in the order of `numbers`, the row numbers."""
 
-    __slots__ = ("_columns", "_device_free", "_rows", "_spare", "_wanted")
+    __slots__ = ("_columns", "_device_free", "_known_spare", "_rows", "_wanted")
 
     def __init__(self, columns: Columns, wanted: RequestClass, rows: Ints | None, spare: Ints | None = None) -> None:
         """None is all rows. `spare` is what a task leaves on them, where that is known already."""
         self._columns = columns
         self._wanted = wanted
         self._rows = rows
-        self._spare = wanted.spare(columns, rows) if spare is None else spare
+        self._known_spare = spare
         self._device_free: Ints | None = None
 
     @classmethod
@@ -38,7 +38,7 @@ class Rows:
         return rows
 
     def __len__(self) -> int:
-        return len(self._spare[0])
+        return len(self._columns) if self._rows is None else len(self._rows)
 
     @property
     def numbers(self) -> Ints:
@@ -47,11 +47,13 @@ class Rows:
     @property
     def spare(self) -> Ints:
         """What is free of every kind with the task placed: a line for each kind, in the order of model.resources."""
-        return self._spare
+        if self._known_spare is None:
+            self._known_spare = self._wanted.spare(self._columns, self._rows)
+        return self._known_spare
 
     def free(self, kind: str) -> Ints:
         """What is free of the kind before the task is placed."""
-        line: Ints = self._spare[KIND_AT[kind]] + self._wanted.amounts.get(kind, 0)
+        line: Ints = self.spare[KIND_AT[kind]] + self._wanted.amounts.get(kind, 0)
         return line
 
     def capacity(self, kind: str) -> Ints:
@@ -60,9 +62,9 @@ class Rows:
 
     def fullness(self) -> Ints:
         """0–100: how much of each kind is in use with the task placed. A line for each kind that is asked for."""
-        lines = [at for at, _ in self._wanted.at]
+        lines = [at for at, _, _ in self._wanted.at]
         capacity = self._columns.capacity_at(self._rows)[lines]
-        used: Ints = capacity - self._spare[lines]
+        used: Ints = capacity - self.spare[lines]
         return used * 100 // np.maximum(capacity, 1)
 
     def sum_of_fullness(self) -> Ints | Floats:
@@ -73,13 +75,21 @@ class Rows:
             return total
         # What is left, rounded up, stands for what is used, rounded down: 100 - ⌈left⌉ = ⌊100 - left⌋.
         divisor = self._columns.divisor_at(self._rows)
-        if len(self) < MANY:
-            left: Floats = wanted.asked @ np.ceil(self._spare * 100 / divisor)
-        else:
-            left = np.zeros(len(self))
-            for at, _ in wanted.at:
-                left += np.ceil(self._spare[at] * 100 / divisor[at])
-        return 100 * len(wanted.at) - left
+        if self._known_spare is not None or wanted.host or len(self) < MANY:
+            left: Floats = wanted.asked @ np.ceil(self.spare * 100 / divisor)
+            return 100 * len(wanted.at) - left
+        free = self._columns.hundredfold()
+        if self._rows is not None:
+            free = free.take(self._rows, axis=1)
+        total_left: Floats | None = None
+        for at, _, hundredfold in wanted.at:
+            left = free[at] - float(hundredfold)
+            np.divide(left, divisor[at], out=left)
+            np.ceil(left, out=left)
+            total_left = left if total_left is None else np.add(total_left, left, out=total_left)
+        if total_left is None:
+            return np.zeros(len(self))
+        return np.subtract(100.0 * len(wanted.at), total_left, out=total_left)
 
     @property
     def device_free(self) -> Ints:
