@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from lavalite.control import reservations
 from lavalite.control.audit import audit
 from lavalite.control.events import (
     CancelRequested,
@@ -29,7 +28,7 @@ from lavalite.control.events import (
     SignalRequested,
     Specs,
 )
-from lavalite.control.gangs import find_seats, seats_in
+from lavalite.control.seating import RoomsNow, find, seats_in
 from lavalite.control.settings import Settings
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
@@ -244,7 +243,7 @@ class Cluster(ClusterRules):
             w.check()
         for job in [j for j in w.state.jobs.values() if j.unfinished]:
             if job.spec.gang and job.class_key and not job.spec.host:
-                seats = find_seats(w.state, w.state.classes[job.class_key], job, w.now)
+                seats = find(w.state, w.state.classes[job.class_key], job, w.now)
                 assert seats.fit < len(job.codes) and not seats.seats, f"gang {job.id} has room and does not start"
                 continue
             assert job.unmet or b"B" in job.codes or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
@@ -272,11 +271,11 @@ def _nothing_sleeps_that_fits(world: World) -> None:
             if any(state.book.free(FLOATING, kind) < amount * tasks_at_once for kind, amount in floating):
                 continue
             with state.plan.leaving_out(job.id):
-                room = reservations.room(state, waiting, job, world.now)
-            if job.spec.gang is not None:
-                assert not seats_in(state, job, room).seats, f"{waiting.key} sleeps"
-            else:
-                assert not room, f"{waiting.key} sleeps"
+                room = RoomsNow(state, job, world.now)
+                if job.spec.gang is not None:
+                    assert not seats_in(state, waiting, job, room).seats, f"{waiting.key} sleeps"
+                else:
+                    assert not room.rows(waiting.wanted), f"{waiting.key} sleeps"
 
 
 def _known(world: World) -> dict[str, object]:

@@ -24,6 +24,7 @@ from lavalite.control.settings import Settings
 from lavalite.control.tasks import End, TaskKey
 from lavalite.model.job import Array, Dependency, Gang
 from lavalite.model.reservation import Reservation
+from lavalite.model.resources import KINDS
 from lavalite.model.specs import Fairshare, HostSpec, Limits, PoolSpec, QueueSpec
 from lavalite.model.task import AttemptId, TaskState
 
@@ -558,7 +559,7 @@ def look(w: World, promised: dict[int, float], broken: list[str]) -> None:
     """The two halves of the law: of each planned start, and of the one that nobody is before."""
     state = w.state
     for start in state.plan.starts.values():
-        for kind, provider in product(start.amounts, start.seats):
+        for kind, provider in product(KINDS, start.seats):
             lasting = sum(
                 share.amount
                 for run in state.nodes[provider].runs.values()
@@ -567,7 +568,7 @@ def look(w: World, promised: dict[int, float], broken: list[str]) -> None:
                 if share.provider == provider and share.kind == kind
             )
             planned_then = sum(
-                other.amounts.get(kind, 0) * other.seats[provider]
+                other.kept_on(provider).get(kind, 0)
                 for other in state.plan.on(provider)
                 if other.at <= start.at < other.until
             )
@@ -601,7 +602,8 @@ def test_the_law_is_broken_where_what_is_kept_is_not_looked_at(monkeypatch: pyte
 
 
 def test_the_law_is_broken_where_a_gang_keeps_one_seat_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "_planned", lambda start, tasks: ahead.Keep(start.at, start.until, start.amounts))
+    one = lambda start, _: [ahead.Keep(start.at, start.until, start.parts[0].amounts)]  # noqa: E731
+    monkeypatch.setattr(ahead, "_planned", one)
     broken = [fault for seed in range(20) for fault in live_through(seed, gangs=True)]
     assert any("is taken" in fault for fault in broken)
 

@@ -25,7 +25,7 @@ from lavalite.control import limits
 from lavalite.control.state import ClusterState
 from lavalite.control.usage import Scope
 from lavalite.model.job import JobSpec
-from lavalite.model.specs import PoolSpec, Quota
+from lavalite.model.specs import TASKS, PoolSpec, Quota
 
 NO_QUOTA = Quota(0, 0, 0)
 UNLIMITED = 2**62
@@ -55,12 +55,12 @@ class Standing:
 
 
 def charges(state: ClusterState, spec: JobSpec) -> Iterator[tuple[str, str, int]]:
-    """(pool, kind, amount of one task) for all that quotas say anything of."""
+    """(pool, kind, amount of one task, or of all of a job with parts) for all that quotas say anything of."""
     for name, amounts in state.charged_pools(spec).items():
         pool = state.specs.pools.get(name)
         if pool is not None and pool.quota:
             for kind, amount in amounts.items():
-                if amount and any(kind in quota for quota in pool.quota.values()):
+                if kind != TASKS and amount and any(kind in quota for quota in pool.quota.values()):
                     yield name, kind, amount
 
 
@@ -121,7 +121,7 @@ def allowed(state: ClusterState, spec: JobSpec, most: int) -> int:
     if unnamed(state, spec):
         return 0
     for pool, kind, each in charges(state, spec):
-        most = min(most, standing(state, pool, kind, spec.group).left // each)
+        most = min(most, standing(state, pool, kind, spec.group).left // each * spec.tasks_counted)
     return most
 
 
@@ -129,11 +129,11 @@ def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
     """Kinds that the job names no pool for, while pools count who takes them: else it took what nobody counts."""
     if spec.host or spec.reservation:
         return {}
-    named = state.pools_of(spec)
+    named = [(kind, state.pools_of(piece)) for piece, _ in spec.pieces() for kind in piece.request.amounts()]
     return {
         kind: pools
-        for kind in spec.request.amounts()
-        if kind not in named and (pools := [p.name for p in state.specs.pools.values() if _counts(p, kind)])
+        for kind, pools_named in named
+        if kind not in pools_named and (pools := [p.name for p in state.specs.pools.values() if _counts(p, kind)])
     }
 
 

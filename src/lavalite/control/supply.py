@@ -16,8 +16,8 @@ from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, NodeOffer
 from lavalite.model.selector import Selector
-from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
-from lavalite.placement.classes import RequestClass
+from lavalite.model.specs import DEFAULT_QUEUE, TASKS, NodeCapacity, QueueSpec
+from lavalite.placement.classes import PartClass, RequestClass
 from lavalite.placement.closeness import near_of
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
@@ -178,16 +178,20 @@ class Supply:
         return pools
 
     def charged_pools(self, spec: JobSpec) -> dict[str, dict[str, int]]:
-        """What a task takes of each pool by itself: not of a logical host's part, nor inside a reservation."""
+        """What a task, or all of a job with parts, takes of each pool by itself: not of a logical host's part, nor
+        inside a reservation. TASKS: how many of them take anything of it."""
         charged: dict[str, dict[str, int]] = {}
-        if not spec.host and not spec.reservation:
-            amounts = spec.request.amounts()
-            for kind, pool in self.pools_of(spec).items():
-                charged.setdefault(pool, {})[kind] = amounts[kind]
-        if not spec.host:
-            for kind, amount in spec.request.floating.items():
+        for piece, tasks in spec.pieces() if not spec.host else ():
+            named = {} if spec.reservation else self.pools_of(piece)
+            taken = {(pool, kind): piece.request.amounts()[kind] for kind, pool in named.items()}
+            for kind, amount in piece.request.floating.items():
                 if amount and (floating := self.floating_pool(kind)):
-                    charged.setdefault(floating, {})[kind] = amount
+                    taken[floating, kind] = amount
+            for pool in dict.fromkeys(pool for pool, _ in taken):
+                sums = charged.setdefault(pool, {})
+                sums[TASKS] = sums.get(TASKS, 0) + tasks
+            for (pool, kind), amount in taken.items():
+                charged[pool][kind] = charged[pool].get(kind, 0) + amount * tasks
         return charged
 
     def floating_pool(self, kind: str) -> str:
@@ -222,6 +226,12 @@ class Supply:
         """What the job asks for, ready to be looked for in the columns."""
         pools = {} if spec.reservation else self.pools_of(spec)
         return RequestClass(spec.request, pools, spec.host, self._labels(spec))
+
+    def part_classes(self, spec: JobSpec) -> tuple[PartClass, ...]:
+        """The same, part by part; empty where the job has none."""
+        if spec.parts is None:
+            return ()
+        return tuple(PartClass(self.request_class(piece), tasks) for piece, tasks in spec.pieces())
 
     def _labels(self, spec: JobSpec) -> list[str]:
         """The names under which the columns have the nodes with the labels that the job demands."""
