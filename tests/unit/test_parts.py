@@ -82,7 +82,7 @@ def racks(*nodes: tuple[int, int]) -> World:
         ([PS, {**WORKER, "request": {"cpus": 1}}], {}, "Extra inputs are not permitted"),
         ([PS, {**WORKER, "request": {"cpu_milli": 0}}], {}, "0 is nothing to ask for"),
         ([PS, {**WORKER, "request": {"cpu_milli": 2**63}}], {}, "less than or equal to 9223372036854775807"),
-        ([PS, {**WORKER, "name": "a b"}], {}, "should match pattern"),
+        ([PS, {**WORKER, "name": "a b"}], {}, "'a b' is no name of a part"),
         ([PS, {**WORKER, "command": []}], {}, "at least 1 item"),
         ([PS, WORKER], {"array": {"first": 1, "last": 3}}, "array and parts exclude each other"),
         ([PS, WORKER], {"request": {"cpu_milli": 2000}}, "request and parts exclude each other"),

@@ -225,8 +225,8 @@ def _quotas(state: ClusterState, spec: JobSpec) -> list[Fault]:
     faults = []
     for kind, pools in quotas.unnamed(state, spec).items():
         message = f"no pool is named for {kind}, and pools count who takes it"
-        option = "--pool " if spec.parts is None else "in the part, pool="
-        hint = f"Name one: {' or '.join(f'{option}{kind}={pool}' for pool in pools)}."
+        option = f"--pool {kind}=" if spec.parts is None else f"in the part, pool={kind}:"
+        hint = f"Name one: {' or '.join(f'{option}{pool}' for pool in pools)}."
         faults.append(Fault("no_pool", message, f"request.pools.{kind}" if spec.parts is None else "parts", hint))
     for pool, kind in quotas.outside(state, spec):
         known = sorted(group for group, quota in state.specs.pools[pool].quota.items() if kind in quota)

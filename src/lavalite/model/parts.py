@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, field_validator
 
 from lavalite.model.request import MAX_AMOUNT, Request
 from lavalite.model.resources import Stored
 
 LEAST_PARTS, MOST_PARTS = 2, 16
-PartName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
-"""It is part of names of environment variables."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 
 
 class Part(Stored):
     """So many tasks, each of which needs `request`. Without a command they run the job's."""
 
-    name: PartName
+    name: str
     tasks: int = Field(default=1, ge=1, le=MAX_AMOUNT)
     request: Request = Request()
     command: list[str] | None = Field(default=None, min_length=1, max_length=4096)
+
+    @field_validator("name")
+    @classmethod
+    def _goes_into_names_of_variables(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name[:40]!r} is no name of a part: write up to 32 letters, digits and _, a letter first"
+            )
+        return name
 
 
 def fault_of(parts: Sequence[Part], most_tasks: int) -> str:
