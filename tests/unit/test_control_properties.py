@@ -33,7 +33,8 @@ from lavalite.control.settings import Settings
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
 from lavalite.ledger.book import FLOATING
-from lavalite.model.job import Array, Dependency, DependencyKind, Gang
+from lavalite.model.job import Array, Dependency, DependencyKind, Gang, Request
+from lavalite.model.parts import Part
 from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec
 
 NODES = ("n1", "n2", "n3")
@@ -75,6 +76,7 @@ JOBS = st.fixed_dictionaries(
 )
 
 
+OTHER_PARTS = [{"cpu_milli": 1000}, {"cpu_milli": 2000, "gpu_milli": 1000}, {"gpu_milli": 500}]
 GANGS = st.sampled_from([None, None, Gang(), Gang(nodes_least=2), Gang(tasks_per_node=1), Gang(nodes_most=1)])
 
 
@@ -96,12 +98,23 @@ class Cluster(ClusterRules):
         which=st.sampled_from(["all", "some", "each"]),
         later=st.sampled_from([0, 30]),
         gang=GANGS,
+        more=st.none() | st.sampled_from(OTHER_PARTS),
         pick=st.randoms(use_true_random=False),
     )
     def submit(
-        self, job: dict[str, object], depends: list[DependencyKind], which: str, later: int, gang: Gang | None, pick
+        self,
+        job: dict[str, object],
+        depends: list[DependencyKind],
+        which: str,
+        later: int,
+        gang: Gang | None,
+        more: dict[str, int] | None,
+        pick,
     ) -> None:
-        """Perhaps one that waits for jobs, for some tasks of them, or for each task of the same index."""
+        """Perhaps one that waits for jobs, for some tasks of them, or for each task of the same index.
+
+        A gang perhaps has a part more.
+        """
         for kind in depends if self.world.state.jobs else ():
             other = self.world.state.jobs[pick.choice(sorted(self.world.state.jobs)[-3:])]
             tasks = Array(first=other.indices[0], last=pick.choice(other.indices)) if which == "some" else None
@@ -115,6 +128,11 @@ class Cluster(ClusterRules):
                 job["depends"] = [*before, Dependency(kind=kind, job=other.id, tasks=tasks, each=which == "each")]
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
+            if more is not None:
+                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating")}
+                tasks = min(2, len(job.pop("array").indices()))
+                first = Part(name="first", tasks=tasks, request=Request(**request))
+                job["parts"] = [first, Part(name="more", request=Request(**more))]
         self.world.submit(spec(**job, not_before=self.world.now + later if later else None))
 
     @rule(name=st.sampled_from(NODES))

@@ -22,7 +22,8 @@ from lavalite.control.events import CancelRequested, DrainRequested, Reservation
 from lavalite.control.explain import explain
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import End, TaskKey
-from lavalite.model.job import Array, Dependency, Gang
+from lavalite.model.job import Array, Dependency, Gang, Request
+from lavalite.model.parts import Part
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import KINDS
 from lavalite.model.specs import Fairshare, HostSpec, Limits, PoolSpec, QueueSpec
@@ -531,6 +532,11 @@ def live_through(seed: int, *, steps: int = 120, gangs: bool = False) -> list[st
                 walltime_seconds=wall,
                 **together(chance) if gangs and chance.random() < 0.35 else {},
             )
+            if job.gang is not None and chance.random() < 0.5:
+                other = Request(cpu_milli=chance.choice([1, 2, 3]) * 1000, gpu_milli=chance.choice([0, 0, 400, 1000]))
+                parts = [Part(name="one", tasks=len(job.indices()) - 1, request=job.request)]
+                parts.append(Part(name="other", tasks=chance.randint(1, 2), request=other))
+                job = job.model_copy(update={"array": None, "request": Request(), "parts": parts})
             number = w.submit(job)
             takes[number] = chance.randint(5, wall) if wall is not None else chance.randint(50, 400)
         told(w)

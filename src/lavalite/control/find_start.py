@@ -206,7 +206,7 @@ class _RoomsThen(Rooms):
     def beside(self, wanted: RequestClass, row: int, held: Held) -> int:
         columns = self._state.columns
         free = held.less({kind: int(columns.free(kind)[row]) for kind in wanted.amounts})
-        devices = held.less_devices(columns.devices(row))
+        devices = held.less_devices(columns.devices(row)) if wanted.gpu is not None else ()
         return min(point.fits(wanted, free, devices) for point in self._along(row))
 
     def devices(self, row: int) -> tuple[DeviceRow, ...]:

@@ -63,11 +63,14 @@ def applying(state: ClusterState, spec: JobSpec, queue: str) -> Iterator[Limit]:
     for pool, amounts in state.charged_pools(spec).items():
         found = state.specs.pools.get(pool)
         if found is not None and found.limits:
-            yield from _of("pool", pool, found.limits, amounts, spec)
+            tasks = sum(n for piece, n in spec.pieces() if spec.parts is None or pool in state.charged_pools(piece))
+            yield from _of("pool", pool, found.limits, {TASKS: tasks, **amounts}, spec)
 
 
 def _asked(spec: JobSpec) -> dict[str, int]:
     """What a task takes, or all of a job with parts."""
+    if spec.parts is None:
+        return {TASKS: 1, **spec.request.amounts(), **spec.request.floating}
     asked: dict[str, int] = {}
     for piece, tasks in spec.pieces():
         for kind, amount in {TASKS: 1, **piece.request.amounts(), **piece.request.floating}.items():

@@ -41,6 +41,7 @@ MAX_PROVIDERS = 64
 """So many of the nodes that could be vacated are compared with each other."""
 MAX_PAIRED = 32
 """Of so many tasks of a node each two are tried."""
+FEW_PAIRED = 8
 MAX_TASKS = 64
 """So many tasks of an array are preempted for at a time."""
 AGAIN_SECONDS = 1.0
@@ -159,6 +160,8 @@ class _Search:
     ) -> None:
         self._state, self._job, self._rule, self._now = state, job, rule, now
         self._waiting, self._queue = waiting, waiting.queue
+        self._tried = (MAX_PAIRED, FEW_PAIRED) if waiting.parts else (MAX_LOOKED_AT, MAX_PAIRED)
+        """Of so many units each is tried alone, and each two: seats for parts take longer to find."""
         self._only = CPU if rule.mode == "suspend" else ""
         self._vacated = Vacated(state, waiting, job, now)
         self._units: list[_Unit] = []
@@ -326,7 +329,7 @@ class _Search:
                 found = fewer if would(fewer) else found
         for number in (1, 2):
             if len(found) > number >= least:
-                paired = units if number == 1 else units[:MAX_PAIRED]
+                paired = units[: self._tried[number - 1]]
                 found = next((some for some in combinations(paired, number) if would(some)), found)
         would(found)
         return found

@@ -25,7 +25,7 @@ from lavalite.control import limits
 from lavalite.control.state import ClusterState
 from lavalite.control.usage import Scope
 from lavalite.model.job import JobSpec
-from lavalite.model.specs import TASKS, PoolSpec, Quota
+from lavalite.model.specs import PoolSpec, Quota
 
 NO_QUOTA = Quota(0, 0, 0)
 UNLIMITED = 2**62
@@ -60,7 +60,7 @@ def charges(state: ClusterState, spec: JobSpec) -> Iterator[tuple[str, str, int]
         pool = state.specs.pools.get(name)
         if pool is not None and pool.quota:
             for kind, amount in amounts.items():
-                if kind != TASKS and amount and any(kind in quota for quota in pool.quota.values()):
+                if amount and any(kind in quota for quota in pool.quota.values()):
                     yield name, kind, amount
 
 

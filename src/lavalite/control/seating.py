@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import islice, permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ from lavalite.placement.ranking import Leaning
 
 FEW_PARTS = 3
 """Of so many parts every order is tried."""
+FEW_WAYS = 4
+"""So many are tried where it is only preferred to be."""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,9 @@ class Held:
         return {kind: amount - self.amounts.get(kind, 0) for kind, amount in free.items()}
 
     def less_devices(self, devices: Sequence[DeviceRow]) -> tuple[DeviceRow, ...]:
-        return tuple(replace(d, free=d.free - self.devices.get(d.id, 0)) for d in devices)
+        if not self.devices:
+            return tuple(devices)
+        return tuple(replace(d, free=d.free - self.devices[d.id]) if d.id in self.devices else d for d in devices)
 
     def take(self, wanted: RequestClass, devices: Sequence[DeviceRow]) -> None:
         """One task more, on a row that has room for it; `devices` are the row's as they would be without these,
@@ -90,7 +94,8 @@ class RoomsNow(Rooms):
 
     def beside(self, wanted: RequestClass, row: int, held: Held) -> int:
         free = {kind: int(self._state.columns.free(kind)[row]) for kind in wanted.amounts}
-        left = Left(held.less(free), held.less_devices(self.devices(row)))
+        devices = held.less_devices(self.devices(row)) if wanted.gpu is not None else ()
+        left = Left(held.less(free), devices)
         return reservations.room_beside(self._state, wanted, self._job, row, held.amounts, left, self._now)
 
     def devices(self, row: int) -> tuple[DeviceRow, ...]:
@@ -137,15 +142,28 @@ def _nearby(state: ClusterState, table: _Table, place: str, rows: Mapping[int, i
     """Seats in as few values of the preferred label as can be; anywhere in the place if that is not enough."""
     inner = gangs.places(state, table.gang.prefer_within, dict(rows))
     if len(inner) > 1:
-        alone = [seats for some in inner.values() if (seats := table.seats(place, some)).seats]
+        alone = [seats for some in inner.values() if (seats := table.seats(place, some, FEW_WAYS)).seats]
         if alone:
             return min(alone, key=lambda seats: (-gangs.met_by(seats, table.met), seats.fit))
         joined: dict[int, int] = {}
         for some in sorted(inner.values(), key=lambda some: -sum(some.values())):
             joined |= some
-            if (seats := table.seats(place, joined)).seats:
+            if (seats := table.seats(place, joined, FEW_WAYS)).seats:
                 return seats
     return table.seats(place, rows)
+
+
+def _by_size(state: ClusterState, parts: Sequence[PartClass]) -> list[tuple[int, ...]]:
+    """Orders of the parts, the largest first: by the shares of all there is that a task takes, and by each kind."""
+    numbers, lines = range(len(parts)), [part.wanted.line.tolist() for part in parts]
+    there = [max(1, int(np.minimum(state.columns.capacity(kind), 2**40).sum())) for kind in KINDS]
+    shares = [[amount / has for amount, has in zip(line, there, strict=True)] for line in lines]
+    found = [sorted(numbers, key=lambda n: -sum(shares[n]))]
+    for at in range(len(KINDS)):
+        ranks = [(-share[at], -sum(share)) for share in shares]
+        found.append(sorted(numbers, key=ranks.__getitem__))
+    every = list(permutations(numbers)) if len(parts) <= FEW_PARTS else []
+    return [*map(tuple, found), *every]
 
 
 @dataclass(slots=True, frozen=True)
@@ -159,13 +177,15 @@ class _Table:
     each: Sequence[Mapping[int, int]]
     together: Mapping[int, int]
     met: Mapping[int, int]
+    orders: list[tuple[int, ...]] = field(default_factory=list)
+    """In which to try the parts, wherever it is; worked out when they are needed first."""
 
-    def seats(self, place: str, rows: Mapping[int, int]) -> Seats:
-        """Seats on these rows for all tasks, by the first way that finds some."""
-        each = [{row: n for row, n in room.items() if row in rows} for room in self.each]
+    def seats(self, place: str, rows: Mapping[int, int], ways: int | None = None) -> Seats:
+        """Seats on these rows for all tasks, by the first way, or of the first so many ways, that finds some."""
+        each = [{row: room[row] for row in rows if row in room} for room in self.each]
         in_vain = any(sum(room.values()) < part.tasks for room, part in zip(each, self.parts, strict=True))
         fit = 0
-        for way in self._ways(each):
+        for way in islice(self._ways(each), ways):
             seated = _Seating(self, each, *way, to_the_end=in_vain)
             if seated.left == 0:
                 taken: dict[int, int] = {}
@@ -178,27 +198,20 @@ class _Table:
         return Seats(fit, place)
 
     def _ways(self, each: Sequence[Mapping[int, int]]) -> Iterator[tuple[tuple[int, ...], str, Mapping[int, int]]]:
-        """The orders of the parts, with how a row is chosen and what is preferred."""
-        orders = self._orders(each)
+        """The orders of the parts, with how a row is chosen and what is preferred: the hardest to place first."""
+        numbers = range(len(self.parts))
+        room = [sum(each[n].values()) / self.parts[n].tasks for n in numbers]
+        hardest = tuple(sorted(numbers, key=lambda n: (len(each[n]), room[n])))
+        yield hardest, "tightest", self.met
+        if not self.orders:
+            self.orders.extend(_by_size(self.state, self.parts))
+        scarcest = tuple(sorted(numbers, key=lambda n: room[n]))
+        orders = list(dict.fromkeys([hardest, scarcest, *self.orders]))
         for met in [self.met, {}] if self.met else [{}]:
             for choice in ("tightest", "first", "roomiest"):
                 for order in orders:
-                    yield order, choice, met
-
-    def _orders(self, each: Sequence[Mapping[int, int]]) -> list[tuple[int, ...]]:
-        numbers = range(len(self.parts))
-        lines = [part.wanted.line.tolist() for part in self.parts]
-        columns = self.state.columns
-        there = [max(1, int(np.minimum(columns.capacity(kind), 2**40).sum())) for kind in KINDS]
-        keys = [
-            [(len(each[n]), sum(each[n].values()) / self.parts[n].tasks) for n in numbers],
-            [(sum(each[n].values()) / self.parts[n].tasks, 0.0) for n in numbers],
-            [(-sum(amount / has for amount, has in zip(lines[n], there, strict=True)), 0.0) for n in numbers],
-            *([(-float(lines[n][at]), -float(sum(lines[n]))) for n in numbers] for at in range(len(KINDS))),
-        ]
-        found = [tuple(sorted(numbers, key=lambda n, by=by: (by[n], n))) for by in keys]  # type: ignore[misc]
-        found += permutations(numbers) if len(self.parts) <= FEW_PARTS else []
-        return list(dict.fromkeys(found))
+                    if (order, choice, met) != (hardest, "tightest", self.met):
+                        yield order, choice, met
 
 
 class _Place(NamedTuple):
@@ -252,8 +265,9 @@ class _Seating:
             if most <= 0 or (held is None and len(self._held) == (gang.nodes_most or MAX_GANG_TASKS)):
                 continue
             held = self._held.setdefault(row, Held())
+            devices = table.rooms.devices(row) if wanted.gpu is not None else ()
             for _ in range(most):
-                held.take(wanted, table.rooms.devices(row))
+                held.take(wanted, devices)
             self.steps.append(Step(number, row, most))
             left -= most
             self.left -= most

@@ -16,7 +16,7 @@ from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, NodeOffer
 from lavalite.model.selector import Selector
-from lavalite.model.specs import DEFAULT_QUEUE, TASKS, NodeCapacity, QueueSpec
+from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import PartClass, RequestClass
 from lavalite.placement.closeness import near_of
 from lavalite.placement.columns import GONE, Columns, DeviceRow
@@ -179,19 +179,23 @@ class Supply:
 
     def charged_pools(self, spec: JobSpec) -> dict[str, dict[str, int]]:
         """What a task, or all of a job with parts, takes of each pool by itself: not of a logical host's part, nor
-        inside a reservation. TASKS: how many of them take anything of it."""
+        inside a reservation."""
         charged: dict[str, dict[str, int]] = {}
-        for piece, tasks in spec.pieces() if not spec.host else ():
-            named = {} if spec.reservation else self.pools_of(piece)
-            taken = {(pool, kind): piece.request.amounts()[kind] for kind, pool in named.items()}
-            for kind, amount in piece.request.floating.items():
+        if spec.parts is not None:
+            for piece, tasks in spec.pieces():
+                for pool, amounts in self.charged_pools(piece).items():
+                    sums = charged.setdefault(pool, {})
+                    for kind, amount in amounts.items():
+                        sums[kind] = sums.get(kind, 0) + amount * tasks
+            return charged
+        if not spec.host and not spec.reservation:
+            amounts = spec.request.amounts()
+            for kind, pool in self.pools_of(spec).items():
+                charged.setdefault(pool, {})[kind] = amounts[kind]
+        if not spec.host:
+            for kind, amount in spec.request.floating.items():
                 if amount and (floating := self.floating_pool(kind)):
-                    taken[floating, kind] = amount
-            for pool in dict.fromkeys(pool for pool, _ in taken):
-                sums = charged.setdefault(pool, {})
-                sums[TASKS] = sums.get(TASKS, 0) + tasks
-            for (pool, kind), amount in taken.items():
-                charged[pool][kind] = charged[pool].get(kind, 0) + amount * tasks
+                    charged.setdefault(floating, {})[kind] = amount
         return charged
 
     def floating_pool(self, kind: str) -> str:

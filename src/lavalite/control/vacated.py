@@ -28,16 +28,18 @@ STUCK_SECONDS = 60.0
 
 @dataclass(slots=True)
 class VacatedRow:
-    """A provider as it would be without some tasks. `room` is for how many of the job's there is enough."""
+    """A provider as it would be without some tasks. `room` is for how many of the job's there is enough; of parts
+    `rooms` says so, as far as it was asked."""
 
     row: int
     free: dict[str, int]
     gpus: dict[str, int]
     gone: set[TaskKey] = field(default_factory=set)
     room: int = 0
+    rooms: dict[RequestClass, int] = field(default_factory=dict)
 
     def copy(self) -> VacatedRow:
-        return replace(self, free=dict(self.free), gpus=dict(self.gpus), gone=set(self.gone))
+        return replace(self, free=dict(self.free), gpus=dict(self.gpus), gone=set(self.gone), rooms={})
 
 
 class Vacated(Rooms):
@@ -100,7 +102,10 @@ class Vacated(Rooms):
             return self.rooms()
         found = dict(self._now_rooms[wanted])
         for provider, vacant in self._rows.items():
-            found[vacant.row] = self._room(provider, vacant, wanted) if self._open[wanted][vacant.row] else 0
+            if wanted not in vacant.rooms:
+                is_open = self._open[wanted][vacant.row]
+                vacant.rooms[wanted] = self._room(provider, vacant, wanted) if is_open else 0
+            found[vacant.row] = vacant.rooms[wanted]
         return {row: tasks for row, tasks in found.items() if tasks > 0}
 
     def beside(self, wanted: RequestClass, row: int, held: Held) -> int:
@@ -155,7 +160,9 @@ class Vacated(Rooms):
     def _room(self, provider: str, vacant: VacatedRow, wanted: RequestClass, held: Held = NOTHING_HELD) -> int:
         state = self._state
         free = held.less({kind: vacant.free.get(kind, 0) for kind in wanted.amounts})
-        devices = held.less_devices(_devices(state.columns.devices(vacant.row), vacant.gpus))
+        devices: tuple[DeviceRow, ...] = ()
+        if wanted.gpu is not None:
+            devices = held.less_devices(_devices(state.columns.devices(vacant.row), vacant.gpus))
         most = wanted.tasks_in(free, devices) if wanted.amounts else 0
         if most > 0 and (keeps := keeps_of(state, provider, self._now)):
             releases = releases_of(state, provider, self._now, without=vacant.gone)
