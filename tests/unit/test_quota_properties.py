@@ -101,7 +101,7 @@ class Cluster(ClusterRules):
         queue: str,
         more: tuple[str, int] | None,
     ) -> None:
-        """Perhaps with a part more, of this pool; then of few tasks: nothing but quotas keeps it back for good."""
+        """Perhaps with a part more, of this pool, and of few tasks: nothing but quotas keeps it back for good."""
         request = spec(gpu_milli=gpus).request.model_copy(update={"pools": {"gpu": pool}})
         array = Array(first=1, last=tasks)
         job = spec(user=user, group=group, array=array, rerunnable=rerunnable, queue=queue)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from typing import NamedTuple
@@ -208,7 +208,7 @@ class _Table:
         scarcest = tuple(sorted(numbers, key=lambda n: room[n]))
         orders = list(dict.fromkeys([hardest, scarcest, *self.orders]))
         for met in [self.met, {}] if self.met else [{}]:
-            for choice in ("tightest", "first", "roomiest"):
+            for choice in ("tightest", "first", "fullest", "emptiest", "roomiest"):
                 for order in orders:
                     if (order, choice, met) != (hardest, "tightest", self.met):
                         yield order, choice, met
@@ -252,10 +252,10 @@ class _Seating:
         gang = table.gang
         used = {row: table.rooms.beside(wanted, row, held) for row, held in self._held.items() if row in room}
         fresh = {row: n for row, n in room.items() if row not in self._held}
-        if self._choice == "first":
-            queues = [self._queue(used | fresh), deque[_Place]()]
-        else:
+        if self._choice in ("tightest", "roomiest"):
             queues = [self._queue(used), self._queue(fresh)]
+        else:
+            queues = [self._queue(used | fresh), deque[_Place]()]
         while left and any(queues):
             row, most = self._next(queues, left)
             held = self._held.get(row)
@@ -276,10 +276,22 @@ class _Seating:
 
     def _queue(self, room: Mapping[int, int]) -> deque[_Place]:
         """The rows, those that come first in front: what is preferred is before everything else."""
-        if self._choice == "first":
-            return deque(sorted(_Place(-self._met.get(row, 0), row, row, n) for row, n in room.items()))
-        by = self._table.together if self._choice == "roomiest" else room
-        return deque(sorted(_Place(-self._met.get(row, 0), -by[row], row, n) for row, n in room.items()))
+        rank: Callable[[int], int] = {
+            "tightest": lambda row: -room[row],
+            "first": lambda row: row,
+            "fullest": self._left_on,
+            "emptiest": lambda row: -self._left_on(row),
+            "roomiest": lambda row: -self._table.together[row],
+        }[self._choice]
+        return deque(sorted(_Place(-self._met.get(row, 0), rank(row), row, n) for row, n in room.items()))
+
+    def _left_on(self, row: int) -> int:
+        """For how many tasks of all parts, each part alone, there is room beside what is held."""
+        held = self._held.get(row)
+        if held is None:
+            return self._table.together[row]
+        rooms = zip(self._table.parts, self._table.each, strict=True)
+        return sum(self._table.rooms.beside(part.wanted, row, held) for part, room in rooms if row in room)
 
     def _next(self, queues: Sequence[deque[_Place]], left: int) -> tuple[int, int]:
         """The row to go on with: one in use, unless there are to be more; the last one as tight as can be."""
