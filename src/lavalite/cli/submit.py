@@ -133,7 +133,7 @@ def submit(
     prefer_within: Annotated[
         str, typer.Option(metavar="LABEL", help="Of a gang: on nodes of as few values of it as can be.")
     ] = "",
-    cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5.", rich_help_panel=_RESOURCES, show_default="1")] = "",
+    cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5; else 1.", rich_help_panel=_RESOURCES)] = "",
     memory: Annotated[str, typer.Option(help="Memory: 16GiB.", rich_help_panel=_RESOURCES)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
     gpu_model: Annotated[str, typer.Option(help="Only GPUs of this model.", rich_help_panel=_RESOURCES)] = "",
@@ -157,7 +157,7 @@ def submit(
         list[str] | None,
         typer.Option(
             metavar="name=ps,tasks=2,cpu=4,…",
-            help="Instead of all that: a sort of tasks, as many times as there are sorts; all start together.",
+            help="Instead of all that, once for each sort of tasks: what one needs, how many. All start together.",
             rich_help_panel=_RESOURCES,
         ),
     ] = None,
