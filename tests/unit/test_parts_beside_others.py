@@ -281,3 +281,40 @@ def test_a_pools_limit_of_tasks_counts_those_that_take_of_it(most: int, starts: 
     tell(w)
     assert (letters(w, number) == "RRR") is starts
     w.check()
+
+
+@pytest.mark.parametrize(("borrow", "starts"), [(2000, True), (1000, False)])
+def test_what_is_borrowed_counts_over_all_pools_of_the_parts(borrow: int, starts: bool) -> None:
+    """One core of each of two pools of a cohort, neither the group's own: 1 + 1 are borrowed."""
+    w = racks((4, 0), (4, 0))
+    quota = {"a": {"cpu": Quota(0, borrow, None)}, "b": {"cpu": Quota(4000, 0, None)}}
+    other = {"b": {"cpu": Quota(4000, 0, None)}}
+    east = PoolSpec("east", Selector.parse("n0"), ("cpu",), True, quota=quota, cohort="c")
+    west = PoolSpec("west", Selector.parse("n1"), ("cpu",), quota=other, cohort="c")
+    with_queue(w, QueueSpec(name="batch"), east, west)
+    spec = job(part("x", 1, 1), part("y", 1, 1, pools={"cpu": "west"}), group="a")
+    number = w.submit(spec)
+    tell(w)
+    assert (letters(w, number) == "RR") is starts
+    if not starts:
+        told = explain(w.state, w.state.jobs[number], w.now).sentence
+        assert told == "Quota: group a may not borrow as much cpu as its parts ask for together."
+        with pytest.raises(InputError, match="may not borrow as much cpu as all parts ask for together"):
+            admit(w.state, spec, w.now)
+    w.check()
+
+
+def test_jobs_of_several_users_with_the_same_parts_wait_side_by_side() -> None:
+    """They share a shape, and each lane has what its own parts ask for: a claim or a search goes by those."""
+    w = quota_world(None)
+    w.submit(JobSpec(command=["x"], user="bob", group="b", rerunnable=True, array=Array(first=1, last=4),
+                     request=Request(cpu_milli=2000)))  # fmt: skip
+    tell(w)
+    numbers = [w.submit(job(part("x", 1, 3), part("y", 1, 2), group="a", user=user)) for user in ("ada", "eve")]
+    for _ in range(3):
+        tell(w)
+        for attempt in {one.id for one in w.stops} & set(w.running()):
+            w.finish(attempt, exit_code=-15)
+    tell(w)
+    assert sorted(letters(w, number) for number in numbers) == ["PP", "RR"]
+    w.check()

@@ -228,6 +228,9 @@ def _quotas(state: ClusterState, spec: JobSpec) -> list[Fault]:
         option = f"--pool {kind}=" if spec.parts is None else f"in the part, pool={kind}:"
         hint = f"Name one: {' or '.join(f'{option}{pool}' for pool in pools)}."
         faults.append(Fault("no_pool", message, f"request.pools.{kind}" if spec.parts is None else "parts", hint))
+    if kind := quotas.too_much_in_all(state, spec, ever=True):
+        message = f"group {spec.group or 'of nobody'} may not borrow as much {kind} as all parts ask for together"
+        faults.append(Fault("no_quota", message, "parts", "Ask for less, or submit it for another group."))
     for pool, kind in quotas.outside(state, spec):
         known = sorted(group for group, quota in state.specs.pools[pool].quota.items() if kind in quota)
         most = quotas.most_ever(state, pool, kind, spec.group)

@@ -335,7 +335,7 @@ class Demand(Supply):
         if key not in self.classes:
             alike = self.order.shapes(job.queue).get(shape)
             parts = self.part_classes(asks)
-            wanted = alike.wanted if alike is not None else parts[0].wanted if parts else self.request_class(asks)
+            wanted = parts[0].wanted if parts else alike.wanted if alike is not None else self.request_class(asks)
             self.classes[key] = WaitingClass(key, job.queue, policy, group, user, wanted, shape, parts)
         return self.classes[key]
 

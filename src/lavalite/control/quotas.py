@@ -118,11 +118,31 @@ def _borrow(state: ClusterState, spec: PoolSpec, kind: str, group: str) -> int:
 
 def allowed(state: ClusterState, spec: JobSpec, most: int) -> int:
     """How many more tasks of the job all quotas let start, at most so many."""
-    if unnamed(state, spec):
+    if unnamed(state, spec) or too_much_in_all(state, spec):
         return 0
     for pool, kind, each in charges(state, spec):
         most = min(most, standing(state, pool, kind, spec.group).left // each * spec.tasks_counted)
     return most
+
+
+def too_much_in_all(state: ClusterState, spec: JobSpec, *, ever: bool = False) -> str:
+    """The kind of which a job with parts would borrow more of several pools of a cohort than its group may of all of
+    them, now, or `ever`: were nothing held by anybody. Empty if there is none."""
+    if spec.parts is None:
+        return ""
+    asked = {(pool, kind): each for pool, kind, each in charges(state, spec)}
+    for cohort, kind in dict.fromkeys((state.specs.pools[pool].cohort, kind) for pool, kind in asked):
+        most, borrowed = 0, 0
+        for pool in state.specs.pools.values() if cohort else ():
+            if pool.cohort != cohort:
+                continue
+            quota = quota_of(pool, kind, spec.group)
+            most = UNLIMITED if quota.borrow is None else min(UNLIMITED, most + quota.borrow)
+            used = 0 if ever else used_by(state, pool.name, kind, spec.group)
+            borrowed += max(0, used + asked.get((pool.name, kind), 0) - quota.nominal)
+        if borrowed > most:
+            return kind
+    return ""
 
 
 def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
@@ -168,6 +188,8 @@ def sentences(state: ClusterState, spec: JobSpec) -> list[str]:
         if found.left >= each:
             continue
         told.append(_sentence(state, found, each))
+    if not told and (kind := too_much_in_all(state, spec)):
+        told.append(f"Quota: group {spec.group} may not borrow as much {kind} as its parts ask for together.")
     return told
 
 
