@@ -24,6 +24,8 @@ _AMOUNTS = (
     ("storage", "storage_bytes", _amounts.byte_count),
     ("network", "network_bits_per_second", _amounts.bits_per_second),
 )
+_NEEDS = tuple(option for option, _field, _parse in _AMOUNTS)
+_NEEDS += ("gpu_model", "gpu_mig", "gpu_topology", "pools", "floating")
 _PLAIN = (
     "queue",
     "host",
@@ -51,6 +53,11 @@ def spec_of(params):
     request = _request(params)
     if request:
         spec["request"] = request
+    if params.get("parts") is not None:
+        spec["parts"] = [_part(item) for item in params["parts"]]
+        twice = [name for name in ("array",) + _NEEDS if params.get(name) is not None]
+        if twice:
+            raise ValueError("parts and %s exclude each other: say it in each part" % twice[0])
     if params.get("walltime"):
         spec["walltime_seconds"] = _amounts.seconds(params["walltime"], "walltime")
     if params.get("gang") is not None:
@@ -66,6 +73,20 @@ def spec_of(params):
     if params.get("environment"):
         spec["environment"] = dict((str(k), str(v)) for k, v in params["environment"].items())
     return spec
+
+
+def _part(item):
+    found = dict(name=item["name"])
+    for name in ("tasks", "command"):
+        if item.get(name) is not None:
+            found[name] = item[name]
+    try:
+        request = _request(item)
+    except ValueError as error:
+        raise ValueError("parts, %s: %s" % (item["name"], error)) from None
+    if request:
+        found["request"] = request
+    return found
 
 
 def _dependency(item):

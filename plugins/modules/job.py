@@ -55,6 +55,60 @@ options:
       prefer_within:
         description: A label of nodes, as V(switch), of which they have as few values as can be.
         type: str
+  parts:
+    description:
+      - Sorts of tasks that ask for different things, from 2 to 16 of them. All tasks of all parts start together or
+        not at all, and end as one, as those of O(gang).
+      - Each part says what its tasks need, so O(array), O(cpu), O(gpu) and the like are not given beside it.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: The name of the part, of letters, digits and V(_).
+        type: str
+        required: true
+      tasks:
+        description: How many tasks it has.
+        type: int
+        default: 1
+      command:
+        description: What its tasks run, where it is not O(command).
+        type: list
+        elements: str
+      cpu:
+        description: As O(cpu).
+        type: str
+      memory:
+        description: As O(memory).
+        type: str
+      gpu:
+        description: As O(gpu).
+        type: str
+      gpu_model:
+        description: As O(gpu_model).
+        type: str
+      gpu_memory:
+        description: As O(gpu_memory).
+        type: str
+      gpu_mig:
+        description: As O(gpu_mig).
+        type: str
+      gpu_topology:
+        description: As O(gpu_topology).
+        type: str
+        choices: [nvlink, pcie, numa]
+      storage:
+        description: As O(storage).
+        type: str
+      network:
+        description: As O(network).
+        type: str
+      floating:
+        description: As O(floating).
+        type: dict
+      pools:
+        description: As O(pools).
+        type: dict
   queue:
     description: The queue. Without it, the default queue.
     type: str
@@ -239,6 +293,16 @@ EXAMPLES = r"""
     unix_socket: /run/lavalite/api.sock
   register: nightly
 
+- name: A server and four workers that start together
+  lavalite.cluster.job:
+    name: training
+    command: [/srv/train]
+    parts:
+      - {name: ps, cpu: 4, memory: 8GiB}
+      - {name: worker, tasks: 4, cpu: 8, gpu: 1}
+    gang: {within: rack}
+    unix_socket: /run/lavalite/api.sock
+
 - name: No such job any more
   lavalite.cluster.job:
     name: nightly
@@ -408,6 +472,12 @@ def arguments():
     affinity = dict((name, dict(type="str")) for name in ("name", "group", "within"))
     affinity.update((name, dict(type="int")) for name in ("job", "weight"))
     affinity.update(labels=dict(type="dict"), anti=dict(type="bool", default=False))
+    part = dict((name, dict(type="str")) for name in ("cpu", "memory", "gpu", "gpu_model", "gpu_memory", "gpu_mig"))
+    part.update((name, dict(type="str")) for name in ("storage", "network"))
+    part.update((name, dict(type="dict")) for name in ("floating", "pools"))
+    part.update(name=dict(type="str", required=True), tasks=dict(type="int", default=1))
+    part.update(command=dict(type="list", elements="str"))
+    part.update(gpu_topology=dict(type="str", choices=["nvlink", "pcie", "numa"]))
     backoff = dict(first=dict(type="str"), factor=dict(type="int"), most=dict(type="str"))
     return with_connection(
         name=dict(type="str", required=True),
@@ -416,6 +486,7 @@ def arguments():
         gpu_topology=dict(type="str", choices=["nvlink", "pcie", "numa"]),
         exclusive=dict(type="bool", default=False),
         gang=dict(type="dict", options=gang),
+        parts=dict(type="list", elements="dict", options=part),
         affinity=dict(type="list", elements="dict", options=affinity),
         retry_on=dict(type="list", elements="str"),
         backoff=dict(type="dict", options=backoff),

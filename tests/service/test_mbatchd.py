@@ -24,6 +24,7 @@ from lavalite.api.client import Client, Target
 from lavalite.api.models import DefinitionPut, EntryPut, Job, Submit
 from lavalite.base.errors import ConflictError, InputError, LavaLiteError, RefusedError, UnknownNameError
 from lavalite.model.job import Array, Dependency, DependencyKind, Gang, JobSpec, Request
+from lavalite.model.parts import Part
 from lavalite.wire.frames import AskToken, Granted
 
 FINAL = ("succeeded", "failed", "cancelled")
@@ -476,6 +477,32 @@ def test_a_gang_of_which_a_task_has_ended_is_not_requeued_silently(one: One) -> 
         wait_for(lambda: one.client.job(job).counts.get("succeeded") == 1, 20, "one of them has ended")
         with pytest.raises(ConflictError, match="begin anew together or not at all"):
             one.client.requeue(job)
+
+
+def test_a_job_with_parts_starts_together_and_each_task_knows_its_part(one: One) -> None:
+    small = Request(cpu_milli=10)
+    show = 'echo "$LAVALITE_TASK $LAVALITE_PART $LAVALITE_PART_INDEX $LAVALITE_NODES_ps $LAVALITE_NODES_worker"'
+    parts = [
+        Part(name="ps", request=small, command=["/bin/sh", "-c", f"{show} serves"]),
+        Part(name="worker", tasks=2, request=Request(cpu_milli=20)),
+    ]
+    job = one.submit("/bin/sh", "-c", show, parts=parts)
+    done = one.ended(job)
+    assert (done.state, done.tasks, [part["name"] for part in done.parts]) == ("succeeded", 3, ["ps", "worker"])
+    assert [task.part for task in one.client.tasks(job)] == ["ps", "worker", "worker"]
+    assert [b"".join(one.client.output(job, task=n)).decode() for n in range(3)] == [
+        "0 ps 0 n1:1 n1:2 serves\n",
+        "1 worker 0 n1:1 n1:2\n",
+        "2 worker 1 n1:1 n1:2\n",
+    ]
+    waits = one.submit(parts=[Part(name="a", request=small), Part(name="b", request=small)], hold=True)
+    assert one.client.explain(waits).asks == "1 × a (0.01 cpu), 1 × b (0.01 cpu)"
+    for wrong, said in (
+        ({"parts": []}, "here are none"),
+        ({"parts": [{"name": "a", "size": 1}, {"name": "b"}]}, "size"),
+    ):
+        status, error = one.raw("POST", "/v1/jobs", {"jobs": [{"spec": {"command": ["true"], **wrong}}]})
+        assert status == 400 and said in str(error)
 
 
 def test_hosts_have_a_tag_that_changes_with_them_and_fields_that_one_asks_for(defined: One) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import yaml
 from hypothesis import given
@@ -72,6 +73,28 @@ def test_many_nodes_are_counted() -> None:
 def test_a_request_in_words() -> None:
     asked = {"cpu_milli": 16000, "gpu_milli": 4000, "gpu_model": "A100", "floating": {"matlab": 2}}
     assert request_text(asked) == "16 cpu, 4 gpu, GPU model A100, 2 matlab"
+
+
+def test_parts_are_shown_one_by_one() -> None:
+    parts = [
+        {"name": "ps", "tasks": 1, "request": {"cpu_milli": 4000}},
+        {"name": "worker", "tasks": 4, "request": {"cpu_milli": 8000, "gpu_milli": 1000}},
+    ]
+    shown = job_text(a_job(parts=parts, request={}))
+    assert "needs      ps: 1 × 4 cpu; worker: 4 × 8 cpu, 1 gpu" in shown.split("\n")
+    waits: list[dict[str, Any]] = [
+        {"name": "ps", "tasks": 1, "fit": 1},
+        {"name": "worker", "tasks": 4, "fit": 0, "sentence": "1 node: 1 has too little free.", "held_by": ["job 3"]},
+    ]
+    told = Explanation(
+        job=12, state="pending", asks="1 × ps (4 cpu)", parts=waits, sentence="Its 5 tasks start together."
+    )
+    assert explanation_text(told).split("\n") == [
+        "job 12 waits: 1 × ps (4 cpu)",
+        "  part ps  1 of 1 fit alone",
+        "  part worker  0 of 4 fit alone: 1 node: 1 has too little free. Held by job 3.",
+        "  Its 5 tasks start together.",
+    ]
 
 
 def test_json_is_a_list_of_what_the_api_gave() -> None:

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from lavalite.control import reservations
 from lavalite.control.audit import audit
 from lavalite.control.events import (
     CancelRequested,
@@ -29,12 +28,13 @@ from lavalite.control.events import (
     SignalRequested,
     Specs,
 )
-from lavalite.control.gangs import find_seats, seats_in
+from lavalite.control.seating import RoomsNow, find, seats_in
 from lavalite.control.settings import Settings
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
 from lavalite.ledger.book import FLOATING
-from lavalite.model.job import Array, Dependency, DependencyKind, Gang
+from lavalite.model.job import Array, Dependency, DependencyKind, Gang, Request
+from lavalite.model.parts import Part
 from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec
 
 NODES = ("n1", "n2", "n3")
@@ -77,6 +77,7 @@ JOBS = st.fixed_dictionaries(
 )
 
 
+OTHER_PARTS = [{"cpu_milli": 1000}, {"cpu_milli": 2000, "gpu_milli": 1000}, {"gpu_milli": 500}]
 GANGS = st.sampled_from([None, None, Gang(), Gang(nodes_least=2), Gang(tasks_per_node=1), Gang(nodes_most=1)])
 
 
@@ -98,12 +99,23 @@ class Cluster(ClusterRules):
         which=st.sampled_from(["all", "some", "each"]),
         later=st.sampled_from([0, 30]),
         gang=GANGS,
+        more=st.none() | st.sampled_from(OTHER_PARTS),
         pick=st.randoms(use_true_random=False),
     )
     def submit(
-        self, job: dict[str, object], depends: list[DependencyKind], which: str, later: int, gang: Gang | None, pick
+        self,
+        job: dict[str, object],
+        depends: list[DependencyKind],
+        which: str,
+        later: int,
+        gang: Gang | None,
+        more: dict[str, int] | None,
+        pick,
     ) -> None:
-        """Perhaps one that waits for jobs, for some tasks of them, or for each task of the same index."""
+        """Perhaps one that waits for jobs, for some tasks of them, or for each task of the same index.
+
+        A gang perhaps has a part more.
+        """
         for kind in depends if self.world.state.jobs else ():
             other = self.world.state.jobs[pick.choice(sorted(self.world.state.jobs)[-3:])]
             tasks = Array(first=other.indices[0], last=pick.choice(other.indices)) if which == "some" else None
@@ -118,6 +130,11 @@ class Cluster(ClusterRules):
         job["exclusive"] = job["exclusive"] and not job["host"]
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
+            if more is not None:
+                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating")}
+                tasks = min(2, len(job.pop("array").indices()))
+                first = Part(name="first", tasks=tasks, request=Request(**request))
+                job["parts"] = [first, Part(name="more", request=Request(**more))]
         self.world.submit(spec(**job, not_before=self.world.now + later if later else None))
 
     @rule(name=st.sampled_from(NODES))
@@ -246,7 +263,7 @@ class Cluster(ClusterRules):
             w.check()
         for job in [j for j in w.state.jobs.values() if j.unfinished]:
             if job.spec.gang and job.class_key and not job.spec.host:
-                seats = find_seats(w.state, w.state.classes[job.class_key], job, w.now)
+                seats = find(w.state, w.state.classes[job.class_key], job, w.now)
                 assert seats.fit < len(job.codes) and not seats.seats, f"gang {job.id} has room and does not start"
                 continue
             assert job.unmet or b"B" in job.codes or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
@@ -274,11 +291,11 @@ def _nothing_sleeps_that_fits(world: World) -> None:
             if any(state.book.free(FLOATING, kind) < amount * tasks_at_once for kind, amount in floating):
                 continue
             with state.plan.leaving_out(job.id):
-                room = reservations.room(state, waiting, job, world.now)
-            if job.spec.gang is not None:
-                assert not seats_in(state, job, room).seats, f"{waiting.key} sleeps"
-            else:
-                assert not room, f"{waiting.key} sleeps"
+                room = RoomsNow(state, job, world.now)
+                if job.spec.gang is not None:
+                    assert not seats_in(state, waiting, job, room).seats, f"{waiting.key} sleeps"
+                else:
+                    assert not room.rows(waiting.wanted), f"{waiting.key} sleeps"
 
 
 def _known(world: World) -> dict[str, object]:

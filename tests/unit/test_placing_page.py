@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def node(number: int) -> NodeOffer:
 class Typist:
     """A shell whose `lavalite` talks to a world in memory, through the API's own models."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, node: Callable[[int], NodeOffer] = node) -> None:
         self.world = World()
         for number in range(6):
             self.world.connect(f"n{number}", node(number))

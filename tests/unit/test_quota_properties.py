@@ -22,7 +22,8 @@ from lavalite.control.audit import audit
 from lavalite.control.events import CancelRequested, DrainRequested, RequeueRequested, ResumeRequested, Specs
 from lavalite.control.settings import Settings
 from lavalite.control.usage import Usage
-from lavalite.model.job import Array
+from lavalite.model.job import Array, Gang
+from lavalite.model.parts import Part
 from lavalite.model.selector import Selector
 from lavalite.model.specs import Fairshare, Limits, PoolSpec, QueueSpec, Quota
 
@@ -87,12 +88,32 @@ class Cluster(ClusterRules):
         gpus=st.sampled_from([500, 1000, 1000, 2000]),
         rerunnable=st.booleans(),
         queue=st.sampled_from(["normal", "urgent"]),
+        more=st.none() | st.sampled_from([("east", 1000), ("west", 500)]),
     )
-    def submit(self, group: str, user: str, pool: str, tasks: int, gpus: int, rerunnable: bool, queue: str) -> None:
+    def submit(
+        self,
+        group: str,
+        user: str,
+        pool: str,
+        tasks: int,
+        gpus: int,
+        rerunnable: bool,
+        queue: str,
+        more: tuple[str, int] | None,
+    ) -> None:
+        """Perhaps with a part more, of this pool, and of few tasks: nothing but quotas keeps it back for good."""
         request = spec(gpu_milli=gpus).request.model_copy(update={"pools": {"gpu": pool}})
         array = Array(first=1, last=tasks)
         job = spec(user=user, group=group, array=array, rerunnable=rerunnable, queue=queue)
-        self.world.submit(job.model_copy(update={"request": request}))
+        if more is None:
+            self.world.submit(job.model_copy(update={"request": request}))
+            return
+        other = spec(gpu_milli=more[1]).request.model_copy(update={"pools": {"gpu": more[0]}})
+        parts = [
+            Part(name="one", tasks=min(tasks, 1 if gpus > 1000 else 2), request=request),
+            Part(name="other", request=other),
+        ]
+        self.world.submit(job.model_copy(update={"array": None, "gang": Gang(), "parts": parts}))
 
     @rule(pick=st.randoms(use_true_random=False), wish=st.sampled_from([CancelRequested, RequeueRequested]))
     def wish(self, pick: Any, wish: Callable[[int], Any]) -> None:

@@ -294,6 +294,8 @@ class Job(Shape):
     gang: dict[str, Any] | None = None
     affinity: list[str] = []
     request: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = []
+    """Each with `name`, `tasks`, `request` as above and perhaps its own `command`; empty where it has none."""
     depends: list[str] = []
     rerunnable: bool = False
     walltime_seconds: int | None = None
@@ -302,13 +304,14 @@ class Job(Shape):
 
 
 class Task(Shape):
-    """`index` is the array index, 0 where the job is no array.
+    """`index` is the array index, 0 where the job is no array. `part` is the name of the one that it is of, if any.
 
     `gpus` are those that it holds; `gpu_topology`, nvlink, pcie or numa, is what all of them have in common, if any.
     """
 
     job: int
     index: int
+    part: str = ""
     state: str
     attempt: int = 0
     node: str = ""
@@ -358,6 +361,9 @@ class Explanation(Shape):
     waits_for: list[str] = []
     fairshare: dict[str, Any] = {}
     """Where its group and user stand, in a queue with fairshare."""
+    parts: list[dict[str, Any]] = []
+    """Of a job with parts, each as if it were alone: `name`, `tasks`, `asks`, `fit` (how many tasks have room) and,
+    where none has, `nodes`, `filters`, `nearest`, `lacks`, `held_by` and `sentence`."""
     sentence: str = ""
     starts: str = ""
     starts_at: float | None = None

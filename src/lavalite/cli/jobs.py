@@ -76,6 +76,14 @@ def starts_text(found: Job | Explanation) -> str:
     return f"{plain(found.starts)} {moment(found.starts_at)}".strip()
 
 
+def needs_text(found: Job) -> str:
+    """What a task needs; of a job with parts `ps: 1 × 4 cpu; worker: 4 × 8 cpu, 1 gpu`."""
+    if not found.parts:
+        return request_text(found.request)
+    words = (f"{p.get('name')}: {p.get('tasks')} × {request_text(p.get('request', {}))}" for p in found.parts)
+    return plain("; ".join(words))
+
+
 JOB_COLUMNS: list[Column[Job]] = [
     Column("JOB", lambda j: j.id),
     Column("NAME", lambda j: j.name),
@@ -90,12 +98,13 @@ JOB_COLUMNS: list[Column[Job]] = [
     Column("STARTED", lambda j: moment(j.started_at), wide=True),
     Column("ENDED", lambda j: moment(j.ended_at), wide=True),
     Column("EXIT", lambda j: j.exit_code, wide=True),
-    Column("NEEDS", lambda j: request_text(j.request), wide=True),
+    Column("NEEDS", needs_text, wide=True),
     Column("COMMAND", lambda j: shlex.join(j.command), wide=True),
 ]
 
 TASK_COLUMNS: list[Column[Task]] = [
     Column("TASK", lambda t: t.index),
+    Column("PART", lambda t: t.part, wide=True),
     Column("STATE", lambda t: t.state),
     Column("ATTEMPT", lambda t: t.attempt or ""),
     Column("NODE", lambda t: t.node),
@@ -156,7 +165,7 @@ def job_text(found: Job) -> str:
             ("array", found.array),
             ("nodes", " ".join(found.nodes)),
             ("command", shlex.join(found.command)),
-            ("needs", request_text(found.request)),
+            ("needs", needs_text(found)),
             ("gang", gang_text(found.gang)),
             ("affinity", "; ".join(found.affinity)),
             ("walltime", walltime),
@@ -228,6 +237,7 @@ def explanation_text(found: Explanation) -> str:
         lacks = " and ".join(format_amount(kind, amount, named=True) for kind, amount in found.lacks.items())
         held = f", held by {', '.join(map(plain, found.held_by))}" if found.held_by else ""
         lines.append(f"  nearest  {plain(found.nearest)}{' lacks ' + lacks if lacks else ''}{held}")
+    lines += ["  " + plain(_part_text(part)) for part in found.parts]
     if share := found.fairshare:
         lines.append("  " + plain(_share_text(share)))
     if found.sentence and not turned:
@@ -235,6 +245,13 @@ def explanation_text(found: Explanation) -> str:
     if found.starts:
         lines.append(f"  starts  {starts_text(found)}{': ' + plain(found.starts_why) if found.starts_why else ''}")
     return "\n".join(lines)
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    """`worker  2 of 4 fit alone`, and where none does, why."""
+    fit = f"part {part.get('name')}  {part.get('fit')} of {part.get('tasks')} fit alone"
+    held = ", ".join(part.get("held_by") or ())
+    return f"{fit}: {part.get('sentence')}{f' Held by {held}.' if held else ''}" if part.get("sentence") else fit
 
 
 def _share_text(share: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from lavalite.base.errors import Fault, InputError, LavaLiteError
 from lavalite.cli.affinity import parse_affinity
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import Format, Output, machine, note, progress, say
-from lavalite.model import amounts
-from lavalite.model.amounts import parse_bandwidth, parse_bytes, parse_count, parse_cpu, parse_duration, parse_gpu
+from lavalite.cli.parts import demand_no_request, parse_part
+from lavalite.cli.request import at_option, make_request, parse_pairs
+from lavalite.model.amounts import parse_count, parse_duration
 from lavalite.model.job import MAX_AMOUNT, Array, Dependency, DependencyKind, JobSpec
 from lavalite.model.task import FINAL, TaskState
 
@@ -27,14 +28,6 @@ ENDED = frozenset(state.value for state in FINAL)
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _NODES = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _AFTER = re.compile(r"(?:([a-z]+):)?([0-9]{1,19})(?:\[(\*|[0-9:-]+)\])?")
-_AMOUNTS: dict[str, tuple[str, Any]] = {
-    "cpu": ("cpu_milli", parse_cpu),
-    "memory": ("memory_bytes", parse_bytes),
-    "gpu": ("gpu_milli", parse_gpu),
-    "gpu_memory": ("gpu_memory_bytes", parse_bytes),
-    "storage": ("storage_bytes", parse_bytes),
-    "network": ("network_bits_per_second", parse_bandwidth),
-}
 
 
 def parse_array(text: str, option: str = "--array") -> Array:
@@ -90,39 +83,6 @@ def parse_backoff(text: str) -> dict[str, int]:
     return found
 
 
-def parse_pairs(texts: list[str], option: str, example: str) -> dict[str, str]:
-    """`NAME=VALUE` each. Raises InputError."""
-    pairs = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"{text} is no NAME=VALUE", field=option, hint=f"Write it as {option} {example}.")
-        pairs[name] = value
-    return pairs
-
-
-def make_request(typed: dict[str, str], gpu_model: str, floating: list[str], pools: list[str]) -> dict[str, Any]:
-    """The request of one task, from amounts as people write them. Raises InputError with every fault."""
-    faults: list[Fault] = []
-    request: dict[str, Any] = {"gpu_model": gpu_model, "pools": parse_pairs(pools, "--pool", "gpu=gpus")}
-    asked = [(name, *_AMOUNTS[name], text) for name, text in typed.items() if text]
-    counted = parse_pairs(floating, "--floating", "matlab=1")
-    request["floating"] = {}
-    for name, target, parse, text in asked:
-        try:
-            request[target] = amounts.asked(parse)(text)
-        except InputError as error:
-            faults += [_at(fault, f"--{name.replace('_', '-')}") for fault in error.faults]
-    for name, text in counted.items():
-        try:
-            request["floating"][name] = amounts.asked(parse_count)(text)
-        except InputError as error:
-            faults += [_at(fault, f"--floating {name}") for fault in error.faults]
-    if faults:
-        raise InputError(faults=faults)
-    return request
-
-
 def make_spec(values: dict[str, Any]) -> JobSpec:
     """The job, or an InputError that names the options that are wrong."""
     try:
@@ -131,15 +91,12 @@ def make_spec(values: dict[str, Any]) -> JobSpec:
         faults = []
         for found in error.errors(include_url=False):
             steps = [str(step).replace("_", "-") for step in found["loc"] if step != "request"]
+            steps = ["part", *steps[1:]] if steps[:1] == ["parts"] else steps
             message = str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "it should be", 1)
             faults.append(
                 Fault("bad_input", message, f"--{steps[0]}" if steps else "", "See `lavalite submit --help`.")
             )
         raise InputError(faults=faults) from None
-
-
-def _at(fault: Fault, option: str) -> Fault:
-    return Fault(fault.code, fault.message, option, fault.hint)
 
 
 def _command(command: list[str], shell: str) -> list[str]:
@@ -176,7 +133,7 @@ def submit(
     prefer_within: Annotated[
         str, typer.Option(metavar="LABEL", help="Of a gang: on nodes of as few values of it as can be.")
     ] = "",
-    cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5.", rich_help_panel=_RESOURCES)] = "1",
+    cpu: Annotated[str, typer.Option(help="Cores: 4, or 0.5; else 1.", rich_help_panel=_RESOURCES)] = "",
     memory: Annotated[str, typer.Option(help="Memory: 16GiB.", rich_help_panel=_RESOURCES)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs: 2, or 0.5.", rich_help_panel=_RESOURCES)] = "",
     gpu_model: Annotated[str, typer.Option(help="Only GPUs of this model.", rich_help_panel=_RESOURCES)] = "",
@@ -199,6 +156,14 @@ def submit(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="Each task has a node for itself.", rich_help_panel=_RESOURCES)
     ] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="name=ps,tasks=2,cpu=4,…",
+            help="Instead of all that, once for each sort of tasks: what one needs, how many. All start together.",
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = None,
     queue: Annotated[str, typer.Option(help="Queue; else the default one.", rich_help_panel=_PLACE)] = "",
     host: Annotated[str, typer.Option(help="Run on this logical host.", rich_help_panel=_PLACE)] = "",
     reservation: Annotated[str, typer.Option(help="Run in this reservation.", rich_help_panel=_PLACE)] = "",
@@ -251,6 +216,8 @@ def submit(
     """Submit a job. Its environment is what --env says: nothing of this shell's is taken along."""
     typed = {"cpu": cpu, "memory": memory, "gpu": gpu, "gpu_memory": gpu_memory}
     typed |= {"storage": storage, "network": network}
+    more = {"gpu_model": gpu_model, "mig": mig, "gpu_topology": gpu_topology, "array": array}
+    demand_no_request(part, typed | more | {"floating": floating, "pool": pool})
     spec = make_spec(
         {
             "name": name,
@@ -264,6 +231,7 @@ def submit(
             "reservation": reservation,
             "request": make_request(typed, gpu_model, floating or [], pool or [])
             | {"gpu_topology": gpu_topology, "gpu_mig": mig, "exclusive": exclusive},
+            "parts": [parse_part(text) for text in part] if part else None,
             "group": group,
             "policy": policy,
             "affinity": [
@@ -303,7 +271,7 @@ def _duration(text: str) -> int | None:
     try:
         return parse_duration(text) if text else None
     except InputError as error:
-        raise InputError(faults=[_at(fault, "--walltime") for fault in error.faults]) from None
+        raise InputError(faults=[at_option(fault, "--walltime") for fault in error.faults]) from None
 
 
 def wait_for(read: Any, job_id: int) -> int:

@@ -7,7 +7,7 @@ or reads a clock.
     what there is   state over demand over supply; tasks, usage, records (as stored), restored, audit, retention
     whose turn      order, round, fairshare, decay, dependencies, gangs, retries, drain
     how much        limits, quotas, reclaim; preemption, parking, vacated (who ends, or is suspended, for others)
-    where           scheduler, over the room `placement`; affinity, neighbours, numa, workload, decisions
+    where           scheduler, over the room `placement`; seating, affinity, neighbours, numa, workload, decisions
     when            reservations; planning, plan, find_start, ahead, horizon, dormant, estimates
     what becomes    starts, reports, wishes, health, composer (logical hosts)
     what people see views, shares, explain

@@ -10,17 +10,17 @@ from lavalite.control.tasks import JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
 from lavalite.model.host import HostState
-from lavalite.model.job import Dependency, JobSpec
+from lavalite.model.job import Dependency, JobSpec, Request
 from lavalite.model.resources import KINDS, WHOLE
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
-from lavalite.placement.reasons import Refusal
 from lavalite.placement.registry import POLICIES
 
 
 def admit(state: ClusterState, spec: JobSpec, now: float) -> None:
     """Raise InputError with every fault of a job that could not run here, or UnknownNameError for a bad name."""
-    faults = [*_names(state, spec), *_amounts(spec), *_exclusive(spec), *_limits(state, spec), *_quotas(state, spec)]
+    faults = [*_names(state, spec), *(fault for each in _requests(spec) for fault in _amounts(*each))]
+    faults += [*_exclusive(spec), *_limits(state, spec), *_quotas(state, spec)]
     if not faults:
         refuse_if_never(state, spec, now)
         return
@@ -33,23 +33,28 @@ def refuse_if_never(state: ClusterState, spec: JobSpec, now: float) -> None:
 
     Where no node is known at all, everything is let in: they may be about to come.
     """
-    why = never(state, spec, now)
-    if why is not None:
-        raise InputError(
-            f"{asked(spec.request, state.pools_of(spec), spec.host)} can never be had here: {why.sentence()}",
-            code="never_fits",
-            field="request",
-            hint="Ask for less, or for another pool; `lavalite nodes` shows what there is.",
-        )
-
-
-def never(state: ClusterState, spec: JobSpec, now: float) -> Refusal | None:
-    """Why the job could never be placed; None if it could, or where nothing is known yet."""
     host = state.hosts.get(spec.host)
     if not state.nodes or (host is not None and host.state is not HostState.COMPOSED):
-        return None
+        return
     state.refresh_columns(now)
-    return never_fits(state.columns, state.request_class(spec))
+    hint = "Ask for less, or for another pool; `lavalite nodes` shows what there is."
+    faults = []
+    for (piece, _), field in zip(spec.pieces(), _fields(spec), strict=True):
+        why = never_fits(state.columns, state.request_class(piece))
+        if why is not None:
+            what = asked(piece.request, state.pools_of(piece), spec.host)
+            faults.append(Fault("never_fits", f"{what} can never be had here: {why.sentence()}", field, hint))
+    if faults:
+        raise InputError(faults=faults)
+
+
+def _fields(spec: JobSpec) -> list[str]:
+    """What each of its requests is called: that of a part by the part's name."""
+    return ["request"] if spec.parts is None else [f"parts.{part.name}.request" for part in spec.parts]
+
+
+def _requests(spec: JobSpec) -> list[tuple[str, Request]]:
+    return [(field, piece.request) for field, (piece, _) in zip(_fields(spec), spec.pieces(), strict=True)]
 
 
 def find_job(state: ClusterState, job_id: int) -> JobState:
@@ -73,20 +78,28 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
     faults += _reservation(state, spec)
     if spec.policy and spec.policy not in POLICIES:
         faults.append(_unknown("policy", spec.policy, "policy", list(POLICIES)))
-    for kind, pool in spec.request.pools.items():
+    for field, request in _requests(spec):
+        faults += _pools_and_floating(state, request, field)
+    faults += [fault for term in spec.affinity for fault in _affinity(state, spec, term)]
+    faults += [fault for d in spec.depends if (fault := _dependency(state, spec, d)) is not None]
+    return faults
+
+
+def _pools_and_floating(state: ClusterState, request: Request, field: str) -> list[Fault]:
+    """What is wrong with the names in a request."""
+    faults = []
+    for kind, pool in request.pools.items():
         known = state.specs.pools.get(pool)
         if known is None:
-            faults.append(_unknown("pool", pool, f"request.pools.{kind}", sorted(state.specs.pools)))
+            faults.append(_unknown("pool", pool, f"{field}.pools.{kind}", sorted(state.specs.pools)))
         elif kind not in KINDS or kind not in known.kinds:
             message = f"pool {pool} has no {kind}"
-            faults.append(Fault("bad_pool", message, f"request.pools.{kind}", f"It has {', '.join(known.kinds)}."))
-    for kind, amount in spec.request.floating.items():
+            faults.append(Fault("bad_pool", message, f"{field}.pools.{kind}", f"It has {', '.join(known.kinds)}."))
+    for kind, amount in request.floating.items():
         capacity = state.book.capacity(FLOATING, kind)
         if amount > capacity:
             message = f"{amount} {kind} asked, the floating pools have {capacity}"
-            faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
-    faults += [fault for term in spec.affinity for fault in _affinity(state, spec, term)]
-    faults += [fault for d in spec.depends if (fault := _dependency(state, spec, d)) is not None]
+            faults.append(Fault("never_fits", message, f"{field}.floating.{kind}", "Ask for less."))
     return faults
 
 
@@ -127,6 +140,8 @@ def _dependency(state: ClusterState, spec: JobSpec, dependency: Dependency) -> F
     if named is None or _within(named, other.indices):
         return None
     has = f"has the tasks {other.spec.array.text()}" if other.spec.array else "is no array, and has the one task 0"
+    if other.spec.parts is not None:
+        has = f"has the tasks 0-{other.indices[-1]}"
     asked = f"this one goes from {named[0]} to {named[-1]}" if dependency.each else f"not all of {dependency.text()}"
     hint = (
         "With [*], each index of this job must be one of that job too." if dependency.each else "Name some of those."
@@ -155,40 +170,44 @@ def _reservation(state: ClusterState, spec: JobSpec) -> list[Fault]:
     if spec.host:
         hint = "Leave one of them out."
         faults.append(Fault("bad_input", "a host and a reservation exclude each other", "reservation", hint))
-    for kind, amount in spec.request.amounts().items():
-        if amount > (most := kept.amounts.get(kind, 0)):
-            message = f"a task asks for more {kind} than {kept.name} keeps on a node: {amount}, and that is {most}"
-            faults.append(Fault("never_fits", message, "request", "Ask for less."))
+    for field, request in _requests(spec):
+        for kind, amount in request.amounts().items():
+            if amount > (most := kept.amounts.get(kind, 0)):
+                message = (
+                    f"a task asks for more {kind} than {kept.name} keeps on a node: {amount}, and that is {most}"
+                )
+                faults.append(Fault("never_fits", message, field, "Ask for less."))
     if spec.walltime_seconds is not None and spec.walltime_seconds > kept.end - kept.start:
         message = f"the job may take longer than {kept.name} lasts"
         faults.append(Fault("over_limit", message, "walltime_seconds", "Ask for less."))
     return faults
 
 
-def _amounts(spec: JobSpec) -> list[Fault]:
-    request, faults = spec.request, []
+def _amounts(field: str, request: Request) -> list[Fault]:
+    faults = []
     whole = request.gpu_milli >= WHOLE and whole_gpus(request.gpu_milli)
     if not whole_gpus(request.gpu_milli):
         message = f"{request.gpu_milli} milli-GPUs are neither whole GPUs nor a part of one"
-        faults.append(Fault("bad_amount", message, "request.gpu_milli", "Ask for 1000, 2000, …, or less than 1000."))
+        faults.append(Fault("bad_amount", message, f"{field}.gpu_milli", "Ask for 1000, 2000, …, or less than 1000."))
     if not request.gpu_milli and (request.gpu_model or request.gpu_memory_bytes):
         message = "a GPU is described, but none is asked for"
-        faults.append(Fault("bad_amount", message, "request.gpu_milli", "Say how many, in thousandths."))
+        faults.append(Fault("bad_amount", message, f"{field}.gpu_milli", "Say how many, in thousandths."))
     if request.gpu_mig and not whole:
         message = f"{request.gpu_mig} is a MIG instance, and such are given out whole"
-        faults.append(Fault("bad_amount", message, "request.gpu_mig", "Say how many: 1, 2, …"))
+        faults.append(Fault("bad_amount", message, f"{field}.gpu_mig", "Say how many: 1, 2, …"))
     if request.gpu_mig and request.gpu_topology:
         message = f"{request.gpu_topology} is between whole GPUs, and MIG instances are asked for"
-        faults.append(Fault("bad_input", message, "request.gpu_topology", "Leave one of them out."))
+        faults.append(Fault("bad_input", message, f"{field}.gpu_topology", "Leave one of them out."))
     if request.gpu_topology and request.gpu_milli < 2 * WHOLE:
         message = f"{request.gpu_topology} is between GPUs, and fewer than two whole ones are asked for"
-        faults.append(Fault("bad_amount", message, "request.gpu_topology", "Ask for two or more, or leave it out."))
+        faults.append(Fault("bad_amount", message, f"{field}.gpu_topology", "Ask for two or more, or leave it out."))
     return faults
 
 
 def _exclusive(spec: JobSpec) -> list[Fault]:
     """What a task cannot also ask for that is to have its node for itself."""
-    if not spec.request.exclusive:
+    asking = [field for field, request in _requests(spec) if request.exclusive]
+    if not asking:
         return []
     wrong = []
     if spec.host:
@@ -197,10 +216,13 @@ def _exclusive(spec: JobSpec) -> list[Fault]:
         wrong.append(f"reservation {spec.reservation} keeps amounts on its nodes, and no node for one task alone")
     here = (t for t in spec.affinity if t.demanded and not (t.anti or t.within or t.labels))
     wrong += [f"a task is to have its node for itself, and to be {term.text()}" for term in here]
-    faults = [Fault("bad_input", message, "request.exclusive", "Leave one of them out.") for message in wrong]
-    tasks, most = len(spec.indices()), spec.gang.nodes_most if spec.gang is not None else None
+    hint = "Leave one of them out."
+    faults = [Fault("bad_input", message, f"{field}.exclusive", hint) for field in asking for message in wrong]
+    alone = sum(part.tasks for part in spec.parts or () if part.request.exclusive)
+    tasks = len(spec.indices()) if spec.parts is None else alone + (alone < len(spec.indices()))
+    most = spec.gang.nodes_most if spec.gang is not None else None
     if most is not None and most < tasks:
-        message = f"{tasks} tasks are to start together, each on a node for itself, and on {most} nodes at most"
+        message = f"what starts together needs {tasks} nodes, where each has one for itself, and may be on {most}"
         faults.append(Fault("bad_input", message, "gang", f"Allow {tasks} nodes."))
     return faults
 
@@ -213,9 +235,10 @@ def _limits(state: ClusterState, spec: JobSpec) -> list[Fault]:
         faults.append(Fault("over_limit", message, "walltime_seconds", "Ask for less, or take another queue."))
     tasks = len(spec.indices()) if spec.gang is not None else 1
     for found in limits.applying(state, spec, queue):
-        if found.each * tasks > found.most:
+        amount = found.each * (tasks // found.tasks)
+        if amount > found.most:
             who = "one task asks for" if tasks == 1 else f"{tasks} tasks that start together ask for"
-            message = f"{found.whose()}, and {who} {limits.text(found.kind, found.each * tasks)}"
+            message = f"{found.whose()}, and {who} {limits.text(found.kind, amount)}"
             faults.append(Fault("over_limit", message, "request", "Ask for less, or take another queue or pool."))
     return faults
 
@@ -225,14 +248,19 @@ def _quotas(state: ClusterState, spec: JobSpec) -> list[Fault]:
     faults = []
     for kind, pools in quotas.unnamed(state, spec).items():
         message = f"no pool is named for {kind}, and pools count who takes it"
-        hint = f"Name one: {' or '.join(f'--pool {kind}={pool}' for pool in pools)}."
-        faults.append(Fault("no_pool", message, f"request.pools.{kind}", hint))
+        option = f"--pool {kind}=" if spec.parts is None else f"in the part, pool={kind}:"
+        hint = f"Name one: {' or '.join(f'{option}{pool}' for pool in pools)}."
+        faults.append(Fault("no_pool", message, f"request.pools.{kind}" if spec.parts is None else "parts", hint))
+    if kind := quotas.too_much_in_all(state, spec, ever=True):
+        message = f"group {spec.group or 'of nobody'} may not borrow as much {kind} as all parts ask for together"
+        faults.append(Fault("no_quota", message, "parts", "Ask for less, or submit it for another group."))
     for pool, kind in quotas.outside(state, spec):
         known = sorted(group for group, quota in state.specs.pools[pool].quota.items() if kind in quota)
         most = quotas.most_ever(state, pool, kind, spec.group)
         what = f"group {spec.group or 'of nobody'} may have {limits.text(kind, most)} of pool {pool}"
         hint = f"Ask for less, or submit it for a group that has a quota: {', '.join(known)}."
-        faults.append(Fault("no_quota", f"{what}, and one task asks for more", "group", hint))
+        who = "one task asks" if spec.parts is None else "its tasks together ask"
+        faults.append(Fault("no_quota", f"{what}, and {who} for more", "group", hint))
     return faults
 
 
@@ -243,10 +271,15 @@ def _gang(state: ClusterState, spec: JobSpec) -> list[Fault]:
     if spec.host and (spec.gang.nodes_least > 1 or spec.gang.within):
         hint = "Leave one of them out."
         faults.append(Fault("bad_input", "a logical host is on one node, and the gang is to span more", "gang", hint))
-    for kind, amount in spec.request.floating.items():
-        if amount * tasks > (capacity := state.book.capacity(FLOATING, kind)):
-            message = f"{amount * tasks} {kind} asked at once, the floating pools have {capacity}"
-            faults.append(Fault("never_fits", message, f"request.floating.{kind}", "Ask for less."))
+    at_once: dict[str, int] = {}
+    for piece, each in spec.pieces():
+        for kind, amount in piece.request.floating.items():
+            at_once[kind] = at_once.get(kind, 0) + amount * each * (tasks // spec.tasks_counted)
+    for kind, amount in at_once.items():
+        if amount > (capacity := state.book.capacity(FLOATING, kind)):
+            message = f"{amount} {kind} asked at once, the floating pools have {capacity}"
+            field = f"request.floating.{kind}" if spec.parts is None else "parts"
+            faults.append(Fault("never_fits", message, field, "Ask for less."))
     return faults
 
 

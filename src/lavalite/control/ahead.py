@@ -95,7 +95,7 @@ class Point:
         if not most or wanted.gpu is None:
             return most
         gpu = wanted.gpu
-        able = [d for d in self._then(devices) if gpu.units(d)]
+        able = [d for d in self.devices_then(devices) if gpu.units(d)]
         if self._may_be_of(devices):
             return 0
         whole = max(0, sum(d.free == WHOLE for d in able) - self.whole_kept)
@@ -124,7 +124,7 @@ class Point:
                 return tasks
             for device in wanted.pick_devices(now):
                 taken[device] = taken.get(device, 0) + (wanted.gpu.part or WHOLE)
-            then = [d.free - taken.get(d.id, 0) for d in self._then(devices)]
+            then = [d.free - taken.get(d.id, 0) for d in self.devices_then(devices)]
             if sum(left == WHOLE for left in then) < self.whole_kept:
                 return tasks
         return most
@@ -144,7 +144,7 @@ class Point:
             most = min(most, max(0, free[kind] + self.released.get(kind, 0) - self.kept.get(kind, 0)) // amount)
         return most
 
-    def _then(self, devices: Devices) -> list[DeviceRow]:
+    def devices_then(self, devices: Devices) -> list[DeviceRow]:
         return [replace(d, free=min(WHOLE, d.free + self.devices.get(d.id, 0))) for d in devices]
 
 
@@ -218,7 +218,7 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
 
 def keeps_of(state: ClusterState, provider: str, now: float) -> list[Keep]:
     """What is kept there: of reservations what their own tasks do not hold, and planned starts."""
-    keeps = [_planned(start, start.seats[provider]) for start in state.plan.on(provider)]
+    keeps = [keep for start in state.plan.on(provider) for keep in _planned(start, provider)]
     begins = [keep.start for keep in keeps] + [r.start for r in state.reservations.values() if provider in r.nodes]
     for kept in state.reservations.values():
         if provider in kept.nodes and kept.end > now:
@@ -241,11 +241,14 @@ def _later(kept: Reservation, begins: list[float]) -> list[tuple[float, float]]:
     return sorted(found - {(kept.start, kept.end)})
 
 
-def _planned(start: PlannedStart, tasks: int) -> Keep:
-    amounts = {kind: amount * tasks for kind, amount in start.amounts.items()}
-    if tasks > 1 and start.gpu is not None and start.gpu.part:
-        amounts[GPU] = WHOLE * -(-tasks // (WHOLE // start.gpu.part))  # parts of one task are of one device
-    return Keep(start.at, start.until, amounts, start.gpu)
+def _planned(start: PlannedStart, provider: str) -> Iterator[Keep]:
+    for part in start.parts:
+        if not (tasks := part.seats.get(provider, 0)):
+            continue
+        amounts = {kind: amount * tasks for kind, amount in part.amounts.items()}
+        if tasks > 1 and part.gpu is not None and part.gpu.part:
+            amounts[GPU] = WHOLE * -(-tasks // (WHOLE // part.gpu.part))  # parts of one task are of one device
+        yield Keep(start.at, start.until, amounts, part.gpu)
 
 
 def floating_ahead(state: ClusterState, kinds: Collection[str], now: float) -> Ahead:
@@ -258,11 +261,7 @@ def floating_ahead(state: ClusterState, kinds: Collection[str], now: float) -> A
             if at < math.inf:
                 releases.append(Release(at, {kind: held}, {}))
     starts = state.plan.starts.values()
-    kept = [
-        Keep(s.at, s.until, {kind: amount * s.tasks for kind, amount in s.floating.items()})
-        for s in starts
-        if not s.floating.keys().isdisjoint(kinds)
-    ]
+    kept = [Keep(s.at, s.until, s.floating) for s in starts if not s.floating.keys().isdisjoint(kinds)]
     return Ahead(releases, kept)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lavalite.control import dependencies
 from lavalite.control.events import Specs
 from lavalite.control.fairshare import FairQueue
@@ -23,7 +25,7 @@ from lavalite.model.job import JobRecord
 from lavalite.model.reservation import Reservation
 from lavalite.model.task import before_restore
 from lavalite.placement.asleep import Sleepers
-from lavalite.placement.classes import RequestClass
+from lavalite.placement.classes import PartClass, RequestClass
 from lavalite.placement.ranking import Ranking
 from lavalite.placement.registry import Rankings
 from lavalite.store.keys import Keys
@@ -42,9 +44,16 @@ class WaitingClass:
     wanted: RequestClass
     shape: tuple[Any, ...]
     """What it has in common with the classes of other users that ask for the same; they share `wanted`."""
+    parts: tuple[PartClass, ...] = ()
+    """What its jobs ask for where that differs by part; `wanted` is the first one's then."""
     jobs: list[tuple[int, int]] = field(default_factory=list)
     planned: int = 0
     """So many of its first jobs had no room in this pass, and have a planned start; it is the next one's turn."""
+
+    @property
+    def each(self) -> list[RequestClass]:
+        """All that its tasks ask for, part by part."""
+        return [part.wanted for part in self.parts] or [self.wanted]
 
     @property
     def first(self) -> tuple[int, int] | None:
@@ -312,6 +321,8 @@ class Demand(Supply):
         shape: tuple[Any, ...] = (job.queue, policy, asks.host, asks.request.model_dump_json())
         if asks.gang is not None:
             shape = (*shape, asks.gang.model_dump_json(), len(job.codes))
+        for part in asks.parts or ():
+            shape = (*shape, part.tasks, part.request.model_dump_json())
         if self.reservations:
             # What is kept for later may be used until then by what ends before: that differs by reservation and end.
             shape = (*shape, asks.reservation, self.walltime_seconds(job))
@@ -323,8 +334,9 @@ class Demand(Supply):
         key = (*shape, group, user)
         if key not in self.classes:
             alike = self.order.shapes(job.queue).get(shape)
-            wanted = alike.wanted if alike is not None else self.request_class(asks)
-            self.classes[key] = WaitingClass(key, job.queue, policy, group, user, wanted, shape)
+            parts = self.part_classes(asks)
+            wanted = parts[0].wanted if parts else alike.wanted if alike is not None else self.request_class(asks)
+            self.classes[key] = WaitingClass(key, job.queue, policy, group, user, wanted, shape, parts)
         return self.classes[key]
 
     def ranking(self, waiting: WaitingClass) -> Ranking:
@@ -343,8 +355,12 @@ class Demand(Supply):
         What a reservation or a planned start keeps out, or the want of what floats (`floating`), is looked at when
         that has changed as well.
         """
-        kept = floating or bool((self.reservations or self.plan) and waiting.wanted.rows_that_fit(self.columns))
-        self.asleep.sleep(waiting.shape, waiting.wanted.line, kept=kept)
+        each = waiting.each
+        others = self.reservations or self.plan
+        kept = floating or bool(others and (waiting.parts or waiting.wanted.rows_that_fit(self.columns)))
+        # Of parts, whatever could be enough for one of them.
+        line = each[0].line if len(each) == 1 else np.minimum.reduce([wanted.line for wanted in each])
+        self.asleep.sleep(waiting.shape, line, kept=kept)
         self.neighbours.sleeps(job, waiting.shape)
 
     def _counted_apart(self, job: JobState) -> bool:

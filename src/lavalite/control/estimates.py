@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from lavalite.control import limits, quotas, reservations
 from lavalite.control.ahead import lasts_until
-from lavalite.control.find_start import find
+from lavalite.control.find_start import find, floating_of
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import WAITING, JobState
 from lavalite.ledger.book import FLOATING
@@ -117,14 +117,18 @@ def _is_next(state: ClusterState, job: JobState) -> bool:
 def _why_unknown(state: ClusterState, job: JobState, now: float) -> str:
     """Who keeps it without an end, as a sentence."""
     waiting = state.classes[job.class_key]
-    if never_fits(state.columns, waiting.wanted) is not None:
+    if any(never_fits(state.columns, wanted) is not None for wanted in waiting.each):
         return "No node could take it even if it were empty."
-    kinds = [(FLOATING, kind) for kind, amount in job.spec.request.floating.items() if amount]
-    eligible = waiting.wanted.eligible(state.columns) & state.columns.ready
-    providers = [name for name, can in zip(state.columns.names, eligible, strict=True) if can]
-    for provider, kind in [*kinds, *((name, kind) for name in providers for kind in waiting.wanted.needs)]:
-        if kind == PLACES and not (waiting.wanted.exclusive or not state.book.free_places(provider)):
-            continue  # it is one more of many that it takes
+    places = [(FLOATING, kind) for kind in floating_of(job)]
+    providers: list[str] = []
+    for wanted in waiting.each:
+        eligible = wanted.eligible(state.columns) & state.columns.ready
+        names = [name for name, can in zip(state.columns.names, eligible, strict=True) if can]
+        places += [(name, kind) for name in names for kind in wanted.needs if kind != PLACES]
+        # One place is one of many, unless somebody has all of them.
+        places += [(name, PLACES) for name in names if wanted.exclusive or not state.book.free_places(name)]
+        providers += names
+    for provider, kind in dict.fromkeys(places):
         for owner in state.book.holders(provider, kind):
             run = state.run_of(owner)
             if run is None:

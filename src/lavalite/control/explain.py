@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lavalite.control import affinity, gangs, limits, parking, preemption, quotas, reservations, shares
+from lavalite.control import affinity, gangs, limits, parking, preemption, quotas, reservations, seating, shares
 from lavalite.control.dependencies import first_missing, never
 from lavalite.control.estimates import Estimates
+from lavalite.control.find_start import floating_of
+from lavalite.control.seating import RoomsNow
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState, TaskRun
 from lavalite.ledger.book import FLOATING
@@ -19,8 +21,9 @@ from lavalite.model.job import Dependency, DependencyKind, Request
 from lavalite.model.resources import PLACES
 from lavalite.model.specs import format_kind, sorted_kinds
 from lavalite.model.task import TaskState
+from lavalite.placement.classes import RequestClass
 from lavalite.placement.filters import refusal
-from lavalite.placement.reasons import Reason
+from lavalite.placement.reasons import Reason, Refusal
 from lavalite.placement.room import natural
 
 MAX_NAMED = 10
@@ -41,6 +44,8 @@ class Explanation:
     waits_for: list[str] = field(default_factory=list)
     fairshare: dict[str, Any] = field(default_factory=dict)
     """Where its group and user stand in a queue with fairshare; empty in others."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    """Of a job with parts, part by part what it asks for, how many of its tasks fit alone, and why not more."""
     sentence: str = ""
     starts: str = ""
     starts_at: float | None = None
@@ -50,7 +55,7 @@ class Explanation:
 
 def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     """Why the job's pending tasks have not started; empty reasons where none is pending."""
-    told = Explanation(job.id, job.state.value, asks=asked(job.spec.request, state.pools_of(job.spec), job.spec.host))
+    told = Explanation(job.id, job.state.value, asks=_asks(state, job))
     told.asks = ", ".join([told.asks, *(term.text() for term in job.spec.affinity)])
     if not job.by_state().get(TaskState.PENDING):
         told.sentence = f"Job {job.id} does not wait: it is {job.state.value}."
@@ -69,6 +74,15 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
         told.sentence or " ".join(told.waits_for) or "It is its turn as soon as a scheduler pass is through."
     )
     return told
+
+
+def _asks(state: ClusterState, job: JobState) -> str:
+    """What a task asks for; of a job with parts `2 × ps (4 cpu), 4 × worker (8 cpu, 1 gpu)`."""
+    if job.spec.parts is None:
+        return asked(job.spec.request, state.pools_of(job.spec), job.spec.host)
+    each = zip(job.spec.parts, job.spec.pieces(), strict=True)
+    words = [f"{n} × {part.name} ({asked(piece.request, state.pools_of(piece))})" for part, (piece, n) in each]
+    return ", ".join(words + ([f"on host {job.spec.host}"] if job.spec.host else []))
 
 
 def asked(request: Request, pools: dict[str, str], host: str = "") -> str:
@@ -152,7 +166,7 @@ def _index_by_index(state: ClusterState, job: JobState, dependency: Dependency) 
 def _limits(state: ClusterState, job: JobState) -> list[str]:
     reasons = [limits.sentence(state, limit) for limit in limits.reached(state, job)]
     reasons += quotas.sentences(state, job.spec)
-    for kind, amount in job.spec.request.floating.items():
+    for kind, amount in (floating_of(job) if job.spec.parts else job.spec.request.floating).items():
         free, capacity = state.book.free(FLOATING, kind), state.book.capacity(FLOATING, kind)
         if amount > free:
             reasons.append(f"It needs {amount} {kind}; {free} of {capacity} are free.")
@@ -164,9 +178,10 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     if ending := preemption.waited_for(state, job, now):
         _explain_preemption(state, ending, told)
         return
-    wanted = state.request_class(job.spec)
     near = affinity.filters(state, job)
-    why = refusal(state.columns, wanted, near)
+    each = [state.request_class(piece) for piece, _ in job.spec.pieces()]
+    whys = [refusal(state.columns, wanted, near) for wanted in each]
+    why = next((why for why in whys if why is not None), None)
     told.sentence = " ".join(affinity.sentences(state, job))
     if why is None and job.spec.reservation:
         told.sentence = f"Reservation {job.spec.reservation} has too little left for it, or nothing free of it yet."
@@ -176,7 +191,10 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
         told.sentence = f"{fault} It is asked again when anything on a node has changed."
         return
     closed = {int(row) for _, turned_away in near for row in np.flatnonzero(turned_away)}
-    back = reservations.held_back(state, state.classes[job.class_key], job, now, closed) if job.class_key else []
+    back: list[str] = []
+    for wanted in each if job.class_key else ():
+        back = back or reservations.held_back(state, wanted, job, now, closed)
+    _explain_parts(state, job, each, whys, closed, now, told)
     if why is None and back:
         told.nodes, told.filters = len(back), {Reason.HELD.value: len(back)}
         told.held_by = reservations.keeping_out(state, job, now, back)
@@ -189,11 +207,40 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
         return
     told.nodes, told.nearest, told.lacks = why.nodes, why.nearest, dict(why.lacks)
     told.filters = {reason.value: count for reason, count in why.turned_away.items()}
-    told.sentence = f"{told.sentence} {why.sentence()}".lstrip()
+    part = f"Part {job.spec.parts[whys.index(why)].name}: " if job.spec.parts else ""
+    told.sentence = f"{told.sentence} {part}{why.sentence()}".lstrip()
     if why.nearest:
         told.held_by = holders(state, why.nearest, [PLACES] if why.taken else list(why.lacks))
     if why.taken:
         told.sentence += f" On {why.nearest}: {', '.join(told.held_by)}."
+
+
+def _explain_parts(
+    state: ClusterState,
+    job: JobState,
+    each: list[RequestClass],
+    whys: list[Refusal | None],
+    closed: set[int],
+    now: float,
+    told: Explanation,
+) -> None:
+    """Each part as if it were alone."""
+    rooms = RoomsNow(state, job, now)
+    with state.plan.leaving_out(job.id):
+        for part, wanted, why in zip(job.spec.parts or (), each, whys, strict=False):
+            room = sum(tasks for row, tasks in rooms.rows(wanted).items() if row not in closed)
+            entry: dict[str, Any] = {
+                "name": part.name,
+                "tasks": part.tasks,
+                "asks": asked(part.request, wanted.pools),
+                "fit": min(room, part.tasks),
+            }
+            if why is not None:
+                entry |= {"nodes": why.nodes, "filters": {r.value: count for r, count in why.turned_away.items()}}
+                entry |= {"nearest": why.nearest, "lacks": dict(why.lacks), "sentence": why.sentence()}
+                kinds = [PLACES] if why.taken else list(why.lacks)
+                entry |= {"held_by": holders(state, why.nearest, kinds) if why.nearest else []}
+            told.parts.append(entry)
 
 
 def _explain_preemption(state: ClusterState, ending: list[TaskRun], told: Explanation) -> None:
@@ -209,14 +256,14 @@ def _explain_preemption(state: ClusterState, ending: list[TaskRun], told: Explan
 
 def _name(state: ClusterState, run: TaskRun) -> str:
     """`job 7`, `job 8[3]`."""
-    array = state.jobs[run.key.job].spec.array
-    return f"job {run.key.job}[{run.key.task}]" if array is not None else f"job {run.key.job}"
+    many = len(state.jobs[run.key.job].codes) > 1 or state.jobs[run.key.job].spec.array is not None
+    return f"job {run.key.job}[{run.key.task}]" if many else f"job {run.key.job}"
 
 
 def _explain_gang(state: ClusterState, job: JobState, now: float, told: Explanation) -> bool:
     """Whether it is for want of room for all tasks at once that it waits."""
     found, gang, tasks = (
-        gangs.find_seats(state, state.classes[job.class_key], job, now),
+        seating.find(state, state.classes[job.class_key], job, now),
         job.spec.gang,
         len(job.codes),
     )

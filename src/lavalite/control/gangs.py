@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from lavalite.control import affinity, reservations
-from lavalite.control.demand import WaitingClass
+from lavalite.control import affinity
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import ASSUMED, BLOCKED, CODES, READY, WAITING, End, JobState, TaskKey, TaskRun
@@ -31,6 +31,14 @@ _ENDED_BADLY = (CODES[TaskState.FAILED], CODES[TaskState.CANCELLED])
 _ENDED = (*_ENDED_BADLY, CODES[TaskState.SUCCEEDED])
 
 
+class Step(NamedTuple):
+    """So many tasks of a part, by its number, on a row."""
+
+    part: int
+    row: int
+    tasks: int
+
+
 @dataclass(slots=True)
 class Seats:
     """Where the tasks of a gang would go: so many on each row. `fit` is how many could start at once, `within` where;
@@ -39,29 +47,27 @@ class Seats:
     fit: int
     within: str = ""
     seats: dict[int, int] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    """The same in the order in which they are to be taken, by part: devices go to those that are first."""
 
 
 # --- placing --------------------------------------------------------------------------------------------------------
 
 
-def find_seats(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Seats:
-    """Room for all its tasks at once, in the tightest place that has it; else where most of them fit."""
-    return seats_in(state, job, reservations.room(state, waiting, job, now))
-
-
 def seats_in(state: ClusterState, job: JobState, room: dict[int, int]) -> Seats:
-    """The same, of rows that take so many tasks each."""
+    """Room for all tasks of a job that ask for the same, on rows that take so many each, in the tightest place that
+    has it; else where most of them fit. See control.seating for parts."""
     gang, wanted = job.spec.gang or Gang(), len(job.codes)
     most = min(wanted, gang.tasks_per_node or wanted)
     leaning = affinity.leaning(state, job) or Leaning()
     room = {row: min(most, tasks) for row, tasks in room.items() if leaning.open is None or leaning.open[row]}
     met = {row: int(leaning.met[row]) for row in room} if leaning.met is not None else {}
     found = [
-        _nearby(state, gang, wanted, place, some, met) for place, some in _places(state, gang.within, room).items()
+        _nearby(state, gang, wanted, place, some, met) for place, some in places(state, gang.within, room).items()
     ]
     good = [seats for seats in found if seats.seats]
     if good:
-        return min(good, key=lambda seats: (-_met_by(seats, met), seats.fit, seats.within))
+        return min(good, key=lambda seats: (-met_by(seats, met), seats.fit, seats.within))
     return max(found, key=lambda seats: seats.fit, default=Seats(0))
 
 
@@ -69,12 +75,12 @@ def _nearby(
     state: ClusterState, gang: Gang, wanted: int, place: str, room: dict[int, int], met: Mapping[int, int]
 ) -> Seats:
     """Seats in as few values of the preferred label as can be; anywhere in the place if that is not enough."""
-    inner = _places(state, gang.prefer_within, room)
+    inner = places(state, gang.prefer_within, room)
     if len(inner) < 2:
         return _seats(gang, wanted, place, room, met)
     alone = [_seats(gang, wanted, place, some, met) for some in inner.values()]
     if good := [seats for seats in alone if seats.seats]:
-        return min(good, key=lambda seats: (-_met_by(seats, met), seats.fit))
+        return min(good, key=lambda seats: (-met_by(seats, met), seats.fit))
     rows: dict[int, int] = {}
     for some in sorted(inner.values(), key=lambda some: -sum(some.values())):
         rows |= some
@@ -83,7 +89,7 @@ def _nearby(
     return _seats(gang, wanted, place, room, met)
 
 
-def _places(state: ClusterState, label: str, room: dict[int, int]) -> dict[str, dict[int, int]]:
+def places(state: ClusterState, label: str, room: dict[int, int]) -> dict[str, dict[int, int]]:
     """The rows by the value of the label that all of them must share; all of them where there is none."""
     if not label:
         return {"": room}
@@ -95,7 +101,7 @@ def _places(state: ClusterState, label: str, room: dict[int, int]) -> dict[str, 
     return dict(sorted(places.items()))
 
 
-def _met_by(seats: Seats, met: Mapping[int, int]) -> int:
+def met_by(seats: Seats, met: Mapping[int, int]) -> int:
     """How much is met of what is preferred, over all tasks."""
     return sum(met.get(row, 0) * tasks for row, tasks in seats.seats.items())
 
@@ -155,11 +161,11 @@ def is_broken(state: ClusterState, job: JobState) -> bool:
     return _waiting(job) > 0 and any(True for _ in job.holding())
 
 
-def nodes_of(state: ClusterState, job: JobState) -> str:
-    """`n1:4 n2:2`: how many tasks of the gang each node has, in the order of their indices."""
+def nodes_of(state: ClusterState, job: JobState, positions: range | None = None) -> str:
+    """`n1:4 n2:2`: how many tasks of the gang, or of some of it, each node has, in the order of their indices."""
     counts: dict[str, int] = {}
-    for position, index in enumerate(job.indices):
-        run = state.runs.get(TaskKey(job.id, index))
+    for position in range(len(job.codes)) if positions is None else positions:
+        run = state.runs.get(TaskKey(job.id, job.indices[position]))
         node = run.node if run is not None else job.ends[position].node if position in job.ends else ""
         if node:
             counts[node] = counts.get(node, 0) + 1

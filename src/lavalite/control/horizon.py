@@ -68,6 +68,15 @@ class Horizon:
             tasks = np.minimum(tasks, np.minimum(free, columns.capacity(kind)) // amount)
         return tasks.astype(np.int64)
 
+    def free_on(self, state: ClusterState, wanted: RequestClass, row: int, at: float) -> dict[str, int]:
+        """What a row has by then of each kind that is asked for."""
+        columns, ended = state.columns, int((self._at[row] <= at).sum())
+        found = {}
+        for kind in wanted.needs:
+            back = int(self._back[kind][row, ended - 1]) if ended else 0
+            found[kind] = min(int(columns.free(kind)[row]) + back, int(columns.capacity(kind)[row]))
+        return found
+
     def earliest(self, state: ClusterState, wanted: RequestClass, now: float) -> Floats:
         """For each row, when a task fits there at the earliest; never where it is not to go or is too big."""
         columns, rows = state.columns, len(state.columns)

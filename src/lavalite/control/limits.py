@@ -21,16 +21,17 @@ MAX_NAMED = 5
 
 @dataclass(slots=True, frozen=True)
 class Limit:
-    """At most `most` of a kind may be held in the scope, and a task takes `each` of it."""
+    """At most `most` of a kind may be held in the scope; `tasks` tasks, which start at once, take `each` of it."""
 
     scope: Scope
     kind: str
     most: int
     each: int
+    tasks: int = 1
 
     def left(self, state: ClusterState) -> int:
         """How many more tasks it lets start."""
-        return max(0, self.most - self.used(state)) // self.each
+        return max(0, self.most - self.used(state)) // self.each * self.tasks
 
     def used(self, state: ClusterState) -> int:
         return state.usage.of(self.scope).get(self.kind, 0)
@@ -55,8 +56,7 @@ def applying(state: ClusterState, spec: JobSpec, queue: str) -> Iterator[Limit]:
     """Every limit that a task of the job comes under. Those of pools not where it runs on a logical host."""
     defined = state.queue(queue)
     if defined.limits:
-        asked = {TASKS: 1, **spec.request.amounts(), **spec.request.floating}
-        yield from _of("queue", queue, defined.limits, asked, spec)
+        yield from _of("queue", queue, defined.limits, _asked(spec), spec)
     if defined.tasks_per_user is not None:
         scope = Scope("queue", queue, "user", spec.user)
         if TASKS not in defined.limits.users.get(spec.user, {}):
@@ -66,7 +66,19 @@ def applying(state: ClusterState, spec: JobSpec, queue: str) -> Iterator[Limit]:
     for pool, amounts in state.charged_pools(spec).items():
         found = state.specs.pools.get(pool)
         if found is not None and found.limits:
-            yield from _of("pool", pool, found.limits, {TASKS: 1, **amounts}, spec)
+            tasks = sum(n for piece, n in spec.pieces() if spec.parts is None or pool in state.charged_pools(piece))
+            yield from _of("pool", pool, found.limits, {TASKS: tasks, **amounts}, spec)
+
+
+def _asked(spec: JobSpec) -> dict[str, int]:
+    """What a task takes, or all of a job with parts."""
+    if spec.parts is None:
+        return {TASKS: 1, **spec.request.amounts(), **spec.request.floating}
+    asked: dict[str, int] = {}
+    for piece, tasks in spec.pieces():
+        for kind, amount in {TASKS: 1, **piece.request.amounts(), **piece.request.floating}.items():
+            asked[kind] = asked.get(kind, 0) + amount * tasks
+    return asked
 
 
 def _of(place: str, name: str, limits: Limits, asked: Mapping[str, int], spec: JobSpec) -> Iterator[Limit]:
@@ -77,7 +89,7 @@ def _of(place: str, name: str, limits: Limits, asked: Mapping[str, int], spec: J
     ):
         for kind, most in amounts.items():
             if asked.get(kind):
-                yield Limit(Scope(place, name, who, holder), kind, most, asked[kind])
+                yield Limit(Scope(place, name, who, holder), kind, most, asked[kind], spec.tasks_counted)
 
 
 def allowed(state: ClusterState, job: JobState) -> int:
@@ -93,7 +105,8 @@ def reached(state: ClusterState, job: JobState) -> list[Limit]:
 
 def sentence(state: ClusterState, limit: Limit) -> str:
     """Which limit it is, and who holds what it allows."""
-    words = f"{limit.whose()[0].upper()}{limit.whose()[1:]}, and a task asks for {text(limit.kind, limit.each)}"
+    who = "a task asks" if limit.tasks == 1 else f"its {limit.tasks} tasks together ask"
+    words = f"{limit.whose()[0].upper()}{limit.whose()[1:]}, and {who} for {text(limit.kind, limit.each)}"
     if limit.kind == TASKS:
         words = f"{limit.whose()[0].upper()}{limit.whose()[1:]}"
     names = holders(state, limit.scope, limit.kind)

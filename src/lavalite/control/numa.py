@@ -8,7 +8,7 @@ others idle.
 from __future__ import annotations
 
 from lavalite.control.state import ClusterState
-from lavalite.control.tasks import TaskKey, TaskRun
+from lavalite.control.tasks import TaskRun
 from lavalite.model.resources import CPU, GPU, WHOLE, Device
 from lavalite.placement.closeness import near_of, shared_level
 
@@ -35,7 +35,7 @@ def cores_near(state: ClusterState, run: TaskRun, cores: list[str]) -> list[str]
     numa = {device.id: device.numa_node for device in state.nodes[run.node].offer.devices(CPU)}
     near = [core for core in cores if numa.get(core, -1) in nodes]
     asked = sum(
-        _cpu_milli(state, other.key)
+        state.jobs[other.key.job].spec.at(other.position).request.cpu_milli
         for other in state.nodes[run.node].runs.values()
         if not nodes.isdisjoint(_numa_nodes(state, other))
     )
@@ -44,7 +44,3 @@ def cores_near(state: ClusterState, run: TaskRun, cores: list[str]) -> list[str]
 
 def _numa_nodes(state: ClusterState, run: TaskRun) -> set[int]:
     return {device.numa_node for device in gpus_of(state, run) if device.numa_node >= 0}
-
-
-def _cpu_milli(state: ClusterState, key: TaskKey) -> int:
-    return state.jobs[key.job].spec.request.cpu_milli

@@ -81,13 +81,14 @@ def _has_room(state: ClusterState, run: TaskRun, now: float) -> bool:
     if node is None or not node.connected or state.book.shortage(run.parked) is not None:
         return False
     job = state.jobs[run.key.job]
+    spec = job.spec.at(run.position)
     if any(
         limit.kind == CPU and limit.used(state) + limit.each > limit.most
-        for limit in limits.applying(state, job.spec, job.queue)
+        for limit in limits.applying(state, spec, job.queue)
     ):
         return False
-    for pool, kind, each in quotas.charges(state, job.spec):
-        if kind == CPU and quotas.standing(state, pool, kind, job.spec.group).left < each:
+    for pool, kind, each in quotas.charges(state, spec):
+        if kind == CPU and quotas.standing(state, pool, kind, spec.group).left < each:
             return False
     return all(_free_always(state, share, now) >= share.amount for share in run.parked)
 

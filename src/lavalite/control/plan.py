@@ -9,39 +9,58 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lavalite.model.task import AttemptId
 from lavalite.placement.columns import GpuSelector
+
+
+class PlannedPart(NamedTuple):
+    """Tasks that ask for the same: so many on each provider. `amounts` are what one of them takes."""
+
+    seats: dict[str, int]
+    amounts: dict[str, int]
+    gpu: GpuSelector | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class PlannedStart:
     """One task of a job, or all of a gang, `at` a time (latest, if ends are kept); they may last up to `until`.
 
-    `seats`: so many tasks on each provider. `amounts` and `floating` are what one task takes.
+    `parts` is one entry, but of a job with parts one for each. `floating` is what all of them take of what floats.
     """
 
     job: int
     queue: str
-    seats: dict[str, int]
+    parts: tuple[PlannedPart, ...]
     at: float
     until: float
-    amounts: dict[str, int]
     floating: dict[str, int] = field(default_factory=dict)
-    gpu: GpuSelector | None = None
     found_at: float = 0.0
     """When it was looked for last."""
     preempts: frozenset[AttemptId] = frozenset()
     """Attempts that were told to end for it, or that end by themselves and that it counts on (control.preemption)."""
 
     @property
-    def tasks(self) -> int:
-        return sum(self.seats.values())
+    def seats(self) -> dict[str, int]:
+        """So many tasks on each provider."""
+        sums: dict[str, int] = {}
+        for part in self.parts:
+            for provider, tasks in part.seats.items():
+                sums[provider] = sums.get(provider, 0) + tasks
+        return sums
+
+    def kept_on(self, provider: str) -> dict[str, int]:
+        """What its tasks take there, per kind."""
+        sums: dict[str, int] = {}
+        for part in self.parts:
+            for kind, amount in part.amounts.items() if provider in part.seats else ():
+                sums[kind] = sums.get(kind, 0) + amount * part.seats[provider]
+        return sums
 
     def keeps_as_much_as(self, other: PlannedStart) -> bool:
         """Whether it keeps the same, for the same time."""
-        return (self.seats, self.at, self.until, self.amounts) == (other.seats, other.at, other.until, other.amounts)
+        return (self.parts, self.at, self.until) == (other.parts, other.at, other.until)
 
 
 class Plan:

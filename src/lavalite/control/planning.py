@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lavalite.control.demand import WaitingClass
-from lavalite.control.find_start import find, floating_of, holds, lasts_seconds
+from lavalite.control.find_start import find, holds, planned
 from lavalite.control.plan import PlannedStart
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState
@@ -49,7 +49,7 @@ def _planned(
 ) -> PlannedStart | None:
     """What stands of before where that still holds, else what is found now."""
     again_seconds = state.settings.plan_again_seconds
-    if before is not None and not holds(state, waiting.wanted, before, now):
+    if before is not None and not holds(state, waiting, before, now):
         before = None
     if before is not None and now < before.found_at + again_seconds:
         return before
@@ -67,10 +67,7 @@ def _planned(
         return before
     if before is not None and before.at <= found.at:
         return replace(before, found_at=now)
-    wanted, until = waiting.wanted, found.at + lasts_seconds(state, job)
-    return PlannedStart(
-        job.id, waiting.queue, found.seats, found.at, until, wanted.needs, floating_of(job), wanted.gpu, now
-    )
+    return planned(state, waiting, job, found.seats, found.at, now)
 
 
 def _may_search(state: ClusterState, now: float) -> bool:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, combinations, islice
 
-from lavalite.control import gangs, parking
+from lavalite.control import gangs, parking, seating
 from lavalite.control.ahead import lasts_until
 from lavalite.control.demand import WaitingClass
-from lavalite.control.find_start import floating_of, lasts_seconds
+from lavalite.control.find_start import planned
 from lavalite.control.outbox import Outbox
 from lavalite.control.plan import PlannedStart
 from lavalite.control.state import ClusterState
@@ -41,6 +41,7 @@ MAX_PROVIDERS = 64
 """So many of the nodes that could be vacated are compared with each other."""
 MAX_PAIRED = 32
 """Of so many tasks of a node each two are tried."""
+FEW_PAIRED = 8
 MAX_TASKS = 64
 """So many tasks of an array are preempted for at a time."""
 AGAIN_SECONDS = 1.0
@@ -59,10 +60,10 @@ class _Unit:
 
 @dataclass(slots=True, frozen=True)
 class _Choice:
-    """Who is to end, and where the job's tasks then go."""
+    """Who is to end, and where the job's tasks then go: so many of each part on each provider."""
 
     units: tuple[_Unit, ...]
-    seats: dict[str, int]
+    seats: tuple[dict[str, int], ...]
 
 
 def go_on(state: ClusterState, job: JobState, now: float) -> bool:
@@ -144,25 +145,11 @@ def _alive(state: ClusterState, start: PlannedStart) -> Iterator[TaskRun]:
 def _keep(state: ClusterState, waiting: WaitingClass, job: JobState, found: _Choice, now: float) -> None:
     """Keep for the job what becomes free, and what is free beside it, from when all of that has ended."""
     stopping = (run for key in state.stopping if stops(run := state.runs[key], now))
-    ending = [run for run in stopping if provider_of(state, run) in found.seats]
+    ending = [run for run in stopping if any(provider_of(state, run) in seats for seats in found.seats)]
     at = max((lasts_until(state, run, now) for run in ending), default=now)
     if not ending:
         state.keeps_changed = True  # they ended at once: it starts in the next pass
-    wanted = waiting.wanted
-    state.plan.add(
-        PlannedStart(
-            job.id,
-            waiting.queue,
-            found.seats,
-            at,
-            at + lasts_seconds(state, job),
-            wanted.needs,
-            floating_of(job),
-            wanted.gpu,
-            now,
-            frozenset(run.id for run in ending),
-        )
-    )
+    state.plan.add(planned(state, waiting, job, found.seats, at, now, frozenset(run.id for run in ending)))
 
 
 class _Search:
@@ -172,7 +159,9 @@ class _Search:
         self, state: ClusterState, waiting: WaitingClass, job: JobState, rule: Preemption, now: float
     ) -> None:
         self._state, self._job, self._rule, self._now = state, job, rule, now
-        self._queue = waiting.queue
+        self._waiting, self._queue = waiting, waiting.queue
+        self._tried = (MAX_PAIRED, FEW_PAIRED) if waiting.parts else (MAX_LOOKED_AT, MAX_PAIRED)
+        """Of so many units each is tried alone, and each two: seats for parts take longer to find."""
         self._only = CPU if rule.mode == "suspend" else ""
         self._vacated = Vacated(state, waiting, job, now)
         self._units: list[_Unit] = []
@@ -235,14 +224,13 @@ class _Search:
     # --- who is
 
     def _for_gang(self) -> _Choice | None:
-        def seats() -> dict[int, int]:
-            return gangs.seats_in(self._state, self._job, self._vacated.rooms()).seats
+        def steps() -> list[gangs.Step]:
+            return seating.seats_in(self._state, self._waiting, self._job, self._vacated).steps
 
-        units = self._fewest(self._units, lambda: bool(seats()))
+        units = self._fewest(self._units, lambda: bool(steps()))
         if units is None:
             return None
-        names = self._state.columns.names
-        return _Choice(units, {names[row]: tasks for row, tasks in seats().items()})
+        return _Choice(units, seating.by_part(self._waiting, steps(), self._state.columns.names))
 
     def _for_tasks(self, wanted: int) -> _Choice | None:
         """One task after the other, each where the fewest have to end for it."""
@@ -262,7 +250,7 @@ class _Search:
                     known.pop(provider_of(self._state, run), None)
             seats[provider] = seats.get(provider, 0) + 1
             known.pop(provider, None)
-        return _Choice(tuple(chosen), seats) if seats else None
+        return _Choice(tuple(chosen), (seats,)) if seats else None
 
     def _best(
         self, seats: dict[str, int], chosen: list[_Unit], known: dict[str, tuple[_Unit, ...] | None]
@@ -343,7 +331,7 @@ class _Search:
                 found = fewer if would(fewer) else found
         for number in (1, 2):
             if len(found) > number >= least:
-                paired = units if number == 1 else units[:MAX_PAIRED]
+                paired = units[: self._tried[number - 1]]
                 found = next((some for some in combinations(paired, number) if would(some)), found)
         would(found)
         return found

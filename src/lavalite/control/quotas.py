@@ -55,7 +55,7 @@ class Standing:
 
 
 def charges(state: ClusterState, spec: JobSpec) -> Iterator[tuple[str, str, int]]:
-    """(pool, kind, amount of one task) for all that quotas say anything of."""
+    """(pool, kind, amount of one task, or of all of a job with parts) for all that quotas say anything of."""
     if not any(pool.quota for pool in state.specs.pools.values()):
         return
     for name, amounts in state.charged_pools(spec).items():
@@ -120,11 +120,31 @@ def _borrow(state: ClusterState, spec: PoolSpec, kind: str, group: str) -> int:
 
 def allowed(state: ClusterState, spec: JobSpec, most: int) -> int:
     """How many more tasks of the job all quotas let start, at most so many."""
-    if unnamed(state, spec):
+    if unnamed(state, spec) or too_much_in_all(state, spec):
         return 0
     for pool, kind, each in charges(state, spec):
-        most = min(most, standing(state, pool, kind, spec.group).left // each)
+        most = min(most, standing(state, pool, kind, spec.group).left // each * spec.tasks_counted)
     return most
+
+
+def too_much_in_all(state: ClusterState, spec: JobSpec, *, ever: bool = False) -> str:
+    """The kind of which a job with parts would borrow more of several pools of a cohort than its group may of all of
+    them, now, or `ever`: were nothing held by anybody. Empty if there is none."""
+    if spec.parts is None:
+        return ""
+    asked = {(pool, kind): each for pool, kind, each in charges(state, spec)}
+    for cohort, kind in dict.fromkeys((state.specs.pools[pool].cohort, kind) for pool, kind in asked):
+        most, borrowed = 0, 0
+        for pool in state.specs.pools.values() if cohort else ():
+            if pool.cohort != cohort:
+                continue
+            quota = quota_of(pool, kind, spec.group)
+            most = UNLIMITED if quota.borrow is None else min(UNLIMITED, most + quota.borrow)
+            used = 0 if ever else used_by(state, pool.name, kind, spec.group)
+            borrowed += max(0, used + asked.get((pool.name, kind), 0) - quota.nominal)
+        if borrowed > most:
+            return kind
+    return ""
 
 
 def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
@@ -133,11 +153,11 @@ def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
         return {}
     if not any(pool.limits or pool.quota for pool in state.specs.pools.values()):
         return {}
-    named = state.pools_of(spec)
+    named = [(kind, state.pools_of(piece)) for piece, _ in spec.pieces() for kind in piece.request.amounts()]
     return {
         kind: pools
-        for kind in spec.request.amounts()
-        if kind not in named and (pools := [p.name for p in state.specs.pools.values() if _counts(p, kind)])
+        for kind, pools_named in named
+        if kind not in pools_named and (pools := [p.name for p in state.specs.pools.values() if _counts(p, kind)])
     }
 
 
@@ -172,6 +192,8 @@ def sentences(state: ClusterState, spec: JobSpec) -> list[str]:
         if found.left >= each:
             continue
         told.append(_sentence(state, found, each))
+    if not told and (kind := too_much_in_all(state, spec)):
+        told.append(f"Quota: group {spec.group} may not borrow as much {kind} as its parts ask for together.")
     return told
 
 

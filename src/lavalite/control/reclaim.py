@@ -10,11 +10,11 @@ Nobody loses what is within the nominal quota of its group. Tasks that are not r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from lavalite.control import limits, quotas
+from lavalite.control import limits, quotas, seating
 from lavalite.control.demand import WaitingClass
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -50,7 +50,8 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
     charges = list(quotas.charges(state, job.spec))
     if not charges or not limits.allowed(state, job):
         return
-    wanted = job.ready if job.is_gang else min(job.ready, MAX_CLAIMED_TASKS)
+    at_once = job.spec.tasks_counted  # so many are counted as one
+    wanted = job.ready // at_once if job.is_gang else min(job.ready, MAX_CLAIMED_TASKS)
     for pool, kind, each in charges:
         found = quotas.standing(state, pool, kind, job.spec.group)
         wanted = min(wanted, max(0, found.nominal - found.used) // each)
@@ -59,9 +60,15 @@ def claim(state: ClusterState, waiting: WaitingClass, job: JobState, now: float,
     excess = {(pool, kind, group): n for pool, kind, _ in charges for group, n in _excess(state, pool, kind, job)}
     if not excess:
         return
-    search = _Search(state, Vacated(state, waiting, job, now), job.spec.group, charges, wanted, excess)
+    vacated = Vacated(state, waiting, job, now)
+    room = (
+        (lambda: int(bool(seating.seats_in(state, waiting, job, vacated).seats)))
+        if waiting.parts
+        else vacated.room_of_all
+    )
+    search = _Search(state, vacated, room, job.spec.group, charges, wanted, excess)
     victims = search.victims()
-    if search.enough < (len(job.codes) if job.is_gang else 1):
+    if search.enough < (len(job.codes) // at_once if job.is_gang else 1):
         return  # nothing that could be taken back would make room for it
     for pool, kind, each in charges:
         key = (pool, kind, job.spec.group)
@@ -86,6 +93,8 @@ class _Search:
 
     state: ClusterState
     vacated: Vacated
+    by_room: Callable[[], int]
+    """For how many there is room."""
     owner: str
     charges: list[tuple[str, str, int]]
     wanted: int
@@ -102,7 +111,7 @@ class _Search:
         self.enough = self._fit()
         chosen: list[TaskRun] = []
         # Room there is, and only the quota is lent: any of them will do.
-        self._try([run for run in others if self._by_room() > self.enough], chosen)
+        self._try([run for run in others if self.by_room() > self.enough], chosen)
         # Else by node, so that nobody is stopped in vain where a task needs more than one of them holds.
         by_node: dict[str, list[TaskRun]] = {}
         told = {run.key for run in chosen}
@@ -164,14 +173,11 @@ class _Search:
 
     def _fit(self) -> int:
         """How many of the owner's tasks would fit, by quota and by room."""
-        most = min(self.wanted, self._by_room())
+        most = min(self.wanted, self.by_room())
         for pool, kind, each in self.charges:
             room = quotas.standing(self.state, pool, kind, self.owner).room + self.freed.get((pool, kind), 0)
             most = min(most, max(0, room) // each)
         return most
-
-    def _by_room(self) -> int:
-        return sum(self.vacated.rooms().values())
 
     def _snapshot(self) -> tuple[dict[tuple[str, str, str], int], dict[tuple[str, str], int], dict[str, VacatedRow]]:
         return dict(self.excess), dict(self.freed), self.vacated.snapshot()

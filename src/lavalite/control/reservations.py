@@ -19,9 +19,9 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from lavalite.control.ahead import ahead_of, lasts_until, margin_seconds
-from lavalite.control.demand import WaitingClass
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
@@ -29,9 +29,12 @@ from lavalite.model.amounts import format_amount
 from lavalite.model.job import Share
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, WHOLE
-from lavalite.placement.columns import state_reason
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import DeviceRow, state_reason
 from lavalite.placement.ranking import Bounds
 from lavalite.placement.reasons import Reason, Refusal
+
+NOTHING: Mapping[str, int] = {}
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,6 +56,13 @@ class Asked:
     def sentence(self) -> str:
         words = " and ".join(format_amount(kind, amount, named=True) for kind, amount in sorted(self.amounts.items()))
         return f"{words} on {self.count} node{'s'[: self.count != 1]}" + (f" of pool {self.pool}" * bool(self.pool))
+
+
+class Left(NamedTuple):
+    """What is left on a provider, per kind, and its devices."""
+
+    free: Mapping[str, int]
+    devices: tuple[DeviceRow, ...]
 
 
 # --- making one -----------------------------------------------------------------------------------------------------
@@ -121,7 +131,7 @@ def _room_then(state: ClusterState, node: NodeState, asked: Asked, now: float) -
 def _left_then(state: ClusterState, kept: Reservation, node: NodeState, kind: str, over: Iterable[TaskRun]) -> int:
     """What is kept of another reservation beside what its own tasks hold past that time."""
     ended = sum(
-        state.jobs[run.key.job].spec.request.amounts().get(kind, 0)
+        state.jobs[run.key.job].spec.at(run.position).request.amounts().get(kind, 0)
         for run in over
         if state.jobs[run.key.job].spec.reservation == kept.name
     )
@@ -181,7 +191,7 @@ def kept_shares(state: ClusterState, now: float) -> tuple[list[Share], set[str]]
     return shares, closed
 
 
-def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> Bounds | None:
+def bounds(state: ClusterState, wanted: RequestClass, job: JobState, now: float) -> Bounds | None:
     """How many tasks of the job some rows take at most, beside what is kept for others; None: as many as fit.
 
     During a pass nothing is kept for the job itself: its own planned start was taken back.
@@ -194,43 +204,71 @@ def bounds(state: ClusterState, waiting: WaitingClass, job: JobState, now: float
         for node in kept.nodes if kept and why_not_now(state, job, now) == "" else ():
             row = state.columns.row(node)
             if row is not None:
-                most[row] = _inside(state, kept, node, waiting)
+                most[row] = _inside(state, kept, node, wanted)
         return Bounds(most, only=True)
     until = would_last_until(state, job, now)
     for provider in {name for r in state.reservations.values() for name in r.nodes} | set(state.plan.providers()):
         row = state.columns.row(provider)
-        if row is not None and waiting.wanted.tasks_on(state.columns, row):
-            most[row] = _outside(state, waiting, provider, now, until)
+        if row is not None and wanted.tasks_on(state.columns, row):
+            most[row] = _outside(state, wanted, provider, now, until)
     return Bounds(most)
 
 
-def room(state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> dict[int, int]:
+def room(state: ClusterState, wanted: RequestClass, job: JobState, now: float) -> dict[int, int]:
     """How many tasks of the job each row takes, beside what is kept for others; rows that take none left out."""
-    fits, kept = waiting.wanted.fits(state.columns), bounds(state, waiting, job, now)
-    found = {int(row): int(fits[row]) for row in waiting.wanted.rows_that_fit(state.columns)}
+    fits, kept = wanted.fits(state.columns), bounds(state, wanted, job, now)
+    found = {int(row): int(fits[row]) for row in wanted.rows_that_fit(state.columns)}
     if kept is not None:
         found = {row: min(n, kept.most.get(row, 0 if kept.only else n)) for row, n in found.items()}
     return {row: tasks for row, tasks in found.items() if tasks > 0}
 
 
-def _inside(state: ClusterState, kept: Reservation | None, node: str, waiting: WaitingClass) -> int:
+def room_beside(
+    state: ClusterState,
+    wanted: RequestClass,
+    job: JobState,
+    row: int,
+    held: Mapping[str, int],
+    left: Left,
+    now: float,
+) -> int:
+    """How many tasks of the job a row takes that takes some, beside what is `held` of it for others of the job: so
+    much is left then."""
+    most, provider = wanted.tasks_in(left.free, left.devices), state.columns.names[row]
+    if most <= 0 or not (state.reservations or state.plan):
+        return max(0, most)
+    if job.spec.reservation:
+        return min(most, _inside(state, state.reservations.get(job.spec.reservation), provider, wanted, held))
+    return min(most, _beside(state, wanted, provider, left, now, would_last_until(state, job, now)))
+
+
+def _inside(
+    state: ClusterState, kept: Reservation | None, node: str, wanted: RequestClass, held: Mapping[str, int] = NOTHING
+) -> int:
     """How many tasks fit into what is left of the reservation there."""
     assert kept is not None, "only a reservation that there is lets anybody in"
-    return min(left_of(state, kept, node, kind) // amount for kind, amount in waiting.wanted.amounts.items())
+    return min(
+        max(0, left_of(state, kept, node, kind) - held.get(kind, 0)) // amount
+        for kind, amount in wanted.amounts.items()
+    )
 
 
-def _outside(state: ClusterState, waiting: WaitingClass, provider: str, now: float, until: float) -> int:
+def _outside(state: ClusterState, wanted: RequestClass, provider: str, now: float, until: float) -> int:
     """How many tasks that may last until then fit there, beside what is kept at any time up to that."""
+    columns, row = state.columns, state.columns.row(provider)
+    assert row is not None, "it has room for some"
+    free = {kind: int(columns.free(kind)[row]) for kind in wanted.needs}
+    return _beside(state, wanted, provider, Left(free, columns.devices(row)), now, until)
+
+
+def _beside(state: ClusterState, wanted: RequestClass, provider: str, left: Left, now: float, until: float) -> int:
+    """How many tasks fit there, where so much is left, beside what is kept."""
     points = state.plan.points.get(provider)
     if points is None:
         points = ahead_of(state, provider, now).points(now)
         if state.plan.passing:
             state.plan.points[provider] = points
-    columns, row = state.columns, state.columns.row(provider)
-    assert row is not None, "it has room for some"
-    free = {kind: int(columns.free(kind)[row]) for kind in waiting.wanted.needs}
-    devices = columns.devices(row)
-    return min(point.beside(waiting.wanted, free, devices) for point in points if point.at < until)
+    return min(point.beside(wanted, left.free, left.devices) for point in points if point.at < until)
 
 
 def would_last_until(state: ClusterState, job: JobState, now: float) -> float:
@@ -277,15 +315,15 @@ def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[
 
 
 def held_back(
-    state: ClusterState, waiting: WaitingClass, job: JobState, now: float, closed: Collection[int] = ()
+    state: ClusterState, wanted: RequestClass, job: JobState, now: float, closed: Collection[int] = ()
 ) -> list[str]:
     """The nodes that have room for the job, where all that is kept for others; none where any has more.
 
     `closed` are rows where it must not go.
     """
-    fitting = [row for row in waiting.wanted.rows_that_fit(state.columns) if row not in closed]
+    fitting = [row for row in wanted.rows_that_fit(state.columns) if row not in closed]
     with state.plan.leaving_out(job.id):
-        kept = bounds(state, waiting, job, now)
+        kept = bounds(state, wanted, job, now)
     if kept is None or any(kept.most.get(row, not kept.only) for row in fitting):
         return []
     return [state.columns.names[row] for row in fitting]

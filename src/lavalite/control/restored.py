@@ -28,7 +28,7 @@ def adopted(state: ClusterState, node: NodeState, report: AttemptReported, now: 
         return None
     if report.id.attempt <= job.attempts_of(position):
         return None
-    shares = [] if report.state in ("ended", "refused") else _shares(state, job, node)
+    shares = [] if report.state in ("ended", "refused") else _shares(state, job, position, node)
     if shares is None:
         state.set_held(job, True)
         return None
@@ -62,13 +62,14 @@ def _task(state: ClusterState, report: AttemptReported) -> tuple[JobState | None
     return job, job.position_of(report.id.task) if job is not None else None
 
 
-def _shares(state: ClusterState, job: JobState, node: NodeState) -> list[Share] | None:
+def _shares(state: ClusterState, job: JobState, position: int, node: NodeState) -> list[Share] | None:
     """What it holds of the node, or of the logical host that it asked for; None where that cannot be said."""
-    asked, pools = job.spec.request.amounts(), state.pools_of(job.spec)
-    host = state.hosts.get(job.spec.host)
-    if GPU in asked or (job.spec.host and (host is None or host.anchor != node.name)):
+    spec = job.spec.at(position)
+    asked, pools = spec.request.amounts(), state.pools_of(spec)
+    host = state.hosts.get(spec.host)
+    if GPU in asked or (spec.host and (host is None or host.anchor != node.name)):
         return None
-    provider = job.spec.host or node.name
+    provider = spec.host or node.name
     shares = [Share(provider=provider, kind=kind, amount=n, pool=pools.get(kind, "")) for kind, n in asked.items()]
-    floating = [(kind, amount) for kind, amount in job.spec.request.floating.items() if amount]
+    floating = [(kind, amount) for kind, amount in spec.request.floating.items() if amount]
     return shares + [Share(provider=FLOATING, kind=k, amount=n, pool=state.floating_pool(k)) for k, n in floating]

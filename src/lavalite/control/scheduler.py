@@ -16,6 +16,9 @@ start, a few of those that sleep have their turn for that alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+
 from lavalite.control import (
     affinity,
     gangs,
@@ -26,6 +29,7 @@ from lavalite.control import (
     quotas,
     reclaim,
     reservations,
+    seating,
 )
 from lavalite.control.actions import Wake
 from lavalite.control.ahead import floating_ahead, floating_room
@@ -44,6 +48,7 @@ from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.model.resources import GPU
 from lavalite.model.specs import TASKS
+from lavalite.placement.classes import RequestClass
 from lavalite.placement.ranking import PolicyFault, Run
 
 TURN_PART = 32
@@ -211,7 +216,7 @@ def _floating_room(state: ClusterState, job: JobState, now: float) -> int:
     if not floating:
         return job.ready
     points = floating_ahead(state, floating, now).points(now, reservations.would_last_until(state, job, now))
-    return min(job.ready, floating_room(state, floating, points))
+    return min(job.ready, floating_room(state, floating, points) * job.spec.tasks_counted)
 
 
 def _place(
@@ -254,7 +259,7 @@ def _place_on(
     """Place a task of the job on each of the rows, in order; how many were."""
     taken = 0
     for row in rows:
-        record = _place_one(state, waiting, job, state.columns.names[row], row, now)
+        record = _place_one(state, waiting.wanted, job, job.next_ready(), row, now)
         if record is None:
             break
         records.append(record)
@@ -285,7 +290,7 @@ def _runs(
     shape.fault, shape.fault_as_of = "", as_of
     state.looked_at += 1
     try:
-        bounds, after = reservations.bounds(state, waiting, job, now), state.turns.get(waiting.queue, -1)
+        bounds, after = reservations.bounds(state, waiting.wanted, job, now), state.turns.get(waiting.queue, -1)
         leaning = affinity.leaning(state, job)
         seen = seen_now(state.columns, waiting.wanted, waiting.policy, wanted, after, bounds, leaning)
         return state.ranking(waiting).runs(state.columns, wanted, after, bounds, leaning), seen
@@ -299,9 +304,10 @@ def _place_gang(
 ) -> int:
     """Place all tasks of the job, or none."""
     attempt, first = gangs.number_of_attempt(job), len(records)
-    for row, tasks in gangs.find_seats(state, waiting, job, now).seats.items():
+    each, places = waiting.each, _positions(waiting, job)
+    for part, row, tasks in seating.find(state, waiting, job, now).steps:
         for _ in range(tasks):
-            record = _place_one(state, waiting, job, state.columns.names[row], row, now)
+            record = _place_one(state, each[part], job, next(places[part]), row, now)
             if record is None:
                 for placed in records[first:]:
                     state.unwind(state.runs[TaskKey(placed.job, placed.task)])
@@ -314,13 +320,21 @@ def _place_gang(
     return len(records) - first
 
 
+def _positions(waiting: WaitingClass, job: JobState) -> list[Iterator[int]]:
+    """The tasks of each part of a gang, of which all are ready."""
+    ends = (
+        list(accumulate((part.tasks for part in waiting.parts), initial=0)) if waiting.parts else [0, len(job.codes)]
+    )
+    return [iter(range(first, last)) for first, last in pairwise(ends)]
+
+
 def _place_one(
-    state: ClusterState, waiting: WaitingClass, job: JobState, provider: str, row: int, now: float
+    state: ClusterState, wanted: RequestClass, job: JobState, position: int, row: int, now: float
 ) -> CommitmentRecord | None:
+    provider = state.columns.names[row]
     node = state.node_of(provider)
     if node is None:
         return None
-    position = job.next_ready()
     run = TaskRun(
         TaskKey(job.id, job.indices[position]),
         position,
@@ -331,16 +345,15 @@ def _place_one(
         state.epoch,
         fence_after_seconds=state.queue(job.queue).fence_after_seconds if job.spec.rerunnable else 0,
         ends_by=reservations.ends_by(state, job),
-        exclusive=waiting.wanted.exclusive,
+        exclusive=wanted.exclusive,
     )
-    return state.assume(run, _shares(state, waiting, job, provider, row))
+    return state.assume(run, _shares(state, wanted, job, position, row))
 
 
-def _shares(state: ClusterState, waiting: WaitingClass, job: JobState, provider: str, row: int) -> list[Share]:
-    wanted = waiting.wanted
+def _shares(state: ClusterState, wanted: RequestClass, job: JobState, position: int, row: int) -> list[Share]:
     shares = [
         Share(
-            provider=provider,
+            provider=state.columns.names[row],
             kind=kind,
             amount=amount,
             devices=wanted.pick_devices(state.columns.devices(row)) if kind == GPU else [],
@@ -348,7 +361,7 @@ def _shares(state: ClusterState, waiting: WaitingClass, job: JobState, provider:
         )
         for kind, amount in wanted.amounts.items()
     ]
-    floating = job.spec.request.floating
+    floating = job.spec.at(position).request.floating
     for kind, amount in floating.items():
         if amount:
             shares.append(Share(provider=FLOATING, kind=kind, amount=amount, pool=state.floating_pool(kind)))

@@ -7,12 +7,14 @@ from lavalite.control.actions import AttemptStart, SendDispatch
 from lavalite.control.events import CommitConfirmed, CommitUnwound
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.control.tasks import End, TaskKey, TaskRun
+from lavalite.control.tasks import End, JobState, TaskKey, TaskRun
 from lavalite.model.resources import CPU, MEMORY, WHOLE
 from lavalite.model.task import TaskState
 
 NODES_VARIABLE = "LAVALITE_NODES"
-"""Tells each task of a gang how many of them each node has."""
+"""Tells each task of a gang how many of them each node has; followed by the name of a part, how many of that."""
+PART_VARIABLE = "LAVALITE_PART"
+"""Tells a task of which part it is; followed by _INDEX, which of that, from 0 on."""
 
 
 def confirmed(state: ClusterState, event: CommitConfirmed, now: float, out: Outbox) -> None:
@@ -57,7 +59,7 @@ def unwound(state: ClusterState, event: CommitUnwound, now: float) -> None:
 def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart:
     """All that the agent needs to start the attempt."""
     job = state.jobs[run.key.job]
-    spec, queue = job.spec, state.queue(job.queue)
+    spec, queue = job.spec.at(run.position), state.queue(job.queue)
     limits = [s for s in (spec.walltime_seconds, queue.walltime_seconds) if s is not None]
     if run.ends_by is not None:
         limits.append(max(1, int(run.ends_by - now)))
@@ -70,8 +72,8 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
         devices.setdefault(CPU, cores)
     amounts = spec.request.amounts()
     environment = spec.environment
-    if spec.gang is not None:
-        environment = environment | {NODES_VARIABLE: gangs.nodes_of(state, job)}
+    if job.is_gang:
+        environment = environment | {NODES_VARIABLE: gangs.nodes_of(state, job)} | _of_parts(state, job, run.position)
     return AttemptStart(
         id=run.id,
         journal_id=run.journal_id,
@@ -90,6 +92,18 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
         fence_after_seconds=float(run.fence_after_seconds),
         host=spec.host,
     )
+
+
+def _of_parts(state: ClusterState, job: JobState, position: int) -> dict[str, str]:
+    """What a task is told of its part, and where the tasks of each part are; nothing where there are none."""
+    part, rank = job.spec.part_at(position)
+    if part is None:
+        return {}
+    told, first = {PART_VARIABLE: part.name, f"{PART_VARIABLE}_INDEX": str(rank)}, 0
+    for other in job.spec.parts or ():
+        told[f"{NODES_VARIABLE}_{other.name}"] = gangs.nodes_of(state, job, range(first, first + other.tasks))
+        first += other.tasks
+    return told
 
 
 def _cores(state: ClusterState, run: TaskRun, host_name: str) -> list[str]:

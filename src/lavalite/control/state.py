@@ -395,7 +395,7 @@ class ClusterState(Demand):
             return
         place = (job.spec.reservation, run.node)
         used = self.reserved_use.setdefault(place, {})
-        for kind, amount in job.spec.request.amounts().items():
+        for kind, amount in job.spec.at(run.position).request.amounts().items():
             used[kind] = used.get(kind, 0) + sign * amount
         if not any(used.values()):
             del self.reserved_use[place]

@@ -17,7 +17,7 @@ from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, PLACES, NodeOffer
 from lavalite.model.selector import Selector
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
-from lavalite.placement.classes import RequestClass
+from lavalite.placement.classes import PartClass, RequestClass
 from lavalite.placement.closeness import near_of
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
@@ -178,8 +178,16 @@ class Supply:
         return pools
 
     def charged_pools(self, spec: JobSpec) -> dict[str, dict[str, int]]:
-        """What a task takes of each pool by itself: not of a logical host's part, nor inside a reservation."""
+        """What a task, or all of a job with parts, takes of each pool by itself: not of a logical host's part, nor
+        inside a reservation."""
         charged: dict[str, dict[str, int]] = {}
+        if spec.parts is not None:
+            for piece, tasks in spec.pieces():
+                for pool, amounts in self.charged_pools(piece).items():
+                    sums = charged.setdefault(pool, {})
+                    for kind, amount in amounts.items():
+                        sums[kind] = sums.get(kind, 0) + amount * tasks
+            return charged
         if not spec.host and not spec.reservation:
             amounts = spec.request.amounts()
             for kind, pool in self.pools_of(spec).items():
@@ -222,6 +230,12 @@ class Supply:
         """What the job asks for, ready to be looked for in the columns."""
         pools = {} if spec.reservation else self.pools_of(spec)
         return RequestClass(spec.request, pools, spec.host, self._labels(spec))
+
+    def part_classes(self, spec: JobSpec) -> tuple[PartClass, ...]:
+        """The same, part by part; empty where the job has none."""
+        if spec.parts is None:
+            return ()
+        return tuple(PartClass(self.request_class(piece), tasks) for piece, tasks in spec.pieces())
 
     def _labels(self, spec: JobSpec) -> list[str]:
         """The names under which the columns have the nodes with the labels that the job demands."""

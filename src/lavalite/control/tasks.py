@@ -60,9 +60,10 @@ NOTHING: Mapping[int, Any] = MappingProxyType({})
 UNPACKED_SPECS = 512
 """Specs of so many jobs are at hand: those of the jobs that something happens to."""
 UNPACKED_ASKS = 4096
-OF_ONE_JOB = {
-    *("name", "command", "cwd", "environment", "stdout_path", "stderr_path"),
-    *("depends", "not_before", "hold", "retries", "retry_on", "backoff"),
+OF_ONE_JOB: Any = {
+    **dict.fromkeys(("name", "command", "cwd", "environment", "stdout_path", "stderr_path"), True),
+    **dict.fromkeys(("depends", "not_before", "hold", "retries", "retry_on", "backoff"), True),
+    "parts": {"__all__": {"command"}},
 }
 """What of a spec does not matter to which other jobs it waits with."""
 

@@ -7,14 +7,20 @@ Nothing is decided here, and nothing of the state changes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from lavalite.control import affinity, reservations
 from lavalite.control.ahead import Ahead, keeps_of, releases_of
 from lavalite.control.demand import WaitingClass
+from lavalite.control.seating import NOTHING_HELD, Held, Rooms, RoomsNow
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.model.resources import CPU, GPU, PLACES, WHOLE
+from lavalite.placement.classes import RequestClass
+from lavalite.placement.columns import DeviceRow
 
 STUCK_SECONDS = 60.0
 """What was told to stop, and is there so long after it should be gone, is not counted on."""
@@ -22,30 +28,36 @@ STUCK_SECONDS = 60.0
 
 @dataclass(slots=True)
 class VacatedRow:
-    """A provider as it would be without some tasks. `room` is for how many of the job's there is enough."""
+    """A provider as it would be without some tasks. `room` is for how many of the job's there is enough; of parts
+    `rooms` says so, as far as it was asked."""
 
     row: int
     free: dict[str, int]
     gpus: dict[str, int]
     gone: set[TaskKey] = field(default_factory=set)
     room: int = 0
+    rooms: dict[RequestClass, int] = field(default_factory=dict)
 
     def copy(self) -> VacatedRow:
-        return replace(self, free=dict(self.free), gpus=dict(self.gpus), gone=set(self.gone))
+        return replace(self, free=dict(self.free), gpus=dict(self.gpus), gone=set(self.gone), rooms={})
 
 
-class Vacated:
+class Vacated(Rooms):
     """For tasks of one job, as of one moment of a pass, in which nothing is kept for the job itself."""
 
     def __init__(self, state: ClusterState, waiting: WaitingClass, job: JobState, now: float) -> None:
-        self._state, self._wanted, self._now = state, waiting.wanted, now
+        self._state, self._wanted, self._job, self._now = state, waiting.wanted, job, now
         self._until = reservations.would_last_until(state, job, now)
-        self._eligible = waiting.wanted.eligible(state.columns) & state.columns.ready
+        eligible = np.logical_or.reduce([wanted.eligible(state.columns) for wanted in waiting.each])
+        self._eligible = eligible & state.columns.ready
         leaning = affinity.leaning(state, job)
         if leaning is not None and leaning.open is not None:
             self._eligible = self._eligible & leaning.open
-        room = reservations.room(state, waiting, job, now)
-        self._before = {row: tasks for row, tasks in room.items() if self._eligible[row]}
+        self._open = {
+            wanted: wanted.eligible(state.columns) & self._eligible for wanted in waiting.each if waiting.parts
+        }
+        self._now_rooms = {wanted: self._rooms_now(wanted) for wanted in waiting.each}
+        self._before = self._now_rooms[waiting.wanted]
         self._rows: dict[str, VacatedRow] = {}
         self._may: dict[str, bool] = {}
 
@@ -66,7 +78,7 @@ class Vacated:
                     touched[provider] = self._rows[provider] = self._row(provider).copy()
                 self._give_back(touched[provider], run, provider, only)
         for provider, vacant in touched.items():
-            vacant.room = self._room(provider, vacant)
+            vacant.room = 0 if self._open else self._room(provider, vacant, self._wanted)
 
     def room(self, provider: str) -> int:
         """For how many tasks there is room on the provider."""
@@ -79,6 +91,36 @@ class Vacated:
         """Room by row, rows without any left out."""
         found = self._before | {vacant.row: vacant.room for vacant in self._rows.values()}
         return {row: tasks for row, tasks in found.items() if tasks > 0}
+
+    def room_of_all(self) -> int:
+        """For how many tasks there is room on all rows together."""
+        return sum(self.rooms().values())
+
+    def rows(self, wanted: RequestClass) -> dict[int, int]:
+        """Of one part of the job; of a job without parts as `rooms`."""
+        if wanted not in self._open:
+            return self.rooms()
+        found = dict(self._now_rooms[wanted])
+        for provider, vacant in self._rows.items():
+            if wanted not in vacant.rooms:
+                is_open = self._open[wanted][vacant.row]
+                vacant.rooms[wanted] = self._room(provider, vacant, wanted) if is_open else 0
+            found[vacant.row] = vacant.rooms[wanted]
+        return {row: tasks for row, tasks in found.items() if tasks > 0}
+
+    def beside(self, wanted: RequestClass, row: int, held: Held) -> int:
+        provider = self._state.columns.names[row]
+        if provider in self._rows:
+            return self._room(provider, self._rows[provider], wanted, held)
+        return RoomsNow(self._state, self._job, self._now).beside(wanted, row, held)
+
+    def devices(self, row: int) -> tuple[DeviceRow, ...]:
+        provider, devices = self._state.columns.names[row], self._state.columns.devices(row)
+        return _devices(devices, self._rows[provider].gpus) if provider in self._rows else devices
+
+    def _rooms_now(self, wanted: RequestClass) -> dict[int, int]:
+        room = reservations.room(self._state, wanted, self._job, self._now)
+        return {row: tasks for row, tasks in room.items() if self._eligible[row]}
 
     def snapshot(self) -> dict[str, VacatedRow]:
         """As it is now. Rows are never changed, but replaced."""
@@ -118,20 +160,22 @@ class Vacated:
                 if device in vacant.gpus:
                     vacant.gpus[device] += share.amount // len(share.devices)
 
-    def _room(self, provider: str, vacant: VacatedRow) -> int:
-        state, wanted = self._state, self._wanted
-        free = {kind: vacant.free.get(kind, 0) for kind in wanted.needs}
-        devices = tuple(
-            replace(d, free=min(WHOLE, vacant.gpus.get(d.id, 0))) for d in state.columns.devices(vacant.row)
-        )
-        most = min((free[kind] // amount for kind, amount in wanted.needs.items()))
+    def _room(self, provider: str, vacant: VacatedRow, wanted: RequestClass, held: Held = NOTHING_HELD) -> int:
+        state = self._state
+        free = held.less({kind: vacant.free.get(kind, 0) for kind in wanted.needs})
+        devices: tuple[DeviceRow, ...] = ()
         if wanted.gpu is not None:
-            most = min(most, wanted.gpu_tasks(devices))
-        if most and (keeps := keeps_of(state, provider, self._now)):
+            devices = held.less_devices(_devices(state.columns.devices(vacant.row), vacant.gpus))
+        most = wanted.tasks_in(free, devices) if wanted.amounts else 0
+        if most > 0 and (keeps := keeps_of(state, provider, self._now)):
             releases = releases_of(state, provider, self._now, without=vacant.gone)
             points = Ahead(releases, keeps).points(self._now, self._until)
             most = min([most, *(p.beside(wanted, free, devices) for p in points if p.at < self._until)])
         return max(0, most)
+
+
+def _devices(devices: tuple[DeviceRow, ...], free: Mapping[str, int]) -> tuple[DeviceRow, ...]:
+    return tuple(replace(device, free=min(WHOLE, free.get(device.id, 0))) for device in devices)
 
 
 def provider_of(state: ClusterState, run: TaskRun) -> str:

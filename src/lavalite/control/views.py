@@ -237,6 +237,7 @@ def job(state: ClusterState, found: JobState, now: float | None = None, estimate
         "gang": spec.gang.model_dump() if spec.gang is not None else None,
         "affinity": [term.text() for term in spec.affinity],
         "request": spec.request.model_dump(exclude_defaults=True),
+        "parts": [part.model_dump(exclude_defaults=True) | {"tasks": part.tasks} for part in spec.parts or ()],
         "depends": [d.text() for d in spec.depends],
         "rerunnable": spec.rerunnable,
         "walltime_seconds": spec.walltime_seconds,
@@ -251,13 +252,14 @@ def tasks(state: ClusterState, found: JobState, cursor: int = 0, limit: int = 10
 
 
 def task(state: ClusterState, found: JobState, position: int) -> View:
-    index = found.indices[position]
+    index, (part, _) = found.indices[position], found.spec.part_at(position)
     run = state.runs.get(TaskKey(found.id, index))
     end = found.ends.get(position) or End()
     live = run is not None and not run.assumed
     return {
         "job": found.id,
         "index": index,
+        "part": part.name if part is not None else "",
         "state": found.state_of(position).value,
         "attempt": run.attempt if run is not None and live else found.attempts_of(position),
         "node": run.node if run is not None and live else end.node,

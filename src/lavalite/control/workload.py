@@ -26,7 +26,12 @@ def look_ahead(state: Demand) -> None:
         return
     state.workload_due = state.last_job_id + max(FEWEST_NEW, min(LAST_JOBS, len(state.jobs)) // 4)
     last = islice(reversed(state.jobs.values()), LAST_JOBS)
-    parts = workload_of([(job.spec.request, len(job.indices)) for job in last])
+    asked = [
+        (piece.request, n * len(job.indices) // job.spec.tasks_counted)
+        for job in last
+        for piece, n in job.spec.pieces()
+    ]
+    parts = workload_of(asked)
     if parts != state.columns.workload.parts:
         state.columns.workload = Workload(parts, state.columns.workload.version + 1)
 

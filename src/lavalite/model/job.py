@@ -3,76 +3,28 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from lavalite.base.errors import InputError
 from lavalite.model.affinity import MAX_TERMS, Affinity
 from lavalite.model.exits import parse_exit
+from lavalite.model.parts import Part, fault_of
+from lavalite.model.request import MAX_AMOUNT as MAX_AMOUNT
+from lavalite.model.request import TYPED as TYPED
+from lavalite.model.request import Amount as Amount
+from lavalite.model.request import Request as Request
 from lavalite.model.resources import Stored
 from lavalite.model.task import TaskState
 
-MAX_AMOUNT = 2**63 - 1
 MAX_ARRAY_TASKS = 1_000_000
 ONE_TASK = range(1)
 MAX_GANG_TASKS = 256
 """Of so many is known how each ended, so that each can be told where all of them are."""
 MAX_TEXT_BYTES = 128 * 1024
-Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 MAX_BACKOFF_SECONDS = 30 * 86400
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-
-
-TYPED = {"typed": True}
-"""The context in which a request is read as somebody typed it: what is asked for is then more than nothing."""
-
-
-_ASKED = (
-    *("cpu_milli", "memory_bytes", "gpu_milli", "gpu_memory_bytes", "storage_bytes", "network_bits_per_second"),
-    "floating",
-)
-
-
-class Request(Stored):
-    """What one task needs, per kind in the kind's unit (model.resources). All equal requests form a class."""
-
-    cpu_milli: Amount = 1000
-    memory_bytes: Amount = 0
-    gpu_milli: Amount = 0
-    gpu_model: str = ""
-    gpu_memory_bytes: Amount = 0
-    gpu_mig: str = Field(default="", max_length=32, pattern=r"^$|^([1-9]c\.)?[1-9][0-9]?g\.[0-9]{1,4}gb(\+[a-z.]+)?$")
-    """The profile of MIG instances, as `1g.10gb`: then so many of those are asked for, and no whole GPUs."""
-    gpu_topology: Literal["", "nvlink", "pcie", "numa"] = ""
-    """What all GPUs of a task must have in common; where it is not said, they are as near as can be."""
-    storage_bytes: Amount = 0
-    network_bits_per_second: Amount = 0
-    floating: dict[str, Amount] = {}
-    pools: dict[str, str] = {}
-    exclusive: bool = False
-    """Each task has a node for itself: nobody else holds anything of that node while it does."""
-
-    @field_validator(*_ASKED, mode="after")
-    @classmethod
-    def _more_than_nothing(cls, value: Any, info: ValidationInfo) -> Any:
-        for amount in value.values() if isinstance(value, dict) else [value]:
-            if amount == 0 and info.context == TYPED:
-                message = "0 is nothing to ask for"
-                raise PydanticCustomError("zero_amount", "{message}", {"message": message})
-        return value
-
-    def amounts(self) -> dict[str, int]:
-        """Amount per kind, zeros left out."""
-        asked = {
-            "cpu": self.cpu_milli,
-            "memory": self.memory_bytes,
-            "gpu": self.gpu_milli,
-            "storage": self.storage_bytes,
-            "network": self.network_bits_per_second,
-        }
-        return {kind: amount for kind, amount in asked.items() if amount}
 
 
 class Array(Stored):
@@ -211,6 +163,8 @@ class JobSpec(Stored):
     host: str = ""
     reservation: str = ""
     request: Request = Request()
+    parts: list[Part] | None = None
+    """Sorts of tasks that ask for different things: such a job is a gang, and its own request is not said."""
     policy: str = ""
     affinity: list[Affinity] = Field(default=[], max_length=MAX_TERMS)
     priority: int = Field(default=0, ge=-1000, le=1000)
@@ -233,6 +187,19 @@ class JobSpec(Stored):
     gid: int = -1
 
     @model_validator(mode="after")
+    def _parts_that_can_be(self) -> JobSpec:
+        if self.parts is None:
+            return self
+        if fault := fault_of(self.parts, MAX_GANG_TASKS):
+            raise ValueError(fault)
+        if self.array is not None:
+            raise ValueError("array and parts exclude each other: each part says how many tasks it has")
+        if self.request != Request():
+            raise ValueError("request and parts exclude each other: each part says what its tasks need")
+        self.gang = self.gang or Gang()
+        return self
+
+    @model_validator(mode="after")
     def _a_gang_that_can_be(self) -> JobSpec:
         if self.gang is not None and (fault := self.gang.fault(len(self.indices()))):
             raise ValueError(fault)
@@ -240,7 +207,8 @@ class JobSpec(Stored):
 
     @model_validator(mode="after")
     def _not_too_long(self) -> JobSpec:
-        texts = [*self.command, *self.environment, *self.environment.values()]
+        commands = [self.command, *(part.command or [] for part in self.parts or ())]
+        texts = [*(text for one in commands for text in one), *self.environment, *self.environment.values()]
         joined = "\0".join(texts)
         if joined.count("\0") >= len(texts):
             raise ValueError("command and environment must not hold NUL characters")
@@ -249,8 +217,42 @@ class JobSpec(Stored):
         return self
 
     def indices(self) -> range:
-        """The task indices: the array's, or a single 0."""
+        """The task indices: the array's, those of the parts, one part after the other, or a single 0."""
+        if self.parts is not None:
+            return range(sum(part.tasks for part in self.parts))
         return self.array.indices() if self.array else ONE_TASK
+
+    def pieces(self) -> list[tuple[JobSpec, int]]:
+        """What is asked for, and by how many tasks: each part as a job of its own; else all of it, counted by task.
+
+        What is said of a job's request is said of each of these.
+        """
+        if self.parts is None:
+            return [(self, 1)]
+        return [(self._of(part), part.tasks) for part in self.parts]
+
+    @property
+    def tasks_counted(self) -> int:
+        """How many tasks all pieces are of: one, but of a job with parts all of them, since these start at once."""
+        return 1 if self.parts is None else len(self.indices())
+
+    def part_at(self, position: int) -> tuple[Part | None, int]:
+        """The part that a task is of, and its rank there; (None, position) where the job has none."""
+        for part in self.parts or ():
+            if position < part.tasks:
+                return part, position
+            position -= part.tasks
+        return None, position
+
+    def at(self, position: int) -> JobSpec:
+        """As the task at that position sees it: with the request and the command of its part."""
+        part, _ = self.part_at(position)
+        return self if part is None else self._of(part)
+
+    def _of(self, part: Part) -> JobSpec:
+        return self.model_copy(
+            update={"request": part.request, "command": part.command or self.command, "parts": None}
+        )
 
 
 class JobRecord(Stored):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,13 @@ NONE = -1
 """Stands for no row, and for the score or the room of a row on which nothing fits."""
 NO_LIMIT = 2**40
 """Tasks that fit where nothing is asked for."""
+
+
+class PartClass(NamedTuple):
+    """A part of a job: so many tasks that ask for the same."""
+
+    wanted: RequestClass
+    tasks: int
 
 
 class RequestClass:
@@ -119,6 +127,11 @@ class RequestClass:
         if self.gpu is not None:
             most = min(most, self.gpu_tasks(columns.devices(row)))
         return most
+
+    def tasks_in(self, free: Mapping[str, int], devices: Iterable[DeviceRow]) -> int:
+        """For how many tasks so much is enough, if it is open to them."""
+        most = min(free[kind] // amount for kind, amount in self.needs.items())
+        return most if self.gpu is None or most <= 0 else min(most, self.gpu_tasks(devices))
 
     def gpu_tasks(self, devices: Iterable[DeviceRow]) -> int:
         """For how many tasks these devices are enough. It must ask for GPUs."""

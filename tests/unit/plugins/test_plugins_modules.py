@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.lavalite.cluster.plugins.module_utils import _amounts
 from ansible_collections.lavalite.cluster.plugins.module_utils._client import Client
 from ansible_collections.lavalite.cluster.plugins.module_utils._entries import apply_entry
@@ -83,6 +86,38 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
 def test_a_wrong_option_is_named(wrong: dict[str, str]) -> None:
     with pytest.raises(ApiError, match=f"{next(iter(wrong))}: .* is not understood"):
         job.present(Client(urls=["http://unused"]), JOB | wrong, False)
+
+
+def test_a_job_with_parts_is_as_its_page_says() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/parts.md").read_text()
+    block = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    options: dict[str, Any] = yaml.safe_load(block[1])[0]["lavalite.cluster.job"]
+    spec = JobSpec.model_validate(spec_of(options), extra="forbid")
+    assert [(part.name, part.tasks, part.command) for part in spec.parts or ()] == [
+        ("ps", 1, ["serve"]),
+        ("worker", 4, None),
+    ]
+    assert [spec.at(n).request.amounts() for n in (0, 1)] == [
+        {"cpu": 4000, "memory": 2 * 1024**3},
+        {"cpu": 2000, "gpu": 4000 // 4},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"cpu": "2"}, "parts and cpu exclude each other"),
+        ({"array": "1-3"}, "parts and array exclude each other"),
+        ({"floating": {"matlab": 1}}, "parts and floating exclude each other"),
+        ({"parts": [{"name": "a", "cpu": "many"}, {"name": "b"}]}, "parts, a: cpu: .* is not understood"),
+        ({"parts": [{"name": "a"}, {"name": "b", "memory": "0"}]}, "parts, b: memory"),
+    ],
+)
+def test_a_wrong_part_is_named(wrong: dict[str, Any], said: str) -> None:
+    parts = {"parts": [{"name": "a"}, {"name": "b", "tasks": 2}]}
+    with pytest.raises(ApiError, match=said):
+        job.present(Client(urls=["http://unused"]), JOB | parts | wrong, False)
 
 
 class Jobs:
