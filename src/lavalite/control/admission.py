@@ -222,7 +222,10 @@ def _exclusive(spec: JobSpec) -> list[Fault]:
     tasks = len(spec.indices()) if spec.parts is None else alone + (alone < len(spec.indices()))
     most = spec.gang.nodes_most if spec.gang is not None else None
     if most is not None and most < tasks:
-        message = f"what starts together needs {tasks} nodes, where each has one for itself, and may be on {most}"
+        each = f"{tasks} tasks are to start together, each on a node for itself"
+        if spec.parts is not None:
+            each = f"the parts need {tasks} nodes, since tasks of {', '.join(asking)} have one each for themselves"
+        message = f"{each}, and on {most} nodes at most"
         faults.append(Fault("bad_input", message, "gang", f"Allow {tasks} nodes."))
     return faults
 

@@ -155,7 +155,7 @@ def _nearby(state: ClusterState, table: _Table, place: str, rows: Mapping[int, i
 
 def _by_size(state: ClusterState, parts: Sequence[PartClass]) -> list[tuple[int, ...]]:
     """Orders of the parts, the largest first: by the shares of all there is that a task takes, and by each kind."""
-    numbers, lines = range(len(parts)), [part.wanted.line.tolist() for part in parts]
+    numbers, lines = range(len(parts)), [part.wanted.need[:, 0].tolist() for part in parts]
     there = [max(1, int(np.minimum(state.columns.capacity(kind), 2**40).sum())) for kind in KINDS]
     shares = [[amount / has for amount, has in zip(line, there, strict=True)] for line in lines]
     found = [sorted(numbers, key=lambda n: -sum(shares[n]))]
