@@ -131,7 +131,7 @@ class Cluster(ClusterRules):
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
             if more is not None:
-                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating")}
+                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating", "exclusive")}
                 tasks = min(2, len(job.pop("array").indices()))
                 first = Part(name="first", tasks=tasks, request=Request(**request))
                 job["parts"] = [first, Part(name="more", request=Request(**more))]

@@ -16,6 +16,7 @@ from lavalite.control.explain import explain
 from lavalite.model.job import Array, JobSpec, Request
 from lavalite.model.parts import Part
 from lavalite.model.reservation import Reservation
+from lavalite.model.resources import PLACES
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HostSpec, Limits, PoolSpec, Preemption, QueueSpec, Quota
 
@@ -136,7 +137,8 @@ def test_a_start_is_planned_for_all_parts_and_kept() -> None:
     tell(w)
     start = w.state.plan.starts[number]
     assert [one.seats for one in start.parts] == [{"n0": 1}, {"n1": 1}]
-    assert (start.kept_on("n0"), start.kept_on("n1")) == ({"cpu": 4000}, {"cpu": 2000})
+    kept = ({"cpu": 4000, PLACES: 1}, {"cpu": 2000, PLACES: 1})
+    assert (start.kept_on("n0"), start.kept_on("n1")) == kept
     assert (letters(w, first), letters(w, long), letters(w, short)) == ("R", "P", "R")
     assert explain(w.state, w.state.jobs[number], w.now).starts == "planned"
     for attempt in w.running():
