@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, jobs, replay, reservations, store, submit, up_down
+from lavalite.cli import cluster, definition, jobs, replay, reservations, simulate, store, submit, up_down
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -57,6 +57,7 @@ def make_app() -> typer.Typer:
         app.command(rich_help_panel=JOBS)(verb)
     for verb in (definition.check, definition.plan):
         app.command(rich_help_panel=DEFINITION)(verb)
+    app.command(rich_help_panel=LOCAL)(simulate.simulate)
     document = typer.Typer(help="The applied pools.yml.", no_args_is_help=True)
     document.command()(definition.show)
     document.command()(definition.apply)

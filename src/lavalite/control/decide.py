@@ -27,6 +27,7 @@ from lavalite.control.events import (
     NodeForgotten,
     NodeRegistered,
     NodeReported,
+    NodesBeat,
     ReleaseRequested,
     RequeueRequested,
     ReservationEnded,
@@ -73,6 +74,9 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.schedule_wanted |= bool(state.claims)  # who claims may want nothing any more
         case NodeBeat():
             health.beat(state, event, now)
+        case NodesBeat(names):
+            for name in names:
+                health.heard(state, name, now)
         case NodeReported():
             health.reports(state, event, now, out)
         case NodeRegistered():

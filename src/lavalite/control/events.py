@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lavalite.model.job import JobRecord
+from lavalite.model.pools_document import PoolsDocument
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import NodeOffer
 from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
@@ -23,6 +24,14 @@ class Specs:
     pools: dict[str, PoolSpec] = field(default_factory=dict)
     queues: dict[str, QueueSpec] = field(default_factory=dict)
     hosts: dict[str, HostSpec] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: PoolsDocument) -> Specs:
+        return cls(
+            pools={p.name: p for p in document.pool_specs()},
+            queues={q.name: q for q in document.queue_specs()},
+            hosts={h.name: h for h in document.hosts()},
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -201,6 +210,13 @@ class NodeBeat:
 
 
 @dataclass(slots=True, frozen=True)
+class NodesBeat:
+    """Beats that came together, of agents whose offers are as they were."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(slots=True, frozen=True)
 class NodeDisconnected:
     """The agent's session ended. Nothing is lost yet."""
 
@@ -252,6 +268,7 @@ Event = (
     | NodeRegistered
     | NodeReported
     | NodeBeat
+    | NodesBeat
     | NodeDisconnected
     | MembersSeen
     | CommitConfirmed

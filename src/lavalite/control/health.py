@@ -119,15 +119,21 @@ def reports(state: ClusterState, event: NodeReported, now: float, out: Outbox) -
 
 
 def beat(state: ClusterState, event: NodeBeat, now: float) -> None:
-    """The agent is there."""
-    node = state.nodes.get(event.node)
-    if node is None or not node.registered:
-        return
-    node.heard_at = now
-    if event.offer is not None:
+    """The agent is there, perhaps with another offer."""
+    node = heard(state, event.node, now)
+    if node is not None and event.offer is not None:
         state.set_node(event.offer.model_copy(update={"node": node.name, "boot_id": node.boot_id}))
+
+
+def heard(state: ClusterState, name: str, now: float) -> NodeState | None:
+    """The agent is there; its node, if it has told what it has."""
+    node = state.nodes.get(name)
+    if node is None or not node.registered:
+        return None
+    node.heard_at = now
     if state.row_is_stale(node, now):
         state.touch_node(node)
+    return node
 
 
 def disconnected(state: ClusterState, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, InputError, UnknownNameError
 from lavalite.control.events import DefinitionApplied, HostRemoved, Specs
-from lavalite.mbatchd.document import sections, specs_of, typed
+from lavalite.mbatchd.document import sections, typed
 from lavalite.mbatchd.reader import Reader
 from lavalite.mbatchd.service import Service
 from lavalite.model.pools import PoolsDocument, load_pools, pools_from
@@ -150,7 +150,7 @@ def _read(text: str, file: str, nodes: list[NodeCapacity] | None) -> tuple[Pools
 
 
 def _specs(document: dict[str, Any], nodes: list[NodeCapacity] | None) -> Specs:
-    return specs_of(pools_from(document, nodes))
+    return Specs.of(pools_from(document, nodes))
 
 
 def _storable(document: dict[str, Any]) -> bytes:

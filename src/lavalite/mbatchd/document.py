@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from lavalite.control.events import Specs
-from lavalite.model.pools import DEFINED, PoolsDocument, pools_from
+from lavalite.model.pools import DEFINED, pools_from
 
 
 def decode_document(stored: bytes, cluster: str) -> dict[str, Any]:
@@ -39,15 +39,6 @@ def typed(document: dict[str, Any]) -> dict[str, Any]:
     return {"plugin": "lavalite.cluster.pools", "cluster": document["cluster"], **sections(document)}
 
 
-def specs_of(document: PoolsDocument) -> Specs:
-    """What control works with."""
-    return Specs(
-        pools={p.name: p for p in document.pool_specs()},
-        queues={q.name: q for q in document.queue_specs()},
-        hosts={h.name: h for h in document.hosts()},
-    )
-
-
 def stored_specs(stored: bytes, cluster: str) -> Specs:
     """What a stored document means. It was checked when it was applied."""
-    return specs_of(pools_from(typed(decode_document(stored, cluster))))
+    return Specs.of(pools_from(typed(decode_document(stored, cluster))))

@@ -16,7 +16,7 @@ from lavalite.model.pools_faults import FaultList
 from lavalite.model.pools_fit import check_nodes
 from lavalite.model.specs import NodeCapacity
 
-__all__ = ["DEFINED", "PoolsDocument", "check_document", "check_pools_file", "load_pools", "pools_from"]
+__all__ = ["DEFINED", "PoolsDocument", "check_document", "check_pools_file", "load_pools", "pools_from", "read_pools"]
 
 
 def load_pools(text: str, file: str = "", nodes: Sequence[NodeCapacity] | None = None) -> PoolsDocument:
@@ -24,7 +24,7 @@ def load_pools(text: str, file: str = "", nodes: Sequence[NodeCapacity] | None =
 
     `file` is only a name for messages. Raises InputError with all faults at once.
     """
-    document, faults = _read(read_yaml(text, file), file, lambda document: nodes)
+    document, faults = read_pools(read_yaml(text, file), file, lambda document: nodes)
     if document is None or faults:
         raise InputError(faults=faults)
     return document
@@ -35,7 +35,7 @@ def pools_from(value: Any, nodes: Sequence[NodeCapacity] | None = None) -> Pools
     if isinstance(value, dict):
         value = {key: below for key, below in value.items() if key != "parsed"}
     whole = YamlText(value, {}, [], whole=True)
-    document, faults = _read(whole, "", lambda document: nodes)
+    document, faults = read_pools(whole, "", lambda document: nodes)
     if document is None or faults:
         raise InputError(faults=faults)
     return document
@@ -60,10 +60,10 @@ def check_pools_file(text: str, file: str, nodes: Sequence[NodeCapacity] | None 
             return nodes
         return None if document.broken["capacity"] else document.capacity_nodes() or None
 
-    return _read(read_yaml(text, file), file, known)[1]
+    return read_pools(read_yaml(text, file), file, known)[1]
 
 
-def _read(
+def read_pools(
     text: YamlText, file: str, nodes_of: Callable[[PoolsDocument], Sequence[NodeCapacity] | None]
 ) -> tuple[PoolsDocument | None, list[Fault]]:
     """The document as far as it can be read, and all its faults; what stands on a fault of YAML is said once."""

@@ -35,7 +35,7 @@ class Entry(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=False, arbitrary_types_allowed=True)
 
 
-def _reads(parse: Callable[[Any], Any]) -> BeforeValidator:
+def reads(parse: Callable[[Any], Any]) -> BeforeValidator:
     """Let `parse` read a value; its InputError becomes pydantic's, with code and hint kept."""
 
     def read(value: Any) -> Any:
@@ -68,19 +68,19 @@ class Far(Entry):
         return self.amount_bytes if self.per_mille is None else amount * self.per_mille // 1000
 
 
-Cpu = Annotated[int, _reads(amounts.parse_cpu)]
-Gpu = Annotated[int, _reads(amounts.parse_gpu)]
-Bytes = Annotated[int, _reads(amounts.parse_bytes)]
-Bandwidth = Annotated[int, _reads(amounts.parse_bandwidth)]
-Seconds = Annotated[int, _reads(amounts.parse_duration)]
-Count = Annotated[int, _reads(amounts.parse_count)]
-AskedGpu = Annotated[int, _reads(amounts.asked(amounts.parse_gpu))]
-AskedBytes = Annotated[int, _reads(amounts.asked(amounts.parse_bytes))]
-AskedBandwidth = Annotated[int, _reads(amounts.asked(amounts.parse_bandwidth))]
+Cpu = Annotated[int, reads(amounts.parse_cpu)]
+Gpu = Annotated[int, reads(amounts.parse_gpu)]
+Bytes = Annotated[int, reads(amounts.parse_bytes)]
+Bandwidth = Annotated[int, reads(amounts.parse_bandwidth)]
+Seconds = Annotated[int, reads(amounts.parse_duration)]
+Count = Annotated[int, reads(amounts.parse_count)]
+AskedGpu = Annotated[int, reads(amounts.asked(amounts.parse_gpu))]
+AskedBytes = Annotated[int, reads(amounts.asked(amounts.parse_bytes))]
+AskedBandwidth = Annotated[int, reads(amounts.asked(amounts.parse_bandwidth))]
 """What a logical host asks for. Of its CPU, which it must have, pools_check says more."""
-FarAmount = Annotated[Far, _reads(_share_or_bytes)]
-Nodes = Annotated[Selector, _reads(Selector.parse)]
-ExitCode = Annotated[int, _reads(parse_exit)]
+FarAmount = Annotated[Far, reads(_share_or_bytes)]
+Nodes = Annotated[Selector, reads(Selector.parse)]
+ExitCode = Annotated[int, reads(parse_exit)]
 Kind = Literal["cpu", "memory", "gpu", "storage", "network"]
 
 

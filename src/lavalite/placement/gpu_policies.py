@@ -10,7 +10,7 @@ import numpy as np
 
 from lavalite.model.resources import WHOLE
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import Bools, Floats, Ints, WorkloadPart
+from lavalite.placement.columns import Bools, Columns, Floats, Ints, Workload, WorkloadPart
 from lavalite.placement.policies import Policy
 from lavalite.placement.rows import Rows
 
@@ -78,6 +78,20 @@ class Fgd(Policy):
             grown = _fragment(part, then, devices_then, accepted) - _fragment(part, free, devices, accepted)
             change += part.weight * grown
         return np.clip(EVEN - change, 0, 2 * EVEN)
+
+
+def fragment_share(columns: Columns, workload: Workload) -> float | None:
+    """Which part of all free GPUs is of no use to the usual task, from 0 to 1; None where none is free, or nothing
+    is known of what is usual."""
+    devices, sorts = columns.device_free(None), columns.device_sorts(None)
+    total, weights = int(devices.sum()), sum(part.weight for part in workload.parts)
+    if not total or not weights:
+        return None
+    free, lost = columns.free_at(None), 0
+    for part in workload.parts:
+        accepted = columns.accepted(part.gpu)[sorts] if part.gpu is not None else sorts < 0
+        lost += part.weight * int(_fragment(part, free, devices, accepted).sum())
+    return lost / (total * weights)
 
 
 def _taken(wanted: RequestClass, rows: Rows, free: Ints, sorts: Ints) -> Ints:
