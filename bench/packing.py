@@ -1,6 +1,6 @@
 """How much of a cluster's GPUs stays unallocated under each policy when as much is asked for as there is.
 
-python bench/packing.py --trace DIR [--seeds 1,2,3] [--policy NAME …] [--json]
+python bench/packing.py --trace DIR [--seeds 1,2,3] [--policy NAME …] [--simulated] [--json]
 
 DIR holds openb, Alibaba's public trace "GPU 2023" (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023): files
 openb_node_list_all_node.csv and openb_pod_list_default.csv. Its tasks are drawn with a seed, again and again, until
@@ -9,6 +9,9 @@ allows is left out. That is how the policies of "Beware of Fragmentation" (USENI
 
 Beside it stands a bound that no placement can beat: the tasks of each draw as fractions, on all nodes with GPUs put
 together into one, with but one of cores and memory looked at besides GPUs.
+
+With --simulated each draw is also run by `lavalite simulate`, whole control plane and all, and each task's node is
+compared: a policy that looks ahead goes by all of the trace here and by what has come so far there, others agree.
 """
 
 from __future__ import annotations
@@ -22,15 +25,22 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from figures import Figure, at_most, noted, report
+from figures import Figure, at_least, at_most, noted, report
 
+from lavalite.control.events import Specs
 from lavalite.control.workload import workload_of
 from lavalite.model.job import Request
-from lavalite.model.resources import WHOLE
+from lavalite.model.resources import WHOLE, Device
+from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Columns, DeviceRow, Workload
 from lavalite.placement.ranking import Ranking
 from lavalite.placement.registry import POLICIES
+from lavalite.simulate.draws import constant
+from lavalite.simulate.entries import ScenarioEntry
+from lavalite.simulate.run import Simulation
+from lavalite.simulate.scenario import NodePlan, Scenario
+from lavalite.simulate.traces import Trace, TraceJob
 
 MIB = 1024**2
 NODES, TASKS = "openb_node_list_all_node.csv", "openb_pod_list_default.csv"
@@ -43,6 +53,7 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, required=True, help="the folder with openb's files")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="may be repeated; else all")
+    parser.add_argument("--simulated", action="store_true", help="compare with what is simulated, task by task")
     parser.add_argument("--json", action="store_true", help="the last line is a list of the figures")
     asked = parser.parse_args()
     missing = [name for name in (NODES, TASKS) if not (asked.trace / name).is_file()]
@@ -55,7 +66,11 @@ def main() -> int:
         return 2
     nodes, tasks = _read(asked.trace / NODES), [_request(row) for row in _read(asked.trace / TASKS)]
     draws = [draw(tasks, _gpus(nodes), int(seed)) for seed in asked.seeds.split(",")]
-    return report(compare(nodes, tasks, draws, asked.policy or list(POLICIES)), as_json=asked.json)
+    policies = asked.policy or list(POLICIES)
+    figures = compare(nodes, tasks, draws, policies)
+    if asked.simulated:
+        figures += [agreement(nodes, tasks, draws[0], policy) for policy in policies]
+    return report(figures, as_json=asked.json)
 
 
 def compare(
@@ -90,8 +105,15 @@ def draw(tasks: list[Request], gpu_milli: int, seed: int) -> list[Request]:
 
 def allocated(nodes: list[dict[str, str]], drawn: list[Request], workload: Workload, policy: str) -> int:
     """The milli-GPUs of the tasks that found room, one after the other."""
-    columns, rankings, given, last = _columns(nodes), {}, 0, -1
+    chosen = choices(nodes, drawn, workload, policy)
+    return sum(request.gpu_milli for request, node in zip(drawn, chosen, strict=True) if node is not None)
+
+
+def choices(nodes: list[dict[str, str]], drawn: list[Request], workload: Workload, policy: str) -> list[str | None]:
+    """The node of each task, one after the other; None where none had room."""
+    columns, rankings, last = _columns(nodes), {}, -1
     columns.workload = workload
+    chosen: list[str | None] = []
     for request in drawn:
         key = (*request.amounts().items(),)
         if key not in rankings:
@@ -99,9 +121,40 @@ def allocated(nodes: list[dict[str, str]], drawn: list[Request], workload: Workl
         wanted = rankings[key].wanted
         row = rankings[key].best(columns, last)
         if row >= 0:
-            last, given = row, given + request.gpu_milli
+            last = row
             columns.take(row, wanted.line, wanted.pick_devices(columns.devices(row)), min(WHOLE, request.gpu_milli))
-    return given
+        chosen.append(columns.names[row] if row >= 0 else None)
+    return chosen
+
+
+def agreement(nodes: list[dict[str, str]], tasks: list[Request], drawn: list[Request], policy: str) -> Figure:
+    """How many tasks of a draw get the same node, or none, here and where all of it is simulated, in percent."""
+    here = choices(nodes, drawn, Workload(workload_of([(task, 1) for task in tasks]), 1), policy)
+    there = simulated(nodes, drawn, policy)
+    same = 100 * sum(a == b for a, b in zip(here, there, strict=True)) / len(drawn)
+    name, beside = f"simulated_same_percent_{policy}", f"{len(drawn)} tasks"
+    if POLICIES[policy].looks_ahead:
+        return noted(name, same, "%", f"{beside}; it looks ahead, see --help")
+    return at_least(name, same, "%", 100, beside)
+
+
+def simulated(nodes: list[dict[str, str]], drawn: list[Request], policy: str) -> list[str | None]:
+    """The node of each task under `lavalite simulate`, where one comes a second and none ends."""
+    queue = QueueSpec(DEFAULT_QUEUE, policy=policy, default=True, planned_starts=0)
+    top = ScenarioEntry(events=False, snapshot_every="365d")
+    scenario = Scenario("drawn", top, Specs(queues={DEFAULT_QUEUE: queue}))
+    for node in nodes:
+        devices = tuple(Device(id=f"gpu{at}", model=node["model"]) for at in range(int(node["gpu"])))
+        amounts = {"cpu": int(node["cpu_milli"]), "memory": int(node["memory_mib"]) * MIB}
+        amounts |= {"gpu": WHOLE * len(devices)} if devices else {}
+        capacity = NodeCapacity(node["sn"], {}, amounts, {"gpu": devices} if devices else {})
+        scenario.nodes.append(NodePlan(capacity, constant(0)))
+    jobs = [TraceJob(f"task-{at}", float(at + 1), request, None) for at, request in enumerate(drawn)]
+    scenario.traces.append(Trace(jobs))
+    run = Simulation(scenario, lambda line: None, lambda snapshot: None)
+    run.run(len(drawn) + 60.0)
+    on = dict(run.node_of_each())
+    return [on.get(at + 1) for at in range(len(drawn))]
 
 
 def most_allocated(nodes: list[dict[str, str]], drawn: list[Request]) -> float:

@@ -34,7 +34,8 @@ def simulate(
     file: Annotated[Path, typer.Argument(metavar="SCENARIO.yml", help="What is there, comes and happens.")],
     policy: Annotated[str, typer.Option(help="The placement policy of every queue.")] = "",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Put this in the scenario: seed=2, nodes=100.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Put this in the scenario: seed=2, nodes=100."),
     ] = None,
     swept: Annotated[
         list[str] | None,

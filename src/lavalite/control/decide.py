@@ -75,8 +75,7 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
         case NodeBeat():
             health.beat(state, event, now)
         case NodesBeat(names):
-            for name in names:
-                health.heard(state, name, now)
+            health.all_heard(state, names, now)
         case NodeReported():
             health.reports(state, event, now, out)
         case NodeRegistered():

@@ -12,6 +12,8 @@ Silence counts from the last beat that we acknowledged, or from when we began to
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lavalite.control import gangs, parking
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
@@ -103,16 +105,16 @@ def _lose(state: ClusterState, run: TaskRun, since: float, now: float, *, surely
         conclude(state, run, verdict, _lost_end(run, now), now)
         return
     run.lost_since = since
+    state.nodes[run.node].doubtful = True
     if run.state is not TaskState.UNKNOWN:
         state.move_run(run, TaskState.UNKNOWN)
 
 
 def reports(state: ClusterState, event: NodeReported, now: float, out: Outbox) -> None:
     """A batch of reports; acknowledged when all that follows from it is durable."""
-    node = state.nodes.get(event.node)
-    if node is None or not node.registered:
+    node = heard(state, event.node, now)
+    if node is None:
         return  # a session that was closed in between; the agent tells it again when it registers
-    node.heard_at = now
     for report in event.attempts:
         reported(state, node, report, now, out)
     out.durable.append(Acknowledge(node.name, event.seq))
@@ -130,10 +132,22 @@ def heard(state: ClusterState, name: str, now: float) -> NodeState | None:
     node = state.nodes.get(name)
     if node is None or not node.registered:
         return None
+    was_silent = now - node.heard_at >= state.settings.silent_after_seconds
     node.heard_at = now
-    if state.row_is_stale(node, now):
+    if was_silent:
         state.touch_node(node)
     return node
+
+
+def all_heard(state: ClusterState, names: Iterable[str], now: float) -> None:
+    """Many at once, of which hardly one was silent."""
+    fresh_seconds = state.settings.silent_after_seconds
+    for name in names:
+        node = state.nodes.get(name)
+        if node is not None and node.registered and now - node.heard_at < fresh_seconds:
+            node.heard_at = now
+        else:
+            heard(state, name, now)
 
 
 def disconnected(state: ClusterState, name: str) -> None:
@@ -161,21 +175,24 @@ def service_began(state: ClusterState, now: float) -> None:
         node.heard_at = now
         for run in node.runs.values():
             if run.journal_id != node.journal_id:
-                run.lost_since = now
+                run.lost_since, node.doubtful = now, True
 
 
 def watch(state: ClusterState, now: float, out: Outbox) -> None:
     """What time alone does to nodes and what runs on them."""
     queues = state.specs.queues.values()
     soonest = min([state.queue("").fence_after_seconds, *(queue.fence_after_seconds for queue in queues)])
+    fresh_seconds = min(soonest, state.settings.silent_after_seconds)
     for node in state.nodes.values():
+        silent_seconds = now - node.heard_at
+        if silent_seconds < fresh_seconds and not node.doubtful:
+            continue  # thousands of them, at every tick
         if state.row_is_stale(node, now):
             state.touch_node(node)
-        silent_seconds = now - node.heard_at
-        if node.runs:
-            for run in _durable_runs(node):
-                if silent_seconds >= soonest or run.lost_since is not None:
-                    _judge(state, node, run, now)
+        for run in _durable_runs(node):
+            if silent_seconds >= soonest or run.lost_since is not None:
+                _judge(state, node, run, now)
+        node.doubtful = any(run.lost_since is not None for run in node.runs.values())
         if node.connected and silent_seconds >= soonest:
             out.at_once.append(CloseSession(node.name, f"nothing was heard of it for {int(silent_seconds)} s"))
 

@@ -11,15 +11,15 @@ def forget_finished(state: ClusterState, now: float) -> None:
     """Remove what is over its time; never a job that an unfinished one still depends on."""
     settings = state.settings
     too_many = len(state.finished) - settings.keep_finished_jobs
-    looked_at = list(islice(state.finished.items(), 10 * settings.max_removals))
-    removed = 0
-    for place, (job_id, ended_at) in enumerate(looked_at):
+    over: list[int] = []
+    for place, (job_id, ended_at) in enumerate(islice(state.finished.items(), 10 * settings.max_removals)):
         too_old = now - ended_at > settings.keep_finished_seconds
-        if removed >= settings.max_removals or not (too_old or place < too_many):
-            return
+        if len(over) >= settings.max_removals or not (too_old or place < too_many):
+            break
         if not _is_needed(state, job_id):
-            state.remove_job(state.jobs[job_id])
-            removed += 1
+            over.append(job_id)
+    for job_id in over:
+        state.remove_job(state.jobs[job_id])
 
 
 def _is_needed(state: ClusterState, job_id: int) -> bool:

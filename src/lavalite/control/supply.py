@@ -51,6 +51,8 @@ class NodeState:
     generation: int = 0
     """In which its agent told its journal last."""
     lim_silent: bool = False
+    doubtful: bool = False
+    """Whether it may have something of which its agent can never tell what became of it (`TaskRun.lost_since`)."""
     runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
 
     @classmethod

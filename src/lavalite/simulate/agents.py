@@ -71,7 +71,9 @@ class SimulatedAgent:
 
     def start(self, start: AttemptStart, now: float, work: float | None, exit_code: int) -> Running:
         limit = start.walltime_seconds
-        running = Running(now, work, exit_code, now, None if limit is None else now + limit, start.fence_after_seconds)
+        running = Running(
+            now, work, exit_code, now, None if limit is None else now + limit, start.fence_after_seconds
+        )
         self.running[start.id] = running
         self.note(start.id, "started", now)
         return running

@@ -104,6 +104,9 @@ class SimulatedCluster:
         self._sessions = count(1)
         self._ticking = False
         self._beaten_at = 0.0
+        self._here: tuple[str, ...] | None = None
+        """Agents that beat; None where that has to be found out anew."""
+        self._all_here = False
         self._wakes: set[float] = set()
         self.feed(Loaded())
         self.feed(DefinitionApplied(b"{}", specs))
@@ -125,7 +128,7 @@ class SimulatedCluster:
         self.now, _, what, words = heapq.heappop(self._due)
         what(*words)
 
-    # --- the leader -----------------------------------------------------------------------------------------------
+    # --- the leader ---------------------------------------------------------------------------------------------
 
     @property
     def wall(self) -> float:
@@ -145,20 +148,32 @@ class SimulatedCluster:
         self._ticking = False
         if not self.leads:
             return
-        if not (self.cut or self.state.unfinished_tasks or self._pipeline):
-            return  # nothing can happen by itself
+        waiting = self.state.unfinished_tasks - len(self.state.runs)
+        if self.in_order and not waiting and not self._pipeline:
+            return  # nothing can happen by itself: the next event begins with a beat of all
         self._ticking = True
         self.beat()
         self._carry_out(decide(self.state, Tick(), self.wall))
         self.watcher.ticked(self.now)
-        self.after(self.tick_seconds, self._tick)
+        self.after(self._until_next_tick(), self._tick)
+
+    def _until_next_tick(self) -> float:
+        """While all is in order, time alone decides little: only that agents still beat must be seen in time."""
+        return max(self.tick_seconds, self.settings.silent_after_seconds / 2) if self.in_order else self.tick_seconds
+
+    @property
+    def in_order(self) -> bool:
+        """Whether all agents beat, to a leader that can write."""
+        return self.leads and self.store_up and self._here is not None and self._all_here
 
     def beat(self) -> None:
         """Let all beat that can, if it is time for that."""
-        if self.leads and self.now - self._beaten_at >= self.settings.beat_seconds:
+        if self.leads and (self._here is None or self.now - self._beaten_at >= self.settings.beat_seconds):
             self._beaten_at = self.now
-            here = tuple(a.name for a in self.agents.values() if a.session and a.cut_at is None)
-            self._carry_out(decide(self.state, NodesBeat(here), self.wall))
+            if self._here is None:
+                self._here = tuple(a.name for a in self.agents.values() if a.session and a.cut_at is None)
+                self._all_here = len(self._here) == len(self.agents)
+            self._carry_out(decide(self.state, NodesBeat(self._here), self.wall))
 
     def _wake(self, at: float) -> None:
         self._wakes.discard(at)
@@ -178,6 +193,7 @@ class SimulatedCluster:
         if not self.leads:
             return
         self.leads = self._writing = False
+        self._here = None
         self._pipeline.clear()
         self._wakes.clear()
         for agent in self.agents.values():
@@ -198,7 +214,7 @@ class SimulatedCluster:
         for agent in self.agents.values():
             self.after(RECONNECT_SECONDS, self.connect, agent)
 
-    # --- the store --------------------------------------------------------------------------------------------------
+    # --- the store ----------------------------------------------------------------------------------------------
 
     def set_store(self, up: bool) -> None:
         self.store_up = up
@@ -232,7 +248,7 @@ class SimulatedCluster:
         self._writing = False
         self._write()
 
-    # --- the network --------------------------------------------------------------------------------------------------
+    # --- the network --------------------------------------------------------------------------------------------
 
     def _effect(self, effect: Effect) -> None:
         if isinstance(effect, Wake):
@@ -293,7 +309,7 @@ class SimulatedCluster:
         """Feed what an agent tells of attempts; who watches is told of those that are over by it."""
         over = [report for report in reports if report.state in ("ended", "refused")]
         runs = [(report, self.state.runs.get(TaskKey(report.id.job, report.id.task))) for report in over]
-        ours = [(report, run.preempted) for report, run in runs if run is not None and run.attempt == report.id.attempt]
+        ours = [(told, run.preempted) for told, run in runs if run is not None and run.attempt == told.id.attempt]
         self.feed(event)
         for report, preempted in ours:
             job = self.state.jobs.get(report.id.job)
@@ -302,7 +318,7 @@ class SimulatedCluster:
                 why = "preempted" if preempted and report.exit_code else report.reason
                 self.watcher.concluded(self.now, report.id, agent.name, why, job.state_of(position).value)
 
-    # --- agents -------------------------------------------------------------------------------------------------------
+    # --- agents -------------------------------------------------------------------------------------------------
 
     def join(self, name: str, offer: NodeOffer) -> SimulatedAgent:
         """A node comes for the first time."""
@@ -314,7 +330,7 @@ class SimulatedCluster:
         """A session begins, unless there is one, or it cannot be now."""
         if agent.session or agent.cut_at is not None or not self.leads:
             return
-        agent.session = next(self._sessions)
+        agent.session, self._here = next(self._sessions), None
         told = agent.registration(EPOCH_SECONDS)
         self._feed_reports(agent, told, told.attempts)
         self.watcher.connected(self.now, agent.name)
@@ -323,14 +339,14 @@ class SimulatedCluster:
 
     def _break(self, agent: SimulatedAgent) -> None:
         """A session ends. What was not acknowledged is told in the next."""
-        agent.session = 0
+        agent.session, self._here = 0, None
         self.feed(NodeDisconnected(agent.name))
         self.after(RECONNECT_SECONDS, self.connect, agent)
 
     def cut_off(self, agent: SimulatedAgent) -> None:
         """Nothing it says arrives, nor anything said to it. That is for the leader to find out."""
         if agent.cut_at is None:
-            agent.cut_at = self.now
+            agent.cut_at, self._here = self.now, None
             self.cut.add(agent.name)
             self.schedule_fences(agent)
             self.feed(Tick())
@@ -338,7 +354,7 @@ class SimulatedCluster:
     def mend(self, agent: SimulatedAgent) -> None:
         """It is heard of again, in a new session."""
         if agent.cut_at is not None:
-            agent.cut_at, agent.session = None, 0
+            agent.cut_at, agent.session, self._here = None, 0, None
             self.cut.discard(agent.name)
             self.after(RECONNECT_SECONDS, self.connect, agent)
 

@@ -20,8 +20,8 @@ from lavalite.model.pools_entries import (
     Entry,
     GpuAsk,
     Seconds,
-    reads,
     custom,
+    reads,
 )
 from lavalite.simulate.draws import Draw, constant
 
@@ -85,8 +85,8 @@ class NodesEntry(CapacityEntry):
 
 
 class JobsEntry(Entry):
-    """`jobs.NAME`: `count` jobs, the first at `at`, and one `every` so often; without `every` all at once, and without
-    `count` as many as come in time, or else one.
+    """`jobs.NAME`: `count` jobs, the first at `at`, and one `every` so often; without `every` all at once. Without
+    `count` there is no end of them, or only one where `every` is not said either.
 
     `runs` is how long a task takes, `fails` the share of attempts that end with exit code 1.
     """
@@ -190,7 +190,9 @@ class FaultEntry(Entry):
         if len(told) != 1:
             raise custom("missing", "one thing goes wrong at a time", f"Write one of {', '.join(FAULTS)}.")
         if (self.at is None) == (self.every is None):
-            raise custom("missing", "when it happens is not said, or twice", "Write at: 2m, or every: {exponential: 1h}.")
+            raise custom(
+                "missing", "when it happens is not said, or twice", "Write at: 2m, or every: {exponential: 1h}."
+            )
         if self.lasts is None and told[0] in ("store_outage", "lose_messages"):
             raise custom("missing", "how long it lasts is not said", "Write for: 30s.")
         return self

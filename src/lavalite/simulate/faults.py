@@ -64,8 +64,7 @@ class Faults:
                 cluster.lost_share = self._is_lost
                 return partial(self._lose_no_more, at)
         agents = [agent for name in fault.nodes() if (agent := self._agent(name, source)) is not None]
-        ends = [self._of_node(fault, agent) for agent in agents]
-        return lambda: [end() for end in ends] and None
+        return partial(_all, [self._of_node(fault, agent) for agent in agents])
 
     def _agent(self, name: str, source: random.Random) -> SimulatedAgent | None:
         known = self._cluster.agents
@@ -132,3 +131,8 @@ class Faults:
     def _lose_no_more(self, at: int) -> None:
         self._tell(self._cluster.now, "no message is lost any more")
         del self._losing[at]
+
+
+def _all(ends: list[Callable[[], None]]) -> None:
+    for end in ends:
+        end()

@@ -1,7 +1,7 @@
 """A scenario at the pace of the clock, until it is told to stop: a daemon that converges.
 
-Virtual time follows the clock; what is due is done when it is due. SIGINT and SIGTERM end it after what is being done,
-with a report of how far it came.
+Virtual time follows the clock; what is due is done when it is due. SIGINT and SIGTERM end it once what is being done
+is done, with a report of how far it came.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is measured while a scenario runs: waits, slowdowns, use, evictions. Sums only, so that it stays small.
 
-    wait         from when a task was submitted to when it started for the first time
-    slowdown     (end − submit) ÷ run of its last attempt, at least 1 second of it
-    utilisation  what was committed × for how long ÷ what there was × for how long, per kind
+wait         from when a task was submitted to when it started for the first time
+slowdown     (end − submit) ÷ run of its last attempt, at least 1 second of it
+utilisation  what was committed × for how long ÷ what there was × for how long, per kind
 """
 
 from __future__ import annotations
@@ -43,20 +43,16 @@ class Measures:
     preemptions: int = 0
     retries: int = 0
     placements: int = 0
-    used: Counter[str] = field(default_factory=Counter)
-    """Amount × seconds, by kind."""
     used_by: dict[str, Counter[str]] = field(default_factory=dict)
-    """The same by user."""
-    offered: Counter[str] = field(default_factory=Counter)
-    """Amount × seconds that nodes were there, by kind."""
+    """Amount × seconds by user and kind, of what was given back."""
     live: dict[TaskKey, LiveAttempt] = field(default_factory=dict)
     begun: dict[TaskKey, float] = field(default_factory=dict)
     """When tasks that have not ended well started for the first time."""
     last_end: float = 0.0
 
-    def assigned(self, key: TaskKey, attempt: int, node: str, user: str, amounts: Mapping[str, int], now: float) -> None:
+    def assigned(self, key: TaskKey, attempt: LiveAttempt) -> None:
         self.placements += 1
-        self.live[key] = LiveAttempt(node, attempt, user, amounts, now)
+        self.live[key] = attempt
 
     def started(self, id: AttemptId, submitted_at: float, now: float) -> None:
         key = TaskKey(id.job, id.task)
@@ -71,12 +67,15 @@ class Measures:
         """What it held is free: that was so much for so long."""
         found = self.live.pop(key, None)
         if found is not None:
-            seconds = now - found.assigned_at
-            by_user = self.used_by.setdefault(found.user, Counter())
-            for kind, amount in found.amounts.items():
-                self.used[kind] += amount * seconds  # type: ignore[assignment]
-                by_user[kind] += amount * seconds  # type: ignore[assignment]
+            _add_use(self.used_by, found, now)
         return found
+
+    def used_until(self, now: float) -> dict[str, Counter[str]]:
+        """Amount × seconds by user and kind, with what is held still."""
+        used_by = {user: Counter(used) for user, used in self.used_by.items()}
+        for found in self.live.values():
+            _add_use(used_by, found, now)
+        return used_by
 
     def finished(self, key: TaskKey, found: LiveAttempt | None, submitted_at: float, state: str, now: float) -> None:
         """The task has ended for good."""
@@ -87,10 +86,11 @@ class Measures:
             ran = max(SHORTEST_RUN_SECONDS, now - found.started_at)
             self.slowdowns.append(max(1.0, (now - submitted_at) / ran))
 
-    def offer(self, amounts: Mapping[str, int], seconds: float) -> None:
-        """A node was there for so long (less than 0: its last part was not)."""
-        for kind, amount in amounts.items():
-            self.offered[kind] += amount * seconds  # type: ignore[assignment]
+
+def _add_use(used_by: dict[str, Counter[str]], found: LiveAttempt, now: float) -> None:
+    by_kind, seconds = used_by.setdefault(found.user, Counter()), now - found.assigned_at
+    for kind, amount in found.amounts.items():
+        by_kind[kind] += amount * seconds  # type: ignore[assignment]
 
 
 def percentile(values: Sequence[float], part: float) -> float | None:

@@ -25,7 +25,9 @@ def check_plot(path: Path) -> None:
         hint = "Let it end in .png or .svg."
         raise InputError(f"{path} is no picture that can be drawn", field="--plot", hint=hint)
     if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent}", field="--plot", hint="Make it, or name another.")
+        raise InputError(
+            f"there is no folder {path.absolute().parent}", field="--plot", hint="Make it, or name another."
+        )
     _pyplot()
 
 
@@ -79,7 +81,9 @@ def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", field="--plot", hint="Name another.") from None
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}", field="--plot", hint="Name another."
+        ) from None
 
 
 def _pyplot() -> Any:

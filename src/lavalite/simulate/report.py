@@ -51,8 +51,8 @@ class Snapshot:
 class Report:
     """How a run went. `ended` is done, until (its time was up), stalled (what waits waits for ever) or stopped.
 
-    Times are in seconds. `use` is over the whole run, `use_over_time` at each snapshot; `fairness` is Jain's index over
-    users, of the rarest kind that anybody used.
+    Times are in seconds. `use` is over the whole run, `use_over_time` at each snapshot; `fairness` is Jain's index
+    over users, of the rarest kind that anybody used.
     """
 
     name: str
@@ -87,7 +87,8 @@ def snapshot_of(run: Simulation) -> Snapshot:
         "pending": state.unfinished_tasks - len(measures.live),
         "assigned": len(measures.live) - running,
         "running": running,
-        **{name: measures.ended[name] for name in ("succeeded", "failed") if name != "failed" or measures.ended[name]},
+        "succeeded": measures.ended["succeeded"],
+        "failed": measures.ended["failed"],
         "evicted": measures.evictions,
     }
     states = {node.name: node_state(state, node, wall) for node in state.nodes.values()}
@@ -133,11 +134,12 @@ def _fragmented(run: Simulation) -> float | None:
 
 def report_of(run: Simulation, why: str) -> Report:
     measures, now, state = run.measures, run.cluster.now, run.cluster.state
-    _close_the_books(run)
+    offered, used_by = _offered(run), measures.used_until(now)
+    used = sum(used_by.values(), Counter[str]())
     unfinished = state.unfinished_tasks
-    use = {kind: round(measures.used[kind] / has, 4) for kind in KINDS if (has := measures.offered[kind]) > 0}
-    used = [kind for kind in (GPU, *KINDS) if measures.used[kind] > 0]
-    fair = fairness(measures.used_by, used[0]) if used else None
+    use = {kind: round(used[kind] / offered[kind], 4) for kind in KINDS if offered[kind] > 0}
+    rarest = next((kind for kind in (GPU, *KINDS) if used[kind] > 0), None)
+    fair = fairness(used_by, rarest) if rarest is not None else None
     return Report(
         name=run.scenario.top.name or run.scenario.file,
         ended=why,
@@ -163,14 +165,14 @@ def report_of(run: Simulation, why: str) -> Report:
     )
 
 
-def _close_the_books(run: Simulation) -> None:
-    """What runs and what is there has been so up to now."""
-    measures, now = run.measures, run.cluster.now
-    for key in list(measures.live):
-        measures.released(key, now)
+def _offered(run: Simulation) -> Counter[str]:
+    """Amount × seconds that it was there, by kind."""
+    offered: Counter[str] = Counter()
     for plan in run.scenario.nodes:
-        if plan.capacity.name in run.cluster.agents:
-            measures.offer(plan.capacity.amounts, now)
+        if (joined_at := run.joined_at.get(plan.capacity.name)) is not None:
+            for kind, amount in plan.capacity.amounts.items():
+                offered[kind] += amount * (run.cluster.now - joined_at)  # type: ignore[assignment]
+    return offered
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ and nothing ever will.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -21,13 +21,13 @@ from lavalite.control.workload import LAST_JOBS, workload_of
 from lavalite.model.job import Dependency, JobRecord, Request
 from lavalite.model.resources import UNITS, NodeOffer, Resource
 from lavalite.model.specs import NodeCapacity
-from lavalite.model.task import AttemptId
+from lavalite.model.task import AttemptId, TaskState
 from lavalite.placement.columns import Workload
 from lavalite.simulate.arrivals import JobPlan, plans_of
 from lavalite.simulate.cluster import SimulatedCluster
 from lavalite.simulate.draws import source_of
 from lavalite.simulate.faults import Faults
-from lavalite.simulate.measures import Measures
+from lavalite.simulate.measures import LiveAttempt, Measures
 from lavalite.simulate.report import Report, Snapshot, report_of, snapshot_of
 from lavalite.simulate.scenario import Scenario
 from lavalite.simulate.story import HEALTH, JOB, RESCHEDULER, SCENARIO, SCHEDULER, Line, Story
@@ -35,6 +35,7 @@ from lavalite.simulate.story import HEALTH, JOB, RESCHEDULER, SCENARIO, SCHEDULE
 STALLED_SECONDS = 3600.0
 AGAIN_SECONDS = 1.0
 MOST_REASONS = 5
+NODE_SAYS = {"ready": "is healthy again", "lost": "is lost", "drained": "is drained"}
 LOST_REASONS = ("lost", "fence")
 
 
@@ -56,9 +57,7 @@ class Placed:
 class Simulation:
     """A scenario under way. `hand_on` is given each line of its story, `show` each snapshot."""
 
-    def __init__(
-        self, scenario: Scenario, hand_on: Callable[[Line], None], show: Callable[[Snapshot], None]
-    ) -> None:
+    def __init__(self, scenario: Scenario, hand_on: Callable[[Line], None], show: Callable[[Snapshot], None]) -> None:
         self.scenario, self._show = scenario, show
         self.measures = Measures()
         self.snapshots: list[Snapshot] = []
@@ -85,6 +84,7 @@ class Simulation:
         self._coming = 0
         """So many nodes and jobs are yet to come."""
         self.submitted_tasks = 0
+        self.joined_at: dict[str, float] = {}
         self._moved_at = 0.0
         self._begin()
         self._faults = Faults(scenario, self.cluster, lambda at, text: self._story.tell(at, SCENARIO, text))
@@ -141,7 +141,7 @@ class Simulation:
     def _join(self, capacity: NodeCapacity) -> None:
         self._coming -= 1
         self._moved_at = self.cluster.now
-        self.measures.offer(capacity.amounts, -self.cluster.now)
+        self.joined_at[capacity.name] = self.cluster.now
         self._story.tell(self.cluster.now, SCENARIO, f"{capacity.name} joins")
         self.cluster.join(capacity.name, offer_of(capacity))
 
@@ -190,7 +190,7 @@ class Simulation:
     def assigned(self, now: float, key: TaskKey, attempt: int, node: str) -> None:
         placed = self._jobs[key.job]
         self._moved_at = now
-        self.measures.assigned(key, attempt, node, placed.user, placed.amounts, now)
+        self.measures.assigned(key, LiveAttempt(node, attempt, placed.user, placed.amounts, now))
         if self._story.every_task:
             again = f", attempt {attempt}" if attempt > 1 else ""
             self._story.tell(now, SCHEDULER, f"{self._task(key)} Pending → Assigned to {node}{again}")
@@ -248,7 +248,7 @@ class Simulation:
         is_now = node_state(self.cluster.state, node, self.cluster.wall)
         if is_now != before:
             self._suspects[name] = is_now
-            said = {"ready": "is healthy again", "lost": "is lost", "drained": "is drained"}.get(is_now, "is unhealthy")
+            said = NODE_SAYS.get(is_now, "is unhealthy")
             silent = self.cluster.wall - node.heard_at
             since = f": no beat for {int(silent)} s" if is_now not in ("ready", "drained") else ""
             self._story.tell(now, HEALTH, f"{name} {said}{since}")
@@ -282,6 +282,10 @@ class Simulation:
         index = f"[{key.task}]" if placed.is_array else ""
         return f"job {key.job}{index} ({placed.name})"
 
+    def node_of_each(self) -> Iterator[tuple[int, str]]:
+        """The job and the node of every attempt that holds something now."""
+        return ((key.job, live.node) for key, live in self.measures.live.items())
+
     def workload(self) -> Workload:
         """What was asked for of late, whether a policy goes by it or not."""
         jobs = islice(reversed(self._jobs.values()), LAST_JOBS)
@@ -290,11 +294,10 @@ class Simulation:
 
     def why_unfinished(self) -> list[str]:
         """Of the first few that wait, what they wait for."""
-        state, said = self.cluster.state, []
+        state, said = self.cluster.state, list[str]()
         for number in sorted(state.jobs):
-            if state.jobs[number].unfinished and len(said) < MOST_REASONS:
-                why = explain(state, state.jobs[number], self.cluster.wall).sentence
-                said.append(f"job {number} ({self._jobs[number].name}): {why}")
+            if len(said) < MOST_REASONS and TaskState.PENDING in state.jobs[number].by_state():
+                said.append(explain(state, state.jobs[number], self.cluster.wall).sentence)
         return said
 
     def _snapshot(self) -> None:

@@ -120,9 +120,7 @@ def _pools(read: YamlText, file: str, faults: FaultList) -> PoolsDocument | None
     return document
 
 
-def _check(
-    scenario: Scenario, happens: Mapping[int, FaultEntry], pools: PoolsDocument, faults: FaultList
-) -> None:
+def _check(scenario: Scenario, happens: Mapping[int, FaultEntry], pools: PoolsDocument, faults: FaultList) -> None:
     """What must hold between entries."""
     names = [plan.capacity.name for plan in scenario.nodes]
     if not names:
@@ -143,7 +141,9 @@ def _check(
         _check_jobs(scenario, name, jobs, pools, queues, faults)
     for trace in scenario.traces:
         if trace.queue and trace.queue not in queues:
-            faults.add("unknown_queue", ("traces",), f"there is no queue {trace.queue}", did_you_mean(trace.queue, queues))
+            faults.add(
+                "unknown_queue", ("traces",), f"there is no queue {trace.queue}", did_you_mean(trace.queue, queues)
+            )
 
 
 def _check_jobs(
@@ -151,9 +151,16 @@ def _check_jobs(
 ) -> None:
     path = ("jobs", name)
     if jobs.queue and jobs.queue not in queues:
-        faults.add("unknown_queue", (*path, "queue"), f"there is no queue {jobs.queue}", did_you_mean(jobs.queue, queues))
+        faults.add(
+            "unknown_queue", (*path, "queue"), f"there is no queue {jobs.queue}", did_you_mean(jobs.queue, queues)
+        )
     if jobs.policy and jobs.policy not in POLICIES:
-        faults.add("unknown_policy", (*path, "policy"), f"there is no policy {jobs.policy}", did_you_mean(jobs.policy, POLICIES))
+        faults.add(
+            "unknown_policy",
+            (*path, "policy"),
+            f"there is no policy {jobs.policy}",
+            did_you_mean(jobs.policy, POLICIES),
+        )
     if jobs.host and jobs.host not in scenario.specs.hosts:
         hint = did_you_mean(jobs.host, scenario.specs.hosts)
         faults.add("unknown_host", (*path, "host"), f"there is no logical host {jobs.host}", hint)
@@ -237,7 +244,11 @@ def _set(value: Any, name: str, new: Any) -> None:
         elif isinstance(value, dict):
             value = value.setdefault(step, {})
         else:
-            raise InputError(f"the scenario has no {name}", field=name, hint="Write it as it is nested: queues.normal.policy.")
+            raise InputError(
+                f"the scenario has no {name}", field=name, hint="Write it as it is nested: queues.normal.policy."
+            )
     if not isinstance(value, dict):
-        raise InputError(f"the scenario has no {name}", field=name, hint="Write it as it is nested: queues.normal.policy.")
+        raise InputError(
+            f"the scenario has no {name}", field=name, hint="Write it as it is nested: queues.normal.policy."
+        )
     value[steps[-1]] = new

@@ -51,7 +51,9 @@ def sweep(
     combinations = [dict(zip(names, values, strict=True)) for values in product(*(values for _, values in swept))]
     if len(combinations) > MOST_RUNS:
         hint = "Leave some values out."
-        raise InputError(f"that is {len(combinations)} runs, and {MOST_RUNS} are the most", field="--sweep", hint=hint)
+        raise InputError(
+            f"that is {len(combinations)} runs, and {MOST_RUNS} are the most", field="--sweep", hint=hint
+        )
     scenarios = [read_scenario(path, {**fixed, **settings}) for settings in combinations]
     for settings, scenario in zip(combinations, scenarios, strict=True):
         scenario.top.events = False

@@ -62,7 +62,7 @@ def _openb(entry: TraceEntry, folder: Path) -> Trace:
             if numbers is not None:
                 trace.nodes.append(_openb_node(row, *numbers))
     columns = ("cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "creation_time", "deletion_time", "scheduled_time")
-    read = []
+    read: list[tuple[str, tuple[int, ...]]] = []
     for line, row in _rows(folder / OPENB_TASKS, ("name", *columns)):
         if len(faults) >= MOST_FAULTS or (entry.most is not None and len(read) >= entry.most):
             break
