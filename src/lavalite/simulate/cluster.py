@@ -53,6 +53,7 @@ EPOCH_SECONDS = 1_704_067_200.0
 """What the wall clock says at the start: 2024-01-01 00:00 UTC, a Monday."""
 KEYS = Keys("simulated")
 RECONNECT_SECONDS = 1.0
+LONGEST_TICK_SECONDS = 300.0
 SIGCONT, SIGSTOP = 18, 19
 Work = Callable[[AttemptId], tuple[float | None, int]]
 """How long an attempt runs (None: without end), and the exit code that it ends with."""
@@ -102,7 +103,9 @@ class SimulatedCluster:
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = count()
         self._sessions = count(1)
-        self._ticking = False
+        self._tick_gap = 0.0
+        """So long after the one before the next tick comes; 0 while none is to come."""
+        self._tick_number = 0
         self._beaten_at = 0.0
         self._here: tuple[str, ...] | None = None
         """Agents that beat; None where that has to be found out anew."""
@@ -138,28 +141,29 @@ class SimulatedCluster:
         """Let control decide, and carry out what it says. Without a leader nobody hears of it."""
         if not self.leads:
             return
-        if not self._ticking:
-            self._ticking = True
-            self.beat()
-            self.after(self.tick_seconds, self._tick)
+        self.beat()
+        if self._tick_gap != self.tick_seconds:
+            self._tick_in(self.tick_seconds)
         self._carry_out(decide(self.state, event, self.wall))
 
-    def _tick(self) -> None:
-        self._ticking = False
-        if not self.leads:
-            return
-        waiting = self.state.unfinished_tasks - len(self.state.runs)
-        if self.in_order and not waiting and not self._pipeline:
-            return  # nothing can happen by itself: the next event begins with a beat of all
-        self._ticking = True
-        self.beat()
-        self._carry_out(decide(self.state, Tick(), self.wall))
-        self.watcher.ticked(self.now)
-        self.after(self._until_next_tick(), self._tick)
+    def _tick_in(self, seconds: float) -> None:
+        """Instead of the tick that was to come next."""
+        self._tick_gap, self._tick_number = seconds, self._tick_number + 1
+        self.after(seconds, self._tick, self._tick_number)
 
-    def _until_next_tick(self) -> float:
-        """While all is in order, time alone decides little: only that agents still beat must be seen in time."""
-        return max(self.tick_seconds, self.settings.silent_after_seconds / 2) if self.in_order else self.tick_seconds
+    def _tick(self, number: int) -> None:
+        """While all is in order and ticks bring nothing about they come ever less often, and end with the work."""
+        if number != self._tick_number:
+            return
+        gap, self._tick_gap = self._tick_gap, 0.0
+        if not self.leads or (self.in_order and not self.state.unfinished_tasks and not self._pipeline):
+            return
+        self.beat()
+        actions = decide(self.state, Tick(), self.wall)
+        self._carry_out(actions)
+        self.watcher.ticked(self.now)
+        calm = self.in_order and all(isinstance(action, Wake) and action.at > self.wall for action in actions)
+        self._tick_in(min(2 * gap, LONGEST_TICK_SECONDS) if calm else self.tick_seconds)
 
     @property
     def in_order(self) -> bool:

@@ -142,7 +142,8 @@ class Simulation:
         self._coming -= 1
         self._moved_at = self.cluster.now
         self.joined_at[capacity.name] = self.cluster.now
-        self._story.tell(self.cluster.now, SCENARIO, f"{capacity.name} joins")
+        if self._story.every_task or self.cluster.now:
+            self._story.tell(self.cluster.now, SCENARIO, f"{capacity.name} joins")
         self.cluster.join(capacity.name, offer_of(capacity))
 
     def _arrive(self, jobs: JobPlan, number: int) -> None:
