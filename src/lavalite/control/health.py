@@ -134,7 +134,7 @@ def heard(state: ClusterState, name: str, now: float) -> NodeState | None:
         return None
     was_silent = now - node.heard_at >= state.settings.silent_after_seconds
     node.heard_at = now
-    if was_silent:
+    if was_silent and state.row_is_stale(node, now):
         state.touch_node(node)
     return node
 

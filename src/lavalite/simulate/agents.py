@@ -43,6 +43,12 @@ class Running:
         ends = [at for at in (done, self.walltime_at) if at is not None]
         return min(ends, default=None)
 
+    def is_too_late(self, now: float, factor: float) -> bool:
+        """Whether its walltime is over, and its work is not done."""
+        if self.walltime_at is None or now < self.walltime_at:
+            return False
+        return self.left is None or self.suspended or self.since + self.left * factor > self.walltime_at
+
 
 @dataclass(slots=True)
 class SimulatedAgent:

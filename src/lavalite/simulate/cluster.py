@@ -404,7 +404,7 @@ class SimulatedCluster:
         running = agent.running.get(attempt)
         if running is None or running.turn != turn or agent.boots != boots:
             return
-        if running.walltime_at is not None and self.now >= running.walltime_at:
+        if running.is_too_late(self.now, agent.factor):
             agent.end(attempt, self.now, SIGTERM_CODE, "walltime")
         else:
             agent.end(attempt, self.now, running.exit_code, "exit")

@@ -18,13 +18,13 @@ from lavalite.control.settings import Settings
 from lavalite.control.tasks import TaskKey
 from lavalite.control.views import node_state
 from lavalite.control.workload import LAST_JOBS, workload_of
-from lavalite.model.job import Dependency, JobRecord, Request
+from lavalite.model.job import Dependency, JobRecord, JobSpec, Request
 from lavalite.model.resources import UNITS, NodeOffer, Resource
 from lavalite.model.specs import NodeCapacity
 from lavalite.model.task import AttemptId, TaskState
 from lavalite.placement.columns import Workload
 from lavalite.simulate.arrivals import JobPlan, plans_of
-from lavalite.simulate.cluster import SimulatedCluster
+from lavalite.simulate.cluster import KEYS, SimulatedCluster
 from lavalite.simulate.draws import source_of
 from lavalite.simulate.faults import Faults
 from lavalite.simulate.measures import LiveAttempt, Measures
@@ -35,6 +35,7 @@ from lavalite.simulate.story import HEALTH, JOB, RESCHEDULER, SCENARIO, SCHEDULE
 STALLED_SECONDS = 3600.0
 AGAIN_SECONDS = 1.0
 MOST_REASONS = 5
+MOST_UNANSWERED = 1000
 NODE_SAYS = {"ready": "is healthy again", "lost": "is lost", "drained": "is drained"}
 LOST_REASONS = ("lost", "fence")
 
@@ -79,6 +80,11 @@ class Simulation:
         self._jobs: dict[int, Placed] = {}
         self._ids: dict[str, list[int]] = {}
         """Of each entry, its jobs."""
+        self._unanswered: dict[int, JobSpec] = {}
+        """Jobs that may not be durable yet."""
+        self._untold: list[tuple[Placed, JobSpec]] = []
+        """Jobs of which no leader knows, since the one that was told is lost."""
+        self._telling = False
         self._suspects: dict[str, str] = {}
         """Nodes that may not be well, with what was said of them last."""
         self._coming = 0
@@ -124,7 +130,7 @@ class Simulation:
 
     def over(self) -> str | None:
         """Why it is over; None while it is not."""
-        if self._coming or self._faults.pending:
+        if self._coming or self._faults.pending or not self.cluster.leads or self._telling:
             return None
         if not self.cluster.state.unfinished_tasks and self.cluster.leads and not self.measures.live:
             return "done"
@@ -158,29 +164,63 @@ class Simulation:
             self.cluster.at(following, self._arrive, jobs, number + 1)
 
     def _submit(self, jobs: JobPlan, number: int) -> None:
-        spec = jobs.spec
+        spec, state = jobs.spec, self.cluster.state
         if jobs.after:
-            ids = [job for entry in jobs.after for job in self._ids.get(entry, ()) if job in self.cluster.state.jobs]
+            ids = [job for entry in jobs.after for job in self._ids.get(entry, ()) if job in state.jobs]
             spec = spec.model_copy(update={"depends": [Dependency(job=job) for job in ids[-1000:]]})
-        now, state = self.cluster.now, self.cluster.state
-        self._moved_at = now
+        self._moved_at = self.cluster.now
         try:
             admit(state, spec, self.cluster.wall)
         except InputError as error:
             self.measures.refused += 1
-            self._story.tell(now, SCENARIO, f"{jobs.name} is refused: {error.fault.message}")
+            self._story.tell(self.cluster.now, SCENARIO, f"{jobs.name} is refused: {error.fault.message}")
             return
-        job = state.next_job_id()
-        self._jobs[job] = Placed(
-            jobs, number, jobs.name, spec.array is not None, now, spec.request, spec.request.amounts(), spec.user
+        placed = Placed(
+            jobs,
+            number,
+            jobs.name,
+            spec.array is not None,
+            self.cluster.now,
+            spec.request,
+            spec.request.amounts(),
+            spec.user,
         )
-        self._ids.setdefault(jobs.name, []).append(job)
-        tasks = len(spec.indices())
-        self.submitted_tasks += tasks
+        self.submitted_tasks += len(spec.indices())
+        self._let_in(placed, spec)
+
+    def _let_in(self, placed: Placed, spec: JobSpec) -> None:
+        """It has no answer before it is durable: whoever leads then is told again."""
+        job, tasks = self.cluster.state.next_job_id(), len(spec.indices())
+        self._jobs[job] = placed
+        self._ids.setdefault(placed.name, []).append(job)
+        if len(self._unanswered) >= MOST_UNANSWERED:
+            self._forget_answered()
+        self._unanswered[job] = spec
         if self._story.every_task:
             several = f", {tasks} tasks" if tasks > 1 else ""
-            self._story.tell(now, SCENARIO, f"job {job} ({jobs.name}) is submitted{several}")
+            self._story.tell(self.cluster.now, SCENARIO, f"job {job} ({placed.name}) is submitted{several}")
         self.cluster.feed(Submitted(JobRecord(id=job, spec=spec, submitted_at=self.cluster.wall)))
+
+    def _forget_answered(self) -> None:
+        store = self.cluster.store
+        self._unanswered = {j: spec for j, spec in self._unanswered.items() if KEYS.job(j) not in store}
+
+    def _leader_lost(self) -> None:
+        """What it had not written has got no answer, and its numbers are given out again."""
+        self._forget_answered()
+        for job, spec in self._unanswered.items():
+            placed = self._jobs.pop(job)
+            self._ids[placed.name].remove(job)
+            self._untold.append((placed, spec))
+        self._unanswered = {}
+
+    def _tell_again(self) -> None:
+        """To whoever leads now."""
+        self._telling = False
+        if self.cluster.leads:
+            again, self._untold = self._untold, []
+            for placed, spec in again:
+                self._let_in(placed, spec)
 
     def _work(self, attempt: AttemptId) -> tuple[float | None, int]:
         placed = self._jobs[attempt.job]
@@ -234,6 +274,11 @@ class Simulation:
     def led(self, now: float, text: str) -> None:
         self._moved_at = now
         self._story.tell(now, SCENARIO, text)
+        if self.cluster.leads:
+            self._telling = True
+            self.cluster.after(AGAIN_SECONDS, self._tell_again)
+        else:
+            self._leader_lost()
 
     def ticked(self, now: float) -> None:
         for name in self.cluster.cut:
