@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,9 @@ def test_ctrl_c_is_quiet(peers: Any) -> None:
     status, answer, _ = fault(429, "busy")
     peer = peers((status, answer, {"Retry-After": "10"}))
     command = [sys.executable, "-P", "-m", "lavalite.cli.main", "status", "--api", peer.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background may have them ignore it, and a child inherits that.
+    heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     deadline = time.monotonic() + 30
     while not peer.heard and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -104,7 +104,6 @@ JOB_COLUMNS: list[Column[Job]] = [
 
 TASK_COLUMNS: list[Column[Task]] = [
     Column("TASK", lambda t: t.index),
-    Column("PART", lambda t: t.part, wide=True),
     Column("STATE", lambda t: t.state),
     Column("ATTEMPT", lambda t: t.attempt or ""),
     Column("NODE", lambda t: t.node),
@@ -114,6 +113,7 @@ TASK_COLUMNS: list[Column[Task]] = [
     Column("GPUS", lambda t: " ".join(t.gpus) + (f" ({t.gpu_topology})" if t.gpu_topology else ""), wide=True),
     Column("REASON", lambda t: t.reason),
     Column("PREEMPTED", lambda t: t.preemptions or "", wide=True),
+    Column("PART", lambda t: t.part, wide=True),
 ]
 
 
