@@ -1,5 +1,6 @@
 # make demo     the whole idea on this machine, without root and without etcd; make demo-down ends it
 # make test     everything; what needs root is skipped with a line that says so (LAVALITE_LAB=required: fails)
+# make sim      the control plane under faults, 2,000 times with another seed; a part of make test, with 300
 # make bench    what is measured, beside what was aimed at (bench/); on a machine with nothing else to do
 # make molecule roles and playbooks on hosts of their own, as root on Debian; a part of make test
 # make check    ruff, mypy --strict, import-linter
@@ -21,10 +22,10 @@ BENCHES = inventory.py site.py placement.py "placement.py --classes 500" "placem
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo demo-down test test-deps lab-deps molecule check lint bench bench-deps changelog lock format clean
+.PHONY: help demo demo-down test sim test-deps lab-deps molecule check lint bench bench-deps changelog lock format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 $(VENV)/pyvenv.cfg:
 	@tools/preflight $(PYTHON)
@@ -95,6 +96,9 @@ test: $(VENV)/.dev $(COLLECTION) test-deps
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m lab
 	@tools/molecule $(BIN)
+
+sim: $(VENV)/.dev
+	$(BIN)/pytest -n $(TEST_WORKERS) tests/sim --seeds 2000
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

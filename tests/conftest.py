@@ -18,6 +18,10 @@ LAB_REQUIRED = os.environ.get("LAVALITE_LAB") == "required"
 """Where the lab must be complete, a missing etcd is a failure and not a skip."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", default="300", help="tests/sim: so many clusters under faults, or FIRST:END")
+
+
 def pytest_report_header() -> str:
     etcd = find_etcd()
     if etcd is None:
