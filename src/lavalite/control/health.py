@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from lavalite.control import gangs, parking
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
@@ -140,14 +142,16 @@ def heard(state: ClusterState, name: str, now: float) -> NodeState | None:
 
 
 def all_heard(state: ClusterState, names: Iterable[str], now: float) -> None:
-    """Many at once, of which hardly one was silent."""
-    fresh_seconds = state.settings.silent_after_seconds
+    """Many at once, of which hardly one was silent: only rows that take no work are looked at."""
+    nodes = state.nodes
     for name in names:
-        node = state.nodes.get(name)
-        if node is not None and node.registered and now - node.heard_at < fresh_seconds:
+        node = nodes.get(name)
+        if node is not None and node.registered:
             node.heard_at = now
-        else:
-            heard(state, name, now)
+    for row in np.flatnonzero(~state.columns.ready):
+        node = nodes.get(state.columns.names[row])
+        if node is not None and state.row_is_stale(node, now):
+            state.touch_node(node)
 
 
 def disconnected(state: ClusterState, name: str) -> None:

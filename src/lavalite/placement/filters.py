@@ -16,7 +16,7 @@ import numpy as np
 
 from lavalite.model.resources import ALL_PLACES, GPU, PLACES, WHOLE
 from lavalite.placement.classes import RequestClass
-from lavalite.placement.columns import GONE, READY, Bools, Columns
+from lavalite.placement.columns import GONE, Bools, Columns, Ints
 from lavalite.placement.reasons import Reason, Refusal
 
 Filter = tuple[Reason, Bools]
@@ -33,10 +33,24 @@ def refusal(columns: Columns, wanted: RequestClass, also: Sequence[Filter] = ())
 
 def never_fits(columns: Columns, wanted: RequestClass) -> Refusal | None:
     """Why no row could take one task even if all were idle; None if one could."""
+    if _one_could(columns, wanted):
+        return None
     answer = _count(_looked_at(columns, wanted), list(_never(columns, wanted)))
     if answer is not None:
         _nearest(columns, wanted, answer, of_capacity=True)
     return answer
+
+
+def _one_could(columns: Columns, wanted: RequestClass) -> bool:
+    """Whether a node that takes work would do if it were idle, as far as a quick look can tell: each submit asks."""
+    if wanted.host or (wanted.gpu is not None and wanted.gpu.together):
+        return False
+    could = wanted.eligible(columns) & columns.ready & ~columns.is_host
+    for kind, amount in wanted.needs.items():
+        could &= columns.capacity(kind) >= amount
+    if wanted.gpu is not None:
+        could &= _of_model(columns, wanted) >= _gpus_needed(wanted)
+    return bool(could.any())
 
 
 def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
@@ -49,10 +63,9 @@ def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
         small |= columns.capacity(kind) < amount
     yield Reason.NO_KIND, lacks
     if wanted.gpu is not None:
-        needed = max(1, wanted.amounts[GPU] // WHOLE)
-        of_model = np.array([_matching(columns, wanted, row) for row in range(len(columns))], dtype=np.int64)
+        of_model = _of_model(columns, wanted)
         yield Reason.NO_MIG if wanted.gpu.mig else Reason.NO_MODEL, of_model == 0
-        small |= of_model < needed
+        small |= of_model < _gpus_needed(wanted)
     yield Reason.TOO_SMALL, small
     if wanted.gpu is not None and wanted.gpu.together:
         whole = [[replace(d, free=WHOLE) for d in columns.devices(row)] for row in range(len(columns))]
@@ -75,9 +88,16 @@ def _not_now(columns: Columns, wanted: RequestClass, also: Sequence[Filter]) -> 
     yield Reason.TOO_FEW_FREE, none
 
 
-def _matching(columns: Columns, wanted: RequestClass, row: int) -> int:
+def _of_model(columns: Columns, wanted: RequestClass) -> Ints:
+    """How many devices of each row are what is asked for, free or not."""
     assert wanted.gpu is not None
-    return sum(map(wanted.gpu.accepts, columns.devices(row)))
+    accepted = columns.accepted(wanted.gpu)[columns.device_sorts(None)]
+    counted: Ints = np.add.reduce(accepted, axis=1, dtype=np.int64)
+    return counted
+
+
+def _gpus_needed(wanted: RequestClass) -> int:
+    return max(1, wanted.amounts[GPU] // WHOLE)
 
 
 def _count(looked_at: Bools, filters: list[Filter]) -> Refusal | None:
@@ -107,32 +127,33 @@ def _nearest(
 ) -> None:
     """The eligible row where the fewest are in the way, and that lacks least, by the sum of the shares of what is
     asked."""
-    least: tuple[int, int] | None = None
     open_to_it = wanted.eligible(columns) & _looked_at(columns, wanted)
     for _, turned_away in also:
         open_to_it &= ~turned_away
-    for row in np.flatnonzero(open_to_it):
-        lacks = _lacks(columns, wanted, int(row), of_capacity=of_capacity)
-        if not of_capacity and columns.states[row] != READY:
-            continue
-        in_the_way = 0
-        if PLACES in lacks:  # once they have gone all of it is free
-            free = int(columns.free(PLACES)[row])
-            in_the_way, lacks = ALL_PLACES - free if free else 1, {}
-        share = sum(lack * 100 // wanted.amounts[kind] for kind, lack in lacks.items())
-        if (lacks or in_the_way) and (least is None or (in_the_way, share) < least):
-            least = (in_the_way, share)
-            answer.nearest, answer.lacks, answer.taken = columns.names[int(row)], lacks, in_the_way > 0
+    rows = np.flatnonzero(open_to_it if of_capacity else open_to_it & columns.ready)
+    short = {
+        kind: np.maximum(0, amount - _has(columns, wanted, kind, of_capacity=of_capacity)[rows])
+        for kind, amount in wanted.needs.items()
+    }
+    # Once they have gone who are in the way, all of it is free.
+    free = columns.free(PLACES)[rows]
+    in_the_way = np.where(short.pop(PLACES) > 0, np.where(free > 0, ALL_PLACES - free, 1), 0)
+    share = np.zeros(len(rows), dtype=np.int64)
+    for kind, lack in short.items():
+        share += lack * 100 // wanted.amounts[kind]
+    lacking = np.logical_or.reduce([lack > 0 for lack in short.values()]) if short else share > 0
+    near = np.flatnonzero(lacking | (in_the_way > 0))
+    if not len(near):
+        return
+    least = near[np.lexsort((near, np.where(in_the_way > 0, 0, share)[near], in_the_way[near]))[0]]
+    answer.nearest, answer.taken = columns.names[int(rows[least])], bool(in_the_way[least])
+    answer.lacks = {} if answer.taken else {kind: int(lack[least]) for kind, lack in short.items() if lack[least]}
 
 
-def _lacks(columns: Columns, wanted: RequestClass, row: int, *, of_capacity: bool) -> dict[str, int]:
-    lacks = {}
-    for kind, amount in wanted.needs.items():
-        column = columns.capacity(kind) if of_capacity else columns.free(kind)
-        have = int(column[row])
-        if kind == GPU and wanted.gpu is not None and not wanted.gpu.part:
-            matching = _matching(columns, wanted, row) if of_capacity else int(columns.gpus(wanted.gpu)[row])
-            have = min(have, matching * WHOLE)
-        if have < amount:
-            lacks[kind] = amount - have
-    return lacks
+def _has(columns: Columns, wanted: RequestClass, kind: str, *, of_capacity: bool) -> Ints:
+    """What each row has of a kind for one task, all told or free."""
+    has = columns.capacity(kind) if of_capacity else columns.free(kind)
+    if kind == GPU and wanted.gpu is not None and not wanted.gpu.part:
+        matching = _of_model(columns, wanted) if of_capacity else columns.gpus(wanted.gpu)
+        return np.minimum(has, matching * WHOLE)
+    return has

@@ -152,11 +152,13 @@ class SimulatedCluster:
         self.after(seconds, self._tick, self._tick_number)
 
     def _tick(self, number: int) -> None:
-        """While all is in order and ticks bring nothing about they come ever less often, and end with the work."""
+        """While all is in order and ticks bring nothing about they come ever less often; and not at all where nothing
+        waits."""
         if number != self._tick_number:
             return
         gap, self._tick_gap = self._tick_gap, 0.0
-        if not self.leads or (self.in_order and not self.state.unfinished_tasks and not self._pipeline):
+        waiting = self.state.unfinished_tasks - len(self.state.runs)
+        if not self.leads or (self.in_order and not waiting and not self._pipeline):
             return
         self.beat()
         actions = decide(self.state, Tick(), self.wall)
