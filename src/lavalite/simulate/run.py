@@ -36,6 +36,7 @@ STALLED_SECONDS = 3600.0
 AGAIN_SECONDS = 1.0
 MOST_REASONS = 5
 MOST_UNANSWERED = 1000
+"""Before it is looked for those that are durable."""
 NODE_SAYS = {"ready": "is healthy again", "lost": "is lost", "drained": "is drained"}
 LOST_REASONS = ("lost", "fence")
 
@@ -82,6 +83,7 @@ class Simulation:
         """Of each entry, its jobs."""
         self._unanswered: dict[int, JobSpec] = {}
         """Jobs that may not be durable yet."""
+        self._most_unanswered = MOST_UNANSWERED
         self._untold: list[tuple[Placed, JobSpec]] = []
         """Jobs of which no leader knows, since the one that was told is lost."""
         self._telling = False
@@ -193,8 +195,9 @@ class Simulation:
         job, tasks = self.cluster.state.next_job_id(), len(spec.indices())
         self._jobs[job] = placed
         self._ids.setdefault(placed.name, []).append(job)
-        if len(self._unanswered) >= MOST_UNANSWERED:
+        if len(self._unanswered) >= self._most_unanswered:
             self._forget_answered()
+            self._most_unanswered = 2 * max(MOST_UNANSWERED, len(self._unanswered))
         self._unanswered[job] = spec
         if self._story.every_task:
             several = f", {tasks} tasks" if tasks > 1 else ""
