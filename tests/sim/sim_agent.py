@@ -143,14 +143,6 @@ class SimAgent:
         )
         self._take(SessionOpened(connection.number, epoch, offer.boot_id, offer))
 
-    @property
-    def alive(self) -> bool:
-        return self._core is not None
-
-    @property
-    def in_session(self) -> bool:
-        return self._connection is not None
-
     def highest_epoch(self) -> tuple[int, int] | None:
         return self._core.highest_epoch if self._core is not None else None
 
@@ -262,9 +254,6 @@ class SimAgent:
             self._over(kept, -9, "fence", boots)
         else:
             self.world.at(self.clock.true_time(at), self._watch_fence, kept, boots)
-
-    def is_over(self, kept: Kept) -> bool:
-        return kept.state == "ended"
 
     def _over(self, kept: Kept, exit_code: int, reason: str, boots: int) -> None:
         if kept.state == "ended" or boots != self.boots or self.kept.get(kept.attempt.id) is not kept:
