@@ -104,6 +104,13 @@ def test_who_gets_what_is_seen_in_fairness(tmp_path: Path) -> None:
     assert report.fairness == 0.8
 
 
+def test_who_gets_nothing_counts_in_fairness(tmp_path: Path) -> None:
+    """Ada has all of the one core: 1 of two users, 60² ÷ (2 × 60²) = 0.5."""
+    jobs = "{a: {runs: forever, user: ada}, b: {at: 1s, runs: 1m, user: bob}}"
+    report, _ = play(tmp_path, f"nodes: {{n: {{cpu: 1}}}}\njobs: {jobs}\n{AT_ONCE}", 60.0)
+    assert report.fairness == 0.5
+
+
 def test_a_slow_node_takes_as_many_times_as_long(tmp_path: Path) -> None:
     """60 s of work; 30 s of it done, then three times as slow for 60 s, which is 20 s of work, then the last 10 s."""
     text = "nodes: {n: {cpu: 1}}\njobs: {a: {runs: 1m}}\nfaults: [{at: 30s, slow: n, factor: 3, for: 1m}]\n" + AT_ONCE

@@ -136,6 +136,8 @@ def report_of(run: Simulation, why: str) -> Report:
     measures, now, state = run.measures, run.cluster.now, run.cluster.state
     offered, used_by = _offered(run), measures.used_until(now)
     used = sum(used_by.values(), Counter[str]())
+    for user in run.users():
+        used_by.setdefault(user, Counter())  # who got nothing counts as well
     unfinished = state.unfinished_tasks
     use = {kind: round(used[kind] / offered[kind], 4) for kind in KINDS if offered[kind] > 0}
     rarest = next((kind for kind in (GPU, *KINDS) if used[kind] > 0), None)

@@ -110,12 +110,10 @@ class Simulation:
 
     # --- to its end ---------------------------------------------------------------------------------------------
 
-    def run(self, until: float | None = None, stop: Callable[[], bool] = lambda: False) -> Report:
+    def run(self, until: float | None = None) -> Report:
         """Let all of it happen, in no time; how it went."""
         while True:
             why = self.over()
-            if why is None and stop():
-                why = "stopped"
             if why is None and self.passes(until):
                 why = "until"
             if why is not None:
@@ -334,6 +332,10 @@ class Simulation:
     def node_of_each(self) -> Iterator[tuple[int, str]]:
         """The job and the node of every attempt that holds something now."""
         return ((key.job, live.node) for key, live in self.measures.live.items())
+
+    def users(self) -> set[str]:
+        """Whose jobs were let in, whether they ran or not."""
+        return {placed.user for placed in self._jobs.values()}
 
     def workload(self) -> Workload:
         """What was asked for of late, whether a policy goes by it or not."""
