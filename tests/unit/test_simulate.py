@@ -109,6 +109,7 @@ def test_who_gets_nothing_counts_in_fairness(tmp_path: Path) -> None:
     jobs = "{a: {runs: forever, user: ada}, b: {at: 1s, runs: 1m, user: bob}}"
     report, _ = play(tmp_path, f"nodes: {{n: {{cpu: 1}}}}\njobs: {jobs}\n{AT_ONCE}", 60.0)
     assert report.fairness == 0.5
+    assert (report.wait["p50"], report.wait["max"]) == (59.0, 59.0), "bob has waited since 1 s, and still does"
 
 
 def test_a_slow_node_takes_as_many_times_as_long(tmp_path: Path) -> None:

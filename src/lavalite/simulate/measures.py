@@ -1,6 +1,6 @@
 """What is measured while a scenario runs: waits, slowdowns, use, evictions. Sums only, so that it stays small.
 
-wait         from when a task was submitted to when it started for the first time
+wait         from when a task was submitted to when it started for the first time, or up to now if it has not
 slowdown     (end − submit) ÷ run of its last attempt, at least 1 second of it
 utilisation  what was committed × for how long ÷ what there was × for how long, per kind
 """

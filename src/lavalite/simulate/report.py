@@ -153,7 +153,7 @@ def report_of(run: Simulation, why: str) -> Report:
         },
         refused_jobs=measures.refused,
         makespan=round(measures.last_end, 3),
-        wait=_percentiles(measures.waits),
+        wait=_percentiles([*measures.waits, *run.waits_so_far()]),
         slowdown=_percentiles(measures.slowdowns),
         use=use,
         use_over_time=[(snapshot.at, snapshot.use) for snapshot in run.snapshots],

@@ -6,9 +6,10 @@ and nothing ever will.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 
 from lavalite.base.errors import InputError
 from lavalite.control.admission import admit
@@ -332,6 +333,13 @@ class Simulation:
     def node_of_each(self) -> Iterator[tuple[int, str]]:
         """The job and the node of every attempt that holds something now."""
         return ((key.job, live.node) for key, live in self.measures.live.items())
+
+    def waits_so_far(self) -> Iterator[float]:
+        """Of each task that has not started yet; else a run that ends early would show those alone who were lucky."""
+        begun = Counter(key.job for key in self.measures.begun if key not in self.measures.live)
+        for number, job in self.cluster.state.jobs.items():
+            waiting = job.by_state().get(TaskState.PENDING, 0) - begun[number]
+            yield from repeat(self.cluster.now - self._jobs[number].submitted_at, max(0, waiting))
 
     def users(self) -> set[str]:
         """Whose jobs were let in, whether they ran or not."""
