@@ -46,7 +46,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.tasks import TaskKey
 from lavalite.model.resources import NodeOffer
 from lavalite.model.task import AttemptId
-from lavalite.simulate.agents import SIGTERM_CODE, SimulatedAgent
+from lavalite.simulate.agents import SIGKILL_CODE, SIGTERM_CODE, SimulatedAgent
 from lavalite.store.keys import Keys
 
 EPOCH_SECONDS = 1_704_067_200.0
@@ -92,7 +92,7 @@ class SimulatedCluster:
         self.epoch = (0, 1)
         self.leads = True
         self.store_up = True
-        self.lost_share: Callable[[], bool] = lambda: False
+        self.loses_message: Callable[[], bool] = lambda: False
         """Whether the next message is lost."""
         self.store: dict[str, bytes] = {}
         self.state = ClusterState(KEYS, self.epoch, settings)
@@ -270,7 +270,7 @@ class SimulatedCluster:
         elif agent.session:
             if isinstance(effect, SendStop):
                 self.watcher.stopped(self.now, effect.id, agent.name, effect.reason)
-            if self.lost_share():
+            if self.loses_message():
                 self._break(agent)
             else:
                 self.after(self.network_seconds, self._arrives, agent, agent.session, effect)
@@ -301,7 +301,7 @@ class SimulatedCluster:
         agent.report_due = False
         if not agent.session or agent.cut_at is not None:
             return
-        if self.lost_share():
+        if self.loses_message():
             self._break(agent)
             return
         told = NodeReported(agent.name, agent.seq + 1, agent.report(EPOCH_SECONDS))
@@ -374,7 +374,7 @@ class SimulatedCluster:
             return
         for attempt, running in list(agent.running.items()):
             if 0 < running.fence_after_seconds <= self.now - since:
-                agent.end(attempt, self.now, -9, "fence")
+                agent.end(attempt, self.now, SIGKILL_CODE, "fence")
 
     def slow_down(self, agent: SimulatedAgent, factor: float) -> None:
         for attempt, running in agent.running.items():

@@ -61,7 +61,7 @@ class Faults:
             case "lose_messages":
                 self._tell(cluster.now, f"{fault.lose_messages / 10:g} % of all messages are lost from now on")
                 self._losing[at] = (fault.lose_messages / 1000, source)
-                cluster.lost_share = self._is_lost
+                cluster.loses_message = self._is_lost
                 return partial(self._lose_no_more, at)
         agents = [agent for name in fault.nodes() if (agent := self._agent(name, source)) is not None]
         return partial(_all, [self._of_node(fault, agent) for agent in agents])
