@@ -11,6 +11,7 @@ from functools import lru_cache
 from signal import SIGTERM
 
 from lavalite.model.amounts import format_amount
+from lavalite.model.host import BARE, FAIL, VmAsk
 from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer
 from lavalite.model.selector import Selector
 
@@ -20,6 +21,10 @@ DEFAULT_POLICY = "best-fit"
 DEFAULT_QUEUE = "normal"
 FENCE_AFTER_SECONDS = 15 * 60
 LOST_AFTER_SECONDS = 16 * 60
+STRATEGIES = ("near", "binpack", "spread")
+"""How a logical host is placed: its parts close together, on the fullest nodes, or on the emptiest."""
+CIRCUIT_BITS_PER_SECOND = 1_000_000_000
+"""Of a circuit of which nobody says more."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,7 +32,8 @@ class HostSpec:
     """One logical host as it is asked for. `entry` is the name it has in pools.yml (`trainer` of `trainer-1`).
 
     `far` is how much of a kind may come from another node, `limits` how far the application inside may grow a kind.
-    `pools` names the pool of each kind that has one.
+    `pools` names the pool of each kind that has one. `circuits` is the bandwidth that is reserved to what of a kind
+    comes from another node, in bits a second (CIRCUIT_BITS_PER_SECOND where it is not said).
     """
 
     name: str
@@ -41,6 +47,11 @@ class HostSpec:
     far: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     topology: str = ""
+    strategy: str = "near"
+    circuits: dict[str, int] = field(default_factory=dict)
+    executor: str = BARE
+    vm: VmAsk | None = None
+    on_loss: str = FAIL
 
     def asked(self) -> str:
         """`4 A100, 16 cpu, 128GiB memory, pool gpus`: for people."""

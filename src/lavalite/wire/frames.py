@@ -3,7 +3,7 @@
 The first frame on a connection is a Hello; the answer is a Welcome or a Refused. Three conversations use them:
 
     agent ⇄ mbatchd     Hello Welcome Register Registered Dispatch Stop Report ReportAck Beat BeatAck
-                        HostsHere HostsApplied Read CancelRead Output Bye
+                        HostsHere HostsApplied PartsHere PartsApplied Read CancelRead Output Bye
     LIM ⇄ LIM           Hello Welcome Beat BeatAck WhoLeads Leader Exchange Granted
     local ⇄ LIM socket  Hello Welcome WhoLeads Leader AskToken Granted AskOffer Offer AskMembers Members
                         Ready Deadline Resign
@@ -13,7 +13,7 @@ A field that a peer does not know is ignored; a tag that it does not know ends t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -252,6 +252,8 @@ class Register(Frame):
     highest_epoch: EpochPair | None = None
     offer: NodeOffer
     attempts: list[AttemptReport] = []
+    fabric_address: str = ""
+    """Where other nodes reach this one's exports; where it is not said, it is where the session comes from."""
 
 
 class Registered(Frame):
@@ -294,12 +296,17 @@ class ReportAck(Frame):
 
 
 class HostHere(Frame):
-    """A logical host that is anchored on this node, as its enter program needs it. `devices`: ids per kind."""
+    """A logical host that is anchored on this node, as its enter program needs it. `devices`: ids per kind.
+
+    Of `memory_bytes`, `far_memory_bytes` are of other nodes. `gpu_nodes`: its GPUs on other nodes, by node.
+    """
 
     name: str
     version: int
     cpu_milli: int
     memory_bytes: int
+    far_memory_bytes: int = 0
+    gpu_nodes: dict[str, list[str]] = {}
     devices: dict[str, list[str]] = {}
     pools: list[str] = []
 
@@ -317,6 +324,76 @@ class HostsApplied(Frame):
 
     type: Literal["hosts_applied"] = "hosts_applied"
     versions: dict[str, int]
+
+
+class PartOrder(Frame):
+    """One thing that a node is to have, or not to have any more, for a logical host.
+
+    role      on          what
+    export    provider    `amount` bytes of `kind` (storage, memory) as an NBD export for `peer` alone
+    disk      anchor      storage, from the export at `address`:`port`, or of this node where `address` is empty
+    swap      anchor      far memory: the export at `address`:`port`, as swap
+    circuit   both ends   `amount` bits a second to `peer`
+    vm        anchor      the host itself, as a virtual machine (`vm`)
+
+    The same `part`, `role` and `incarnation` is the same thing, however often it is ordered. A higher `version` may
+    change its amount. `secret` opens an export that is encrypted (TLS-PSK, hexadecimal).
+    """
+
+    part: str
+    role: Literal["export", "disk", "swap", "circuit", "vm"]
+    host: str
+    incarnation: int
+    version: int = 1
+    want: Literal["present", "absent"] = "present"
+    kind: str = ""
+    amount: int = 0
+    peer: str = ""
+    peer_address: str = ""
+    address: str = ""
+    port: int = 0
+    tls: bool = False
+    secret: str = Field(default="", repr=False)
+    iops: int = 0
+    vm: dict[str, Any] = {}
+
+
+class PartsHere(Frame):
+    """mbatchd → agent: all that is ordered of this node, each time that changes and after Registered.
+
+    What it has and is not named is left as it is: only an order of `absent` takes anything away.
+    """
+
+    type: Literal["parts_here"] = "parts_here"
+    epoch: EpochPair
+    orders: list[PartOrder]
+
+
+class PartState(Frame):
+    """How far the node is with one thing. `lost`: it was ready, and broke.
+
+    An export that is ready says its `port` and, where it is encrypted, its `secret`; a disk its `device` and `path`.
+    """
+
+    part: str
+    role: str
+    host: str
+    incarnation: int
+    version: int = 1
+    state: Literal["ready", "failed", "lost", "gone"]
+    reason: str = ""
+    address: str = ""
+    port: int = 0
+    secret: str = Field(default="", repr=False)
+    device: str = ""
+    path: str = ""
+
+
+class PartsApplied(Frame):
+    """Agent → mbatchd: all that this node has, or was told to have and has not; each time that changes."""
+
+    type: Literal["parts_applied"] = "parts_applied"
+    parts: list[PartState]
 
 
 class Read(Frame):
@@ -351,7 +428,8 @@ class Output(Frame):
 AnyFrame = Annotated[
     Hello | Welcome | Refused | Bye | Beat | BeatAck | WhoLeads | Leader | Deadline | Ready | Resign
     | AskToken | Exchange | Granted | AskOffer | Offer | AskMembers | Members | Register | Registered
-    | Dispatch | Stop | Report | ReportAck | HostsHere | HostsApplied | Read | CancelRead | Output,
+    | Dispatch | Stop | Report | ReportAck | HostsHere | HostsApplied
+    | PartsHere | PartsApplied | Read | CancelRead | Output,
     Field(discriminator="type"),
 ]  # fmt: skip
 FRAMES: TypeAdapter[AnyFrame] = TypeAdapter(AnyFrame)
