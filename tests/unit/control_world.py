@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from part_agent import PartAgent
+
 from lavalite.control.actions import (
     Acknowledge,
     Action,
     CloseSession,
     Commit,
     Effect,
+    PartOrdered,
     Persist,
     SendDispatch,
+    SendParts,
     SendStop,
 )
 from lavalite.control.decide import decide
@@ -30,16 +34,18 @@ from lavalite.control.events import (
     NodeDisconnected,
     NodeRegistered,
     NodeReported,
+    PartsReported,
     Specs,
     Submitted,
     Tick,
 )
+from lavalite.control.hosts.orders import part_ids
 from lavalite.control.records import load
 from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import FINAL_CODES, STATES, JobState
 from lavalite.control.views import task as task_view
-from lavalite.model.host import HostState
+from lavalite.model.host import LogicalHost
 from lavalite.model.job import CommitmentRecord, Dependency, DependencyKind, JobRecord, JobSpec, Request
 from lavalite.model.resources import WHOLE, Device, NodeOffer, Resource
 from lavalite.model.task import AttemptId, TaskState, before_restore
@@ -47,6 +53,7 @@ from lavalite.store.keys import Keys
 
 KEYS = Keys("test")
 GIB = 1024**3
+ADDRESSES = "fabric-{}"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -102,6 +109,7 @@ class Agent:
     unacked: dict[AttemptId, tuple[int, AttemptReported]] = field(default_factory=dict)
     settled: dict[AttemptId, AttemptReported] = field(default_factory=dict)
     """Over, and acknowledged: told again to who may have forgotten."""
+    parts: PartAgent = field(default_factory=PartAgent)
     ghosts: dict[AttemptId, float] = field(default_factory=dict)
     """Started by an agent whose journal is lost: they run on, unknown to this one, until their keeper fences them."""
 
@@ -187,6 +195,14 @@ class World:
                         if report.state in ("ended", "refused"):
                             agent.known.discard(attempt)
                             agent.settled[attempt] = report
+        elif isinstance(effect, SendParts):
+            agent = self.agents.get(effect.node)
+            for order in effect.orders:
+                self._step_is_durable(effect.node, order)
+            if agent and agent.connected:
+                agent.parts.take(effect.orders)
+                if agent.parts.eager:
+                    self.parts_of(effect.node)
         elif isinstance(effect, CloseSession):
             self.closed.append(effect)
             if effect.node in self.agents and self.agents[effect.node].connected:
@@ -227,9 +243,21 @@ class World:
             if attempt not in listed:
                 told.append(AttemptReported(attempt, "suspended" if suspended else "started", self.now))
         told += [report for attempt, report in agent.settled.items() if before_restore(attempt.job, self.epoch)]
-        self.feed(NodeRegistered(name, agent.boot_id, agent.journal_id, agent.offer, tuple(told)))
+        agent.parts.forget_orders()
+        self.feed(
+            NodeRegistered(
+                name, agent.boot_id, agent.journal_id, agent.offer, tuple(told), fabric_address=ADDRESSES.format(name)
+            )
+        )
         # What the journal told is repeated in a report that can be acknowledged.
         self.report(name)
+
+    def parts_of(self, name: str, orders: int = 1000) -> None:
+        """The agent carries out so many of its orders, and tells all that it has if it is connected."""
+        agent = self.agents[name]
+        agent.parts.work(orders)
+        if agent.connected and agent.parts.has_news():
+            self.feed(PartsReported(name, agent.parts.told()))
 
     def disconnect(self, name: str) -> None:
         self.agents[name].connected = False
@@ -352,6 +380,20 @@ class World:
         commitment = CommitmentRecord.model_validate_json(record)
         assert (commitment.attempt, commitment.node) == (attempt.attempt, node)
 
+    def _step_is_durable(self, node: str, order: PartOrdered) -> None:
+        """What is ordered stands in the host's record: nothing is attached at a step that is not written."""
+        record = self.store.get(KEYS.host(order.host))
+        host = LogicalHost.model_validate_json(record) if record is not None else None
+        if order.want == "absent":
+            gone = host is None or host.incarnation != order.incarnation or order.part not in part_ids(host)
+            at = ("withdraw",) if order.role in ("circuit", "export") else ("detach", "withdraw")
+            assert gone or (host is not None and host.step in at), f"{order} at {host}"
+            return
+        assert host is not None and host.incarnation == order.incarnation, f"{order}, and the record is {host}"
+        assert order.part in part_ids(host)
+        if order.role in ("disk", "swap", "vm") and host.state == "composing":
+            assert host.step == "attach", f"{order} at {host.step}"
+
     # --- leaders ----------------------------------------------------------------------------------------------
 
     def change_leader(self) -> None:
@@ -404,7 +446,7 @@ class World:
         assert anchored == {(host.anchor, host.name) for host in state.hosts.values()}
         for host in state.hosts.values():
             held = state.book.holds(f"host/{host.name}")
-            assert held == (host.state not in (HostState.PLANNED,)), host
+            assert held == bool(host.parts), host
 
     def _check_alone(self) -> None:
         """Nobody holds anything of a node that a task has for itself, nor has been told to run there."""

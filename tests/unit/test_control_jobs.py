@@ -9,7 +9,6 @@ import pytest
 from control_world import GIB, REFUSES, World, offer, spec
 
 from lavalite.base.errors import InputError, UnknownNameError
-from lavalite.control import composer
 from lavalite.control.actions import Wake
 from lavalite.control.admission import admit
 from lavalite.control.events import (
@@ -25,6 +24,7 @@ from lavalite.control.events import (
     Tick,
 )
 from lavalite.control.explain import explain
+from lavalite.control.hosts import composer
 from lavalite.control.settings import Settings
 from lavalite.control.views import counts, nodes, task
 from lavalite.control.views import job as job_view
@@ -539,9 +539,9 @@ def test_hosts_that_are_asked_for_together_are_planned_together(monkeypatch: pyt
     """Not anew for each of them that is composed: a thousand would keep the scheduler for minutes."""
     planned = []
 
-    def counted(specs: Sequence[HostSpec], *arguments: Any) -> Any:
+    def counted(specs: Sequence[HostSpec], *arguments: Any, **named: Any) -> Any:
         planned.append(len(specs))
-        return plan_hosts(specs, *arguments)
+        return plan_hosts(specs, *arguments, **named)
 
     monkeypatch.setattr(composer, "plan_hosts", counted)
     w = world(offer("n1", cpu=100))

@@ -121,6 +121,17 @@ class Client:
     def undrain(self, name: str) -> Node:
         return self._send("POST", f"/v1/nodes/{_part(name)}/resume", Node)
 
+    def drain_host(self, name: str, *, dry_run: bool = False) -> Host:
+        """Start nothing new on a logical host, which stays as it is. Operators only."""
+        return self._send("POST", f"/v1/hosts/{_part(name)}/drain", Host, params=_dry(dry_run))
+
+    def resume_host(self, name: str, *, dry_run: bool = False) -> Host:
+        return self._send("POST", f"/v1/hosts/{_part(name)}/resume", Host, params=_dry(dry_run))
+
+    def apply_host(self, name: str, *, dry_run: bool = False) -> Host:
+        """Compose a logical host that is reserved, or try again one that failed. Operators only."""
+        return self._send("POST", f"/v1/hosts/{_part(name)}/apply", Host, params=_dry(dry_run))
+
     def forget(self, name: str) -> Node:
         """A node that was taken down for good is in no list any more; the node as it was. Operators only."""
         return self._send("DELETE", f"/v1/nodes/{_part(name)}", Node)

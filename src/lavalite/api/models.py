@@ -191,16 +191,38 @@ class HostPart(Shape):
     circuit: str = ""
 
 
+class HostCircuit(Shape):
+    """Bandwidth that is reserved between a host's anchor and one other node, on every link between them."""
+
+    id: str
+    anchor: str
+    provider: str
+    bits_per_second: int
+    links: list[str] = []
+
+
 class Host(Shape):
-    """A logical host. `reason` says why it is not composed. `used` is what jobs on it hold, per kind."""
+    """A logical host. `reason` says why it is not composed, or what is amiss. `resources` count what jobs on it hold.
+
+    `step` is how far it is while it is put together or taken apart; `leaving` are the parts and circuits that go, and
+    `degraded` the parts that are lost and that it goes on without. On one that is `drained` nothing new starts. One
+    that is reserved is given back at `reserved_until`, in seconds since the Unix epoch.
+    """
 
     name: str
     state: str
     anchor: str = ""
     pools: list[str] = []
     parts: list[HostPart] = []
+    circuits: list[HostCircuit] = []
     resources: dict[str, Amounts] = {}
     reason: str = ""
+    step: str = ""
+    leaving: list[str] = []
+    degraded: list[str] = []
+    drained: bool = False
+    executor: str = "bare"
+    reserved_until: float | None = None
     spec: dict[str, Any] = {}
     version: int = 0
 
@@ -391,10 +413,15 @@ class DefinitionPut(Ask):
 
 
 class EntryPut(Ask):
-    """One entry as it would stand in pools.yml. `if_version` is the definition's version it was read at."""
+    """One entry as it would stand in pools.yml. `if_version` is the definition's version it was read at.
+
+    With `reserve_seconds`, what logical hosts of the entry would take is held for so long, and they are composed when
+    they are applied (`POST /v1/hosts/NAME/apply`); else what was held is given back.
+    """
 
     spec: dict[str, Any]
     if_version: int | None = None
+    reserve_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
 
 
 class DefinitionResult(Shape):

@@ -10,7 +10,19 @@ from pydantic import BaseModel
 
 from lavalite import __version__
 from lavalite.api.client import Client
-from lavalite.api.models import Amounts, Drain, Host, HostPart, Node, Pool, Queue, QuotaUse, ShareUse, Status
+from lavalite.api.models import (
+    Amounts,
+    Drain,
+    Host,
+    HostCircuit,
+    HostPart,
+    Node,
+    Pool,
+    Queue,
+    QuotaUse,
+    ShareUse,
+    Status,
+)
 from lavalite.base.errors import InputError
 from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import (
@@ -186,8 +198,24 @@ HOST_COLUMNS: list[Column[Host]] = [
     Column("NETWORK", lambda h: part_text(h, NETWORK), wide=True),
     Column("USED", lambda h: _used_text(h), wide=True),
     Column("POOLS", lambda h: " ".join(h.pools), wide=True),
-    Column("REASON", lambda h: h.reason, wide=True),
+    Column("CIRCUITS", lambda h: ", ".join(map(circuit_text, h.circuits)), wide=True),
+    Column("REASON", lambda h: reason_text(h), wide=True),
 ]
+
+
+def circuit_text(circuit: HostCircuit) -> str:
+    """`n03 10Gbit/s`: to where, and how much is reserved on every link to there."""
+    return f"{circuit.provider} {format_amount(NETWORK, circuit.bits_per_second)}"
+
+
+def reason_text(host: Host) -> str:
+    """`degraded: …`, `drained`, `export: …`: what people should know beside its state."""
+    words = ["degraded"] if host.degraded else []
+    words += ["drained"] if host.drained else []
+    words += [f"step {host.step}"] if host.step else []
+    if host.reserved_until is not None:
+        words.append(f"until {moment(host.reserved_until)}")
+    return ": ".join(filter(None, [", ".join(words), host.reason]))
 
 
 def _mapping_text(value: object) -> str:
@@ -201,7 +229,7 @@ def _used_text(host: Host) -> str:
 
 def host_columns(hosts: Iterable[Host]) -> list[Column[Host]]:
     """REASON is shown as soon as there is one."""
-    if not any(h.reason for h in hosts):
+    if not any(map(reason_text, hosts)):
         return HOST_COLUMNS
     last = HOST_COLUMNS[-1]
     return [*HOST_COLUMNS[:-1], Column(last.header, last.text)]
@@ -350,6 +378,31 @@ def undrain(place: Place, names: Annotated[list[str], typer.Argument(metavar="NO
     with place.client() as client:
         for name in names:
             say(f"node {name}: {client.undrain(name).state}")
+
+
+@at_place
+def drain_host(place: Place, names: Annotated[list[str], typer.Argument(metavar="HOST…")]) -> None:
+    """Start nothing new on logical hosts; they stay composed, and what runs there goes on."""
+    with place.client() as client:
+        for name in names:
+            found = client.drain_host(name)
+            say(f"host {name}: {found.state}, {'drained' if found.drained else 'not drained'}")
+
+
+@at_place
+def resume_host(place: Place, names: Annotated[list[str], typer.Argument(metavar="HOST…")]) -> None:
+    """Start work on drained hosts again."""
+    with place.client() as client:
+        for name in names:
+            say(f"host {name}: {client.resume_host(name).state}")
+
+
+@at_place
+def apply_host(place: Place, names: Annotated[list[str], typer.Argument(metavar="HOST…")]) -> None:
+    """Compose hosts that are reserved, and try again at once those that could not be composed."""
+    with place.client() as client:
+        for name in names:
+            say(f"host {name}: {client.apply_host(name).state}")
 
 
 @at_place

@@ -48,6 +48,10 @@ def make_app() -> typer.Typer:
         app.command(rich_help_panel=CLUSTER)(verb)
     for verb in (cluster.drain, cluster.undrain, cluster.label, cluster.forget):
         app.command(rich_help_panel=CLUSTER)(verb)
+    host = typer.Typer(help="One logical host.", no_args_is_help=True)
+    for name, verb in (("drain", cluster.drain_host), ("resume", cluster.resume_host), ("apply", cluster.apply_host)):
+        host.command(name)(verb)
+    app.add_typer(host, name="host", rich_help_panel=CLUSTER)
     # The first word that is no option of ours is the command, and all after it are its own.
     app.command(rich_help_panel=JOBS, context_settings={"allow_interspersed_args": False})(submit.submit)
     for verb in (jobs.jobs, jobs.job, jobs.tasks, jobs.logs, jobs.explain, jobs.cancel, jobs.hold, jobs.release):

@@ -9,6 +9,6 @@ or reads a clock.
     how much        limits, quotas, reclaim; preemption, parking, vacated (who ends, or is suspended, for others)
     where           scheduler, over the room `placement`; seating, affinity, neighbours, numa, workload, decisions
     when            reservations; planning, plan, find_start, ahead, horizon, dormant, estimates
-    what becomes    starts, reports, wishes, health, composer (logical hosts)
+    what becomes    starts, reports, wishes, health; hosts (a room of its own: logical hosts)
     what people see views, shares, explain
 """

@@ -14,9 +14,13 @@ A Persist that writes nothing is a barrier: its effects wait until all that was 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lavalite.model.job import CommitmentRecord
 from lavalite.model.task import AttemptId
+
+PartKey = tuple[str, str, int]
+"""Part, role and incarnation: what an order and a report are matched by."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,6 +43,32 @@ class AttemptStart:
     walltime_seconds: int | None = None
     fence_after_seconds: float = 0.0
     host: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class PartOrdered:
+    """One thing that a node is to have for a host, or not to have: field by field the frame `PartOrder`."""
+
+    part: str
+    role: str
+    host: str
+    incarnation: int
+    version: int = 1
+    want: Literal["present", "absent"] = "present"
+    kind: str = ""
+    amount: int = 0
+    peer: str = ""
+    peer_address: str = ""
+    address: str = ""
+    port: int = 0
+    tls: bool = False
+    secret: str = field(default="", repr=False)
+    iops: int = 0
+    vm: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> PartKey:
+        return self.part, self.role, self.incarnation
 
 
 # --- effects: carried out once, forgotten if the node is not connected (registering brings it up again) ----------
@@ -86,7 +116,15 @@ class CloseSession:
     reason: str
 
 
-Effect = SendDispatch | SendStop | Acknowledge | Wake | CloseSession
+@dataclass(slots=True, frozen=True)
+class SendParts:
+    """All that is ordered of a node for logical hosts; the steps that it follows from are durable."""
+
+    node: str
+    orders: tuple[PartOrdered, ...]
+
+
+Effect = SendDispatch | SendStop | Acknowledge | Wake | CloseSession | SendParts
 
 
 # --- writes ------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from lavalite.base.errors import Fault, InputError, UnknownNameError
 from lavalite.control import limits, quotas
 from lavalite.control.explain import asked
 from lavalite.control.state import ClusterState
+from lavalite.control.supply import takes_work
 from lavalite.control.tasks import JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
-from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, JobSpec, Request
 from lavalite.model.resources import KINDS, WHOLE
 from lavalite.placement.columns import whole_gpus
@@ -34,7 +34,7 @@ def refuse_if_never(state: ClusterState, spec: JobSpec, now: float) -> None:
     Where no node is known at all, everything is let in: they may be about to come.
     """
     host = state.hosts.get(spec.host)
-    if not state.nodes or (host is not None and host.state is not HostState.COMPOSED):
+    if not state.nodes or (host is not None and not takes_work(host)):
         return
     state.refresh_columns(now)
     hint = "Ask for less, or for another pool; `lavalite nodes` shows what there is."

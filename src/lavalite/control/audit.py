@@ -23,16 +23,14 @@ from lavalite.control.state import ClusterState
 from lavalite.control.supply import host_owner
 from lavalite.control.tasks import ASSUMED, LIVE_CODES, STATES
 from lavalite.ledger.book import LedgerBroken
-from lavalite.model.host import HostState
 from lavalite.model.job import CommitmentRecord, Share
 from lavalite.model.resources import PLACES
 from lavalite.model.task import JOBS_PER_GENERATION, before_restore
+from lavalite.placement.shares import shares_of
 from lavalite.store.keys import Keys
 
 MOST_FAULTS = 100
 """More of them say nothing new."""
-
-HOLDING = frozenset({HostState.COMPOSED, HostState.RESIZING, HostState.DRAINING})
 
 
 @dataclass(slots=True)
@@ -134,12 +132,9 @@ def _of_tasks(state: ClusterState, commitments: Mapping[str, CommitmentRecord]) 
 
 def _of_hosts(state: ClusterState) -> Iterable[str]:
     for host in state.hosts.values():
-        if host.state not in HOLDING:
+        if not host.parts:
             continue
-        parts = Counter[tuple[str, str]]()
-        for part in host.parts:
-            parts[part.provider, part.kind] += part.amount
-        if parts != _sums(state.book.shares(host_owner(host.name))):
+        if _sums(shares_of(host)) != _sums(state.book.shares(host_owner(host.name))):
             yield f"host {host.name} is {host.state.value}, and its commitment does not hold exactly its parts"
 
 

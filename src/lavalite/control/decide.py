@@ -8,7 +8,7 @@ steps: the wall time at the shell's start plus CLOCK_BOOTTIME since then. A step
 
 from __future__ import annotations
 
-from lavalite.control import composer, drain, gangs, health, planning, preemption, reservations, starts, wishes
+from lavalite.control import drain, gangs, health, planning, preemption, reservations, starts, wishes
 from lavalite.control.actions import Action, Wake
 from lavalite.control.events import (
     CancelRequested,
@@ -18,7 +18,10 @@ from lavalite.control.events import (
     DrainRequested,
     Event,
     HoldRequested,
+    HostApplied,
+    HostDrained,
     HostRemoved,
+    HostReserved,
     LabelsSet,
     Loaded,
     MembersSeen,
@@ -28,6 +31,7 @@ from lavalite.control.events import (
     NodeRegistered,
     NodeReported,
     NodesBeat,
+    PartsReported,
     ReleaseRequested,
     RequeueRequested,
     ReservationEnded,
@@ -37,6 +41,7 @@ from lavalite.control.events import (
     Submitted,
     Tick,
 )
+from lavalite.control.hosts import commitment, composer, steps, telling
 from lavalite.control.outbox import Outbox
 from lavalite.control.retention import forget_finished
 from lavalite.control.scheduler import schedule
@@ -51,8 +56,11 @@ def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
     if state.gangs_moved:
         gangs.settle(state, now, out)
     state.wake(now)  # what the event made due as well: else it would wait for the next one
+    steps.go_on(state, now, out)
     if state.compose_wanted:
         composer.compose(state, now, out)
+        steps.go_on(state, now, out)
+    telling.tell(state, out)
     if state.schedule_wanted:
         schedule(state, now, out)
     _ask_to_be_woken(state, out)
@@ -69,7 +77,9 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             reservations.let_go(state, now)
             planning.go_on(state, now)
             preemption.look_again(state, now)
-            composer.look_again(state)
+            steps.look_again(state)
+            telling.tell_again(state, now)
+            composer.look_again(state, now)
             forget_finished(state, now)
             state.schedule_wanted |= bool(state.claims)  # who claims may want nothing any more
         case NodeBeat():
@@ -86,12 +96,12 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             health.members_seen(state, event)
         case CommitConfirmed(batch_id):
             if state.batches[batch_id].host:
-                composer.confirmed(state, batch_id)
+                commitment.confirmed(state, batch_id)
             else:
                 starts.confirmed(state, event, now, out)
         case CommitUnwound(batch_id):
             if state.batches[batch_id].host:
-                composer.unwound(state, batch_id)
+                commitment.unwound(state, batch_id)
             else:
                 starts.unwound(state, event, now)
         case Loaded():
@@ -99,7 +109,15 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
         case DefinitionApplied():
             composer.applied(state, event)
         case HostRemoved(host):
-            composer.removed(state, host)
+            commitment.removed(state, host)
+        case HostApplied(host):
+            composer.tried_anew(state, host)
+        case HostReserved():
+            composer.reserved(state, event)
+        case HostDrained():
+            composer.drained(state, event)
+        case PartsReported():
+            telling.reported(state, event)
         case Submitted(record):
             state.add_job(record)
         case _:

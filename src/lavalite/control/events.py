@@ -13,7 +13,7 @@ from lavalite.model.job import JobRecord
 from lavalite.model.pools_document import PoolsDocument
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import NodeOffer
-from lavalite.model.specs import HostSpec, PoolSpec, QueueSpec
+from lavalite.model.specs import HostSpec, LinkSpec, PoolSpec, QueueSpec
 from lavalite.model.task import AttemptId
 
 
@@ -24,6 +24,7 @@ class Specs:
     pools: dict[str, PoolSpec] = field(default_factory=dict)
     queues: dict[str, QueueSpec] = field(default_factory=dict)
     hosts: dict[str, HostSpec] = field(default_factory=dict)
+    links: tuple[LinkSpec, ...] = ()
 
     @classmethod
     def of(cls, document: PoolsDocument) -> Specs:
@@ -31,6 +32,7 @@ class Specs:
             pools={p.name: p for p in document.pool_specs()},
             queues={q.name: q for q in document.queue_specs()},
             hosts={h.name: h for h in document.hosts()},
+            links=tuple(document.link_specs()),
         )
 
 
@@ -64,6 +66,29 @@ class HostRemoved:
     """A logical host is to go; it is released once no job holds anything of it."""
 
     host: str
+
+
+@dataclass(slots=True, frozen=True)
+class HostApplied:
+    """What failed is tried again at once, and what is reserved is composed."""
+
+    host: str
+
+
+@dataclass(slots=True, frozen=True)
+class HostReserved:
+    """What the host would take is to be held for it until then, and nothing is done about it yet."""
+
+    host: str
+    until: float
+
+
+@dataclass(slots=True, frozen=True)
+class HostDrained:
+    """Nothing new is to start on the host, which stays as it is; or (`undo`) work is placed there again."""
+
+    host: str
+    undo: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -190,6 +215,8 @@ class NodeRegistered:
     journal_id: str
     offer: NodeOffer
     attempts: tuple[AttemptReported, ...] = ()
+    fabric_address: str = ""
+    """Where other nodes reach its exports."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -199,6 +226,39 @@ class NodeReported:
     node: str
     seq: int
     attempts: tuple[AttemptReported, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class PartReported:
+    """How far a node is with one thing that it was told to have, or not to have: the frame `PartState`.
+
+    The secret opens an export: it is kept in memory alone, and shown to nobody.
+    """
+
+    part: str
+    role: str
+    host: str
+    incarnation: int
+    version: int = 1
+    state: Literal["ready", "failed", "lost", "gone"] = "ready"
+    reason: str = ""
+    address: str = ""
+    port: int = 0
+    secret: str = field(default="", repr=False)
+    device: str = ""
+    path: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.part, self.role, self.incarnation
+
+
+@dataclass(slots=True, frozen=True)
+class PartsReported:
+    """All that a node has for logical hosts, and what it was told to have and has not."""
+
+    node: str
+    parts: tuple[PartReported, ...]
 
 
 @dataclass(slots=True, frozen=True)
@@ -253,6 +313,9 @@ Event = (
     | Tick
     | DefinitionApplied
     | HostRemoved
+    | HostApplied
+    | HostReserved
+    | HostDrained
     | Submitted
     | CancelRequested
     | SignalRequested
@@ -267,6 +330,7 @@ Event = (
     | NodeForgotten
     | NodeRegistered
     | NodeReported
+    | PartsReported
     | NodeBeat
     | NodesBeat
     | NodeDisconnected

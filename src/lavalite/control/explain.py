@@ -13,10 +13,10 @@ from lavalite.control.estimates import Estimates
 from lavalite.control.find_start import floating_of
 from lavalite.control.seating import RoomsNow
 from lavalite.control.state import ClusterState
+from lavalite.control.supply import takes_work
 from lavalite.control.tasks import ASSUMED, BLOCKED, WAITING, JobState, TaskRun
 from lavalite.ledger.book import FLOATING
 from lavalite.model.amounts import format_amount
-from lavalite.model.host import HostState
 from lavalite.model.job import Dependency, DependencyKind, Request
 from lavalite.model.resources import PLACES
 from lavalite.model.specs import format_kind, sorted_kinds
@@ -103,9 +103,10 @@ def _waits_for(state: ClusterState, job: JobState, now: float) -> list[str]:
     host = state.hosts.get(job.spec.host)
     if job.spec.host and host is None:
         reasons.append(f"Logical host {job.spec.host} is gone.")
-    elif host is not None and host.state is not HostState.COMPOSED:
+    elif host is not None and not takes_work(host):
         why = f": {host.reason}" if host.reason else ""
-        reasons.append(f"Logical host {host.name} is {host.state.value}{why}.".replace("..", "."))
+        state_word = "drained" if host.drained else host.state.value
+        reasons.append(f"Logical host {host.name} is {state_word}{why}.".replace("..", "."))
     if out := reservations.why_not_now(state, job, now):
         reasons.append(out)
     if job.cancelling:

@@ -19,6 +19,7 @@ import numpy as np
 from lavalite.control import gangs, parking
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
+from lavalite.control.hosts import telling
 from lavalite.control.outbox import Outbox
 from lavalite.control.reports import Verdict, conclude, reported, when_lost
 from lavalite.control.starts import attempt_start
@@ -51,6 +52,9 @@ def registered(state: ClusterState, event: NodeRegistered, now: float, out: Outb
             conclude(state, run, when_lost(state, run), _lost_end(run, now), now)
     if state.quarantine:  # it tells anew what it has
         state.quarantine = {p: report for p, report in state.quarantine.items() if p[0] != event.node}
+    if event.fabric_address:
+        state.set_fabric(node, event.fabric_address)
+    telling.registered(state, node, later_generation=node.generation != state.epoch[0])
     if node.generation != state.epoch[0]:
         node.generation = state.epoch[0]
         state.dirty.nodes[node.name] = None

@@ -77,13 +77,20 @@ def _commitment(state: ClusterState, key: TaskKey) -> bytes | None:
 
 def _host(keys: Keys, name: str, host: LogicalHost | None) -> Iterator[tuple[str, bytes | None]]:
     """A host is stored as it is when nothing is in flight; what it is to become is written by its Commit, later."""
-    if host is None or host.state is HostState.COMPOSING:
+    if host is None or (host.state is HostState.COMPOSING and not host.under_way):
         yield keys.host(name), None
     else:
-        settled = HostState.COMPOSED if host.state is HostState.RESIZING else host.state
-        yield keys.host(name), host.model_copy(update={"state": settled}).model_dump_json().encode()
-    if host is None or host.state in (HostState.COMPOSING, HostState.PLANNED):
+        in_flight = host.state is HostState.RESIZING and not host.under_way
+        stored = host.model_copy(update={"state": HostState.COMPOSED}) if in_flight else host
+        yield keys.host(name), stored.model_dump_json().encode()
+    if host is None or not _holds(host):
         yield keys.commitment(host_owner(name)), None
+
+
+def _holds(host: LogicalHost) -> bool:
+    """Whether its commitment is written. One that holds nothing may have a stale one, after a crash."""
+    written = host.state is not HostState.COMPOSING or host.under_way
+    return written and bool(host.parts)
 
 
 def _encode_node(node: NodeState) -> bytes:
@@ -97,6 +104,8 @@ def _encode_node(node: NodeState) -> bytes:
         drain_deadline_at=drain.deadline_at,
         operator_labels=node.operator_labels,
         generation=node.generation,
+        fabric_address=node.fabric_address,
+        owes_parts=node.owes_parts,
     )
     return record.model_dump_json().encode()
 
@@ -139,7 +148,8 @@ def load(
         record = _read(NodeRecord, f"resources/{rest}", value)
         node = state.set_node(record.offer, record.journal_id)
         node.drain, node.operator_labels = record.drain, record.operator_labels
-        node.generation = record.generation
+        node.generation, node.owes_parts = record.generation, record.owes_parts
+        node.fabric_address = record.fabric_address
         if record.generation < epoch[0]:
             state.untold.add(node.name)
     hosts = [_read(LogicalHost, f"hosts/{rest}", value) for rest, value in found.get("hosts", ())]
@@ -192,7 +202,8 @@ def _by_position(chunks: list[tuple[str, TaskChunk]]) -> dict[int, list[tuple[in
 def _restore(state: ClusterState, record: CommitmentRecord) -> None:
     """Take a commitment over, unless it is stale: the end of what held it was written before it was deleted."""
     if record.owner.startswith("host/"):
-        if record.owner.removeprefix("host/") in state.hosts:
+        host = state.hosts.get(record.owner.removeprefix("host/"))
+        if host is not None and _holds(host):
             state.book.restore(record)
         else:
             state.dirty.hosts[record.owner.removeprefix("host/")] = None

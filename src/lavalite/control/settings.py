@@ -35,6 +35,17 @@ class Settings:
     backoff_factor: int = 2
     backoff_most_seconds: float = 300.0
     stop_grace_seconds: float = 10.0
+    compose_seconds: float = 120.0
+    """What is ordered for a host and not ready by then has failed."""
+    let_go_seconds: float = 120.0
+    """What is taken apart does not wait longer for a node that is not connected."""
+    host_backoff_first_seconds: float = 30.0
+    host_backoff_most_seconds: float = 600.0
+    """A host that could not be composed, or resized, is tried again after the first, and then twice as long."""
+    reattach_seconds: float = 30.0
+    """For so long what a host lost is not attached anew, after it was tried."""
+    reanchor_seconds: float = 60.0
+    """For so long after a look whether far memory may come near, nothing is looked at."""
     keep_finished_jobs: int = 10_000
     keep_finished_seconds: float = 7 * 86400.0
     max_removals: int = 100

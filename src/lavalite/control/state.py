@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from lavalite.control.actions import PartOrdered
 from lavalite.control.decisions import Decisions
 from lavalite.control.demand import Cancel, Demand
 from lavalite.control.events import AttemptReported, Specs
@@ -54,6 +55,8 @@ class Batch:
     tasks: tuple[TaskKey, ...] = ()
     host: str = ""
     composed: LogicalHost | None = None
+    changed: bool = False
+    """Whether `composed` is not what was written any more."""
 
 
 class ClusterState(Demand):
@@ -63,6 +66,21 @@ class ClusterState(Demand):
         super().__init__(keys, epoch, settings)
         self.runs: dict[TaskKey, TaskRun] = {}
         self.batches: dict[int, Batch] = {}
+        self.flying: set[str] = set()
+        """Logical hosts of which a Commit has not been answered: their records are not touched meanwhile."""
+        self.host_steps: dict[str, tuple[int, str, float]] = {}
+        """Host → the version and the step that it is at, and since when, so far as we know."""
+        self.orders_sent: dict[str, tuple[PartOrdered, ...]] = {}
+        """Node → what is ordered of it, as its agent was told in this session."""
+        self.parts_asked: set[str] = set()
+        """Nodes that may have parts that no record knows: they are told what they are to have, be it nothing."""
+        self.parts_asked_at = 0.0
+        """When those that could not let go of something were asked again."""
+        self.reattached: dict[str, float] = {}
+        """Host → when it was last tried to attach what it lost."""
+        self.short = ""
+        """What kept the last host from being committed."""
+        self.reanchor_at = 0.0
         self.quarantine: dict[tuple[str, AttemptId], AttemptReported] = {}
         self.stopping: dict[TaskKey, None] = {}
         """Tasks whose agents were told to end them, or to suspend them for others."""
@@ -91,7 +109,15 @@ class ClusterState(Demand):
         """Remember what a Commit is about, until it is answered."""
         self._last_batch_id += 1
         self.batches[self._last_batch_id] = batch
+        if batch.host:
+            self.flying.add(batch.host)
         return self._last_batch_id
+
+    def landed(self, batch_id: int) -> Batch:
+        """The Commit is answered."""
+        batch = self.batches.pop(batch_id)
+        self.flying.discard(batch.host)
+        return batch
 
     # --- taking over what is stored (control.records) -----------------------------------------------------------
 
@@ -101,7 +127,7 @@ class ClusterState(Demand):
 
     def restore_hosts(self, hosts: Iterable[LogicalHost]) -> None:
         for host in hosts:
-            self.set_host(host)
+            self.set_host(host, written=True)
             if host.state is HostState.DRAINING:
                 self.removals.add(host.name)
 
@@ -148,6 +174,7 @@ class ClusterState(Demand):
         """After everything is restored: what has ended, what waits for what, what waits to be placed."""
         done = [job for job in self.jobs.values() if not job.unfinished]
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
+        self.refresh_links()
         for job in self.jobs.values():
             if job.asks.affinity and job.unfinished:
                 self.neighbours.watch(job)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lavalite.control.events import Specs
+from lavalite.control.actions import PartKey
+from lavalite.control.events import PartReported, Specs
+from lavalite.control.hosts.holding import offered
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.usage import Usage
@@ -14,13 +16,14 @@ from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import JobSpec
 from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
-from lavalite.model.resources import GPU, PLACES, NodeOffer
+from lavalite.model.resources import GPU, NETWORK, PLACES, NodeOffer
 from lavalite.model.selector import Selector
 from lavalite.model.specs import DEFAULT_QUEUE, NodeCapacity, QueueSpec
 from lavalite.placement.classes import PartClass, RequestClass
 from lavalite.placement.closeness import near_of
 from lavalite.placement.columns import GONE, Columns, DeviceRow
 from lavalite.placement.columns import READY as ROW_READY
+from lavalite.placement.fabric import link_accounts, with_cards
 from lavalite.placement.reasons import Reason
 from lavalite.store.keys import Keys
 
@@ -51,6 +54,10 @@ class NodeState:
     generation: int = 0
     """In which its agent told its journal last."""
     lim_silent: bool = False
+    fabric_address: str = ""
+    """Where other nodes reach what it exports."""
+    owes_parts: bool = False
+    """Whether it was let go while it may have had parts of hosts: nothing is composed there until it has told."""
     doubtful: bool = False
     """Whether it may have something of which its agent can never tell what became of it (`TaskRun.lost_since`)."""
     runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
@@ -135,6 +142,17 @@ class Supply:
         """(pool, kind, group) → up to where the group claims its own quota back, which others have borrowed."""
         self.now_ms = 0
         """The time of `decide`, in milliseconds."""
+        self.parts_told: dict[str, dict[PartKey, PartReported]] = {}
+        """What each node told of parts in this session of it, and when that is over until it tells anew."""
+        self.part_hosts: dict[str, set[str]] = {}
+        """Node → hosts for which something is ordered there."""
+        self.parts_stale: set[str] = set()
+        """Nodes of which the orders may have changed."""
+        self.steps_wanted: dict[str, None] = {}
+        """Hosts that may have come to the end of a step, or may have lost or regained a part."""
+        self.last_incarnation = 0
+        self._links: set[str] = set()
+        self._links_stale = True
         self.removals: set[str] = set()
         """Logical hosts that go as soon as nobody uses them."""
         self.schedule_wanted = False
@@ -288,11 +306,12 @@ class Supply:
         if node is None:
             node = self.nodes[offer.node] = NodeState.of(offer)
             self.dirty.nodes[node.name] = None
-            self._pools_stale = True
+            self._pools_stale = self._links_stale = True
             self.nodes_version += 1
             self._set_capacity(node)
         elif node.offer != offer:
             self._pools_stale |= node.told_labels != offer.labels
+            self._links_stale = True
             node.set_offer(offer)
             self.nodes_version += 1
             self.dirty.nodes[node.name] = None
@@ -316,7 +335,8 @@ class Supply:
         self.dirty.nodes[name] = None
         self.nodes_version += 1
         self._stale_rows.add(name)
-        self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+        self.parts_told.pop(name, None)
+        self._pools_stale = self._links_stale = self.schedule_wanted = self.compose_wanted = True
 
     def set_drain(self, node: NodeState, drain: Drain | None) -> None:
         """None undoes one."""
@@ -331,7 +351,22 @@ class Supply:
             node.operator_labels = labels
             self.nodes_version += 1
             self.dirty.nodes[node.name] = None
-            self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+            self._pools_stale = self._links_stale = self.schedule_wanted = self.compose_wanted = True
+
+    def set_fabric(self, node: NodeState, address: str) -> None:
+        """Take over where others reach the node's exports; who is to reach them is told."""
+        if node.fabric_address != address:
+            node.fabric_address = address
+            self.dirty.nodes[node.name] = None
+            for name in self.part_hosts.get(node.name, ()):
+                self.parts_stale |= nodes_of(self.hosts[name])
+
+    def set_owing(self, node: NodeState, owes: bool) -> None:
+        """Whether it may have parts of hosts that nobody waits for any more."""
+        if node.owes_parts != owes:
+            node.owes_parts = owes
+            self.dirty.nodes[node.name] = None
+            self.compose_wanted = True
 
     def touch_node(self, node: NodeState) -> None:
         """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
@@ -382,8 +417,24 @@ class Supply:
         floating = {k: amount for pool in specs.pools.values() for k, amount in pool.floating.items()}
         for kind in (*self.book.kinds(FLOATING), *floating):
             self.book.set_capacity(FLOATING, kind, floating.get(kind, 0))
-        self._pools_stale = self.schedule_wanted = self.compose_wanted = True
+        self._pools_stale = self._links_stale = self.schedule_wanted = self.compose_wanted = True
         self.ends_changed.update(self.nodes, self.hosts)
+
+    def refresh_links(self) -> None:
+        """Bring the accounts of links, and of cards whose speed only the links say, up to date."""
+        if not self._links_stale:
+            return
+        self._links_stale = False
+        nodes = [node.capacity() for node in self.nodes.values()] if self.specs.links or self._links else []
+        accounts = link_accounts(self.specs.links, nodes)
+        for gone in self._links - accounts.keys():
+            self.book.set_capacity(gone, NETWORK, 0)
+        for name, bits_per_second in accounts.items():
+            self.book.set_capacity(name, NETWORK, bits_per_second)
+        self._links = set(accounts)
+        for before, after in zip(nodes, with_cards(nodes, self.specs.links), strict=True):
+            if not before.amounts.get(NETWORK):
+                self.book.set_capacity(after.name, NETWORK, after.amounts.get(NETWORK, 0))
 
     def set_host(self, host: LogicalHost, *, written: bool = False) -> None:
         """Add a logical host or change it; one that is composed or draining offers what it took.
@@ -391,6 +442,7 @@ class Supply:
         `written` where its record is written by a Commit.
         """
         self._note_anchor(host)
+        self._note_parts(self.hosts.get(host.name), host)
         self.hosts[host.name] = host
         self.hosts_version += 1
         if not written:
@@ -402,6 +454,7 @@ class Supply:
         """Forget a host and give back what it took, if it took anything."""
         host = self.hosts.pop(name)
         self._anchored[host.anchor].discard(name)
+        self._note_parts(host, None)
         self.hosts_version += 1
         self.removals.discard(name)
         self.book.remove_provider(name)
@@ -417,14 +470,23 @@ class Supply:
             self._anchored[before.anchor].discard(host.name)
         self._anchored.setdefault(host.anchor, set()).add(host.name)
 
+    def _note_parts(self, before: LogicalHost | None, after: LogicalHost | None) -> None:
+        """Nodes of the host may be told something else; and the host may be at another step."""
+        was, now = (nodes_of(host) if host is not None else set() for host in (before, after))
+        for node in was - now:
+            self.part_hosts[node].discard(before.name if before is not None else "")
+        if after is not None and now:
+            for node in now:
+                self.part_hosts.setdefault(node, set()).add(after.name)
+            self.steps_wanted[after.name] = None
+            self.last_incarnation = max(self.last_incarnation, after.incarnation)
+        self.parts_stale |= was | now
+
     def _set_host_capacity(self, host: LogicalHost) -> None:
-        offers = host.state in (HostState.COMPOSED, HostState.DRAINING, HostState.RESIZING)
-        for kind in {part.kind for part in host.parts} | set(self.book.kinds(host.name)):
-            # What is on another node is part of the host, but nothing that a job on its anchor could use.
-            local = [p for p in host.parts if p.kind == kind and (p.provider == host.anchor or not p.devices)]
-            amount = sum(p.amount for p in local) if offers else 0
-            devices = [d for p in local for d in p.devices] if amount else []
-            self.book.set_capacity(host.name, kind, amount, devices)
+        found = offered(host) if offers(host) else {}
+        for kind in found.keys() | set(self.book.kinds(host.name)):
+            amount, devices = found.get(kind, (0, []))
+            self.book.set_capacity(host.name, kind, amount, devices if amount else [])
         self._stale_rows.add(host.name)
 
     def host_in_use(self, name: str) -> bool:
@@ -449,8 +511,9 @@ class Supply:
                     self.columns.set_row(provider, {}, {}, state=GONE)
                 continue
             state = self.node_row_state(self.node_of(provider), now)
-            if host is not None and host.state is not HostState.COMPOSED and state != GONE:
-                state = Reason.DRAINING if host.state is HostState.DRAINING else Reason.HELD
+            if host is not None and state != GONE and not takes_work(host):
+                going = host.drained or host.state is HostState.DRAINING
+                state = Reason.DRAINING if going else Reason.HELD
             capacity, free = self.book.amounts(provider)
             self.columns.set_row(
                 provider,
@@ -492,6 +555,26 @@ class Supply:
 @lru_cache(maxsize=64)
 def _usual_queue(name: str) -> QueueSpec:
     return QueueSpec(name=name)
+
+
+def offers(host: LogicalHost) -> bool:
+    """Whether jobs may hold anything of it; one that failed has jobs on it that are told to end."""
+    usual = (HostState.COMPOSED, HostState.DRAINING, HostState.RESIZING)
+    return host.state in usual or (host.state is HostState.FAILED and bool(host.parts))
+
+
+def takes_work(host: LogicalHost) -> bool:
+    """Whether anything new starts on it. What it is to become must be known: jobs could take what is to go."""
+    resizing = host.state is HostState.RESIZING and host.becomes is not None
+    return (host.state is HostState.COMPOSED or resizing) and not host.drained
+
+
+def nodes_of(host: LogicalHost) -> set[str]:
+    """Nodes that something is ordered of for the host, or may be."""
+    if not host.incarnation or not host.parts or not host.is_far_reaching:
+        return set()
+    ends = {name for circuit in host.circuits for name in (circuit.anchor, circuit.provider)}
+    return {host.anchor} | {part.provider for part in host.parts} | ends
 
 
 def host_owner(name: str) -> str:

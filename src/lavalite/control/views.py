@@ -153,6 +153,13 @@ _HOST_FIELDS: dict[str, Callable[[ClusterState, LogicalHost], Any]] = {
     "parts": lambda _, found: [part.model_dump() for part in found.parts],
     "resources": lambda state, found: amounts(state, found.name),
     "reason": lambda _, found: found.reason,
+    "circuits": lambda _, found: [circuit.model_dump() for circuit in found.circuits],
+    "step": lambda _, found: found.step.value,
+    "leaving": lambda _, found: found.leaving,
+    "degraded": lambda _, found: found.degraded,
+    "drained": lambda _, found: found.drained,
+    "executor": lambda _, found: found.executor,
+    "reserved_until": lambda _, found: found.reserved_until if found.reserved_until > 0 else None,
     "version": lambda _, found: found.version,
 }
 

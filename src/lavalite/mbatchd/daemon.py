@@ -31,6 +31,7 @@ from lavalite.mbatchd.changes import Changes
 from lavalite.mbatchd.config import MbatchdConfig
 from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.document import stored_specs
+from lavalite.mbatchd.hosts import HostDesk
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.http import make_app
 from lavalite.mbatchd.identity import Doorman
@@ -146,6 +147,7 @@ async def _serve_led(
             changes,
             Tags(core.service, news),
             ReservationDesk(core.service),
+            HostDesk(core.service),
         )
         app = make_app(scheduler, Doorman(bundle, lead.epoch, clock))
         servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)

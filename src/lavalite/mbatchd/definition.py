@@ -8,7 +8,7 @@ from typing import Any
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, InputError, UnknownNameError
-from lavalite.control.events import DefinitionApplied, HostRemoved, Specs
+from lavalite.control.events import DefinitionApplied, HostApplied, HostRemoved, HostReserved, Specs
 from lavalite.mbatchd.document import sections, typed
 from lavalite.mbatchd.reader import Reader
 from lavalite.mbatchd.service import Service
@@ -76,7 +76,11 @@ class DefinitionDesk:
             before, section = self._stored(), SECTION_OF[path]
             self._demand_version(ask.if_version)
             after = {**before, section: {**before[section], name: ask.spec}}
-            return await self._change(before, after, purge=False, dry_run=dry_run)
+            if path != "hosts" and ask.reserve_seconds is not None:
+                raise InputError("only logical hosts are reserved", field="reserve_seconds", hint="Leave it out.")
+            return await self._change(
+                before, after, purge=False, dry_run=dry_run, reserve=name, seconds=ask.reserve_seconds
+            )
 
     async def delete_entry(
         self, path: str, name: str, *, dry_run: bool, if_version: int | None = None
@@ -93,8 +97,16 @@ class DefinitionDesk:
             return await self._change(before, after, purge=True, dry_run=dry_run)
 
     async def _change(
-        self, before: dict[str, Any], after: dict[str, Any], *, purge: bool, dry_run: bool
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        *,
+        purge: bool,
+        dry_run: bool,
+        reserve: str = "",
+        seconds: int | None = None,
     ) -> models.DefinitionResult:
+        """`reserve` is an entry of logical hosts of which what they would take is held for so many seconds."""
         specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
         leaving = self._leaving(before, specs, purge=purge)
         changed = typed(before) != typed(after) or not set(leaving) <= set(before["leaving"])
@@ -106,14 +118,26 @@ class DefinitionDesk:
             version=after["version"],
             before=sections(before),
             after=sections(after),
-            hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values()),
+            hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values(), specs.links),
         )
+        if not dry_run and seconds is not None:
+            until = self._service.time.now() + seconds
+            for host in (spec.name for spec in specs.hosts.values() if spec.entry == reserve):
+                self._service.apply(HostReserved(host, until))
         if not noted:
+            if not dry_run and seconds is None:
+                self._try_anew(specs)
             await self._service.settled()  # what it equals may have been applied a moment ago
         elif not dry_run:
             await self._service.obey(DefinitionApplied(stored, specs, purge))
             result.hosts = [h for h in self._reader.hosts() if h.name in specs.hosts]
         return result
+
+    def _try_anew(self, specs: Specs) -> None:
+        """Who applies what is applied already does not want to wait for the next try of hosts that failed."""
+        hosts = self._service.state.hosts
+        for name in [name for name in specs.hosts if name in hosts and hosts[name].retry_at]:
+            self._service.apply(HostApplied(name))
 
     def _leaving(self, before: dict[str, Any], specs: Specs, *, purge: bool) -> list[str]:
         """Logical hosts that are there, and are not to be: those of earlier changes, and with `purge` of this one."""

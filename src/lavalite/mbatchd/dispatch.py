@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
-from lavalite.control.actions import Acknowledge, AttemptStart, SendDispatch, SendStop
-from lavalite.wire.frames import AnyFrame, Attempt, Dispatch, EpochPair, ReportAck, Stop
+from lavalite.control.actions import Acknowledge, AttemptStart, PartOrdered, SendDispatch, SendParts, SendStop
+from lavalite.wire.frames import AnyFrame, Attempt, Dispatch, EpochPair, PartOrder, PartsHere, ReportAck, Stop
 
 FRAME_BYTES = 1024 * 1024
 """Attempts are put in one frame up to about so many bytes: well below the most that a frame may have."""
 
 
-def frame_of(effect: SendDispatch | SendStop | Acknowledge, epoch: EpochPair) -> list[AnyFrame]:
+def frame_of(effect: SendDispatch | SendStop | SendParts | Acknowledge, epoch: EpochPair) -> list[AnyFrame]:
     if isinstance(effect, SendDispatch):
         return [Dispatch(epoch=epoch, attempts=group) for group in _grouped(effect.attempts)]
+    if isinstance(effect, SendParts):
+        return [PartsHere(epoch=epoch, orders=list(map(_part, effect.orders)))]
     if isinstance(effect, SendStop):
         return [
             Stop(
@@ -25,6 +28,10 @@ def frame_of(effect: SendDispatch | SendStop | Acknowledge, epoch: EpochPair) ->
             )
         ]
     return [ReportAck(epoch=epoch, seq=effect.seq)]
+
+
+def _part(order: PartOrdered) -> PartOrder:
+    return PartOrder.model_validate({field.name: getattr(order, field.name) for field in fields(order)})
 
 
 def _grouped(starts: tuple[AttemptStart, ...]) -> Iterator[list[Attempt]]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import structlog
 
 from lavalite.control.events import Event, NodeRegistered
+from lavalite.control.hosts.holding import offered
 from lavalite.control.state import ClusterState
 from lavalite.model.host import HostState, LogicalHost
-from lavalite.model.resources import CPU, MEMORY
+from lavalite.model.resources import CPU, GPU, MEMORY
 from lavalite.wire.frames import EpochPair, HostHere, HostsHere
 
 USABLE = frozenset({HostState.COMPOSED, HostState.RESIZING, HostState.DRAINING})
@@ -90,15 +91,23 @@ class HostNews:
 
 
 def _as_frame(host: LogicalHost) -> HostHere:
-    devices: dict[str, list[str]] = {}
-    for part in host.parts:
-        if part.provider == host.anchor:
-            devices.setdefault(part.kind, []).extend(part.devices)
+    """What jobs may use of it now; while it is resized that is what it had and will have as well."""
+    usable = offered(host)
+    devices = {part.kind: usable.get(part.kind, (0, []))[1] for part in host.parts if part.provider == host.anchor}
+    kept = [part for part in (host.becomes or host.holding).parts if part.id not in host.degraded]
+    memory_bytes = usable.get(MEMORY, (0, []))[0]
+    far_bytes = sum(part.amount for part in kept if part.kind == MEMORY and host.is_far(part))
+    gpu_nodes: dict[str, list[str]] = {}
+    for part in kept:
+        if part.kind == GPU and host.is_far(part):
+            gpu_nodes.setdefault(part.provider, []).extend(part.devices)
     return HostHere(
         name=host.name,
         version=host.version,
-        cpu_milli=host.amount(CPU),
-        memory_bytes=host.amount(MEMORY),
+        cpu_milli=usable.get(CPU, (0, []))[0],
+        memory_bytes=memory_bytes,
+        far_memory_bytes=min(far_bytes, memory_bytes),
+        gpu_nodes=gpu_nodes,
         devices=devices,
         pools=host.pools,
     )

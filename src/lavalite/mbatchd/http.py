@@ -62,7 +62,7 @@ Who = Annotated[Identity, Depends(identity_of)]
 
 def make_app(scheduler: Scheduler, doorman: Doorman) -> FastAPI:
     """The application over one scheduler."""
-    from lavalite.mbatchd.routes import cluster, definition, events, health, jobs, nodes, reservations
+    from lavalite.mbatchd.routes import cluster, definition, events, health, hosts, jobs, nodes, reservations
 
     app = FastAPI(
         title="LavaLite",
@@ -78,7 +78,7 @@ def make_app(scheduler: Scheduler, doorman: Doorman) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(Gate, doorman=doorman)
-    for routes in (health, cluster, nodes, reservations, definition, jobs, events):
+    for routes in (health, cluster, nodes, reservations, hosts, definition, jobs, events):
         app.include_router(routes.router)
     return app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,10 +13,10 @@ from lavalite.api import models
 from lavalite.base.errors import UnknownNameError
 from lavalite.control import views
 from lavalite.control.admission import find_job
-from lavalite.control.composer import planner
 from lavalite.control.decisions import record_of
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
+from lavalite.control.hosts.composer import planner
 from lavalite.control.supply import NodeState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
@@ -25,8 +25,9 @@ from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
 from lavalite.model.decision import DecisionRecord
+from lavalite.model.host import LogicalHost
 from lavalite.model.reservation import Reservation
-from lavalite.model.specs import HostSpec, PoolSpec
+from lavalite.model.specs import HostSpec, LinkSpec, PoolSpec
 from lavalite.placement.reasons import Refusal
 from lavalite.store.base import Store, StoreUnavailable
 
@@ -147,6 +148,10 @@ class Reader:
         found = self._state.hosts.get(name)
         if found is None:
             raise _unknown("host", name)
+        return self.host_as(found)
+
+    def host_as(self, found: LogicalHost) -> models.Host:
+        """One host as people see it, or as it would be."""
         return models.Host.model_validate(self._told_of(views.host(self._state, found)))
 
     def _told_of(self, view: dict[str, Any], *, with_spec: bool = True) -> dict[str, Any]:
@@ -164,10 +169,12 @@ class Reader:
         document = self._service.document
         return {**view, "spec": document[section].get(view["name"]) or {}, "version": document["version"]}
 
-    async def planned(self, specs: Iterable[HostSpec], pools: Iterable[PoolSpec]) -> list[models.Host]:
-        """What these hosts are, or would be were they and these pools asked for now."""
+    async def planned(
+        self, specs: Iterable[HostSpec], pools: Iterable[PoolSpec], links: Sequence[LinkSpec]
+    ) -> list[models.Host]:
+        """What these hosts are, or would be were they, these pools and these links asked for now."""
         wanted = list(specs)
-        plan_all = planner(self._state, self._service.time.now(), list(pools))
+        plan_all = planner(self._state, self._service.time.now(), list(pools), links)
         found = await asyncio.to_thread(plan_all, wanted) if wanted else {}
         hosts = []
         for spec in wanted:
@@ -175,7 +182,9 @@ class Reader:
             if isinstance(plan, Refusal):
                 host = models.Host(name=spec.name, state="planned", reason=plan.sentence(), spec=asdict(spec))
             else:
-                host = models.Host.model_validate({**plan.model_dump(mode="json"), "spec": asdict(spec)})
+                # As it is asked for: what is done about it only follows from that.
+                asked = {"spec": asdict(spec), "executor": spec.executor, "reserved_until": None}
+                host = models.Host.model_validate({**plan.model_dump(mode="json"), **asked})
             hosts.append(host)
         return hosts
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lavalite.mbatchd.changes import Changes
 from lavalite.mbatchd.definition import DefinitionDesk
+from lavalite.mbatchd.hosts import HostDesk
 from lavalite.mbatchd.jobs import JobDesk
 from lavalite.mbatchd.nodes import NodeDesk
 from lavalite.mbatchd.reader import Reader
@@ -22,3 +23,4 @@ class Scheduler:
     changes: Changes
     tags: Tags
     reservations: ReservationDesk
+    hosts: HostDesk

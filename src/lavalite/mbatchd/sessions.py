@@ -11,6 +11,7 @@ Everything that acts (a dispatch, an acknowledged beat) checks first that we sti
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from lavalite.control.events import (
     NodeDisconnected,
     NodeRegistered,
     NodeReported,
+    PartReported,
+    PartsReported,
 )
 from lavalite.mbatchd.leadership import Leadership
 from lavalite.mbatchd.output import OutputStreams
@@ -43,6 +46,8 @@ from lavalite.wire.frames import (
     Hello,
     HostsApplied,
     Output,
+    PartsApplied,
+    PartState,
     Refused,
     Register,
     Registered,
@@ -58,6 +63,8 @@ MAX_FRAMES_AT_ONCE = 4
 """Of dispatches: many would overrun what a connection lets wait, and their node would never hear of them."""
 MAX_NAME_CHARACTERS = 128
 """Of a journal or a boot: both are stored, the journal's with each commitment."""
+
+MAX_PART_CHARACTERS = 512
 
 AGENT_ROLES = frozenset({"candidate", "worker"})
 
@@ -224,6 +231,7 @@ class AgentSessions:
             journal_id=frame.journal_id,
             offer=frame.offer,
             attempts=tuple(map(_reported, frame.attempts)),
+            fabric_address=_fabric_address(frame, connection),
         )
         self._early[node] = []
         try:
@@ -254,6 +262,8 @@ class AgentSessions:
             self.output.take(node, frame)
         elif isinstance(frame, HostsApplied):
             self.on_hosts_applied(node, frame.versions)
+        elif isinstance(frame, PartsApplied):
+            self._sink.apply(PartsReported(node, tuple(map(_part, frame.parts))))
         elif isinstance(frame, Bye):
             return False
         else:
@@ -270,6 +280,48 @@ def _reported(report: AttemptReport) -> AttemptReported:
         raise RefusedError(f"attempt {attempt} is reported for no time that there is", code="bad_attempt")
     reason = report.reason[:MAX_REASON_CHARACTERS]
     return AttemptReported(attempt, report.state, report.at, report.exit_code, reason)
+
+
+def _part(found: PartState) -> PartReported:
+    """Its text is short by now; of what it names, only what we ordered is ever looked at."""
+    names = (found.part, found.role, found.host, found.address, found.secret, found.device, found.path)
+    if max(map(len, names)) > MAX_PART_CHARACTERS:
+        message = f"no name in a part's state has more than {MAX_PART_CHARACTERS} characters"
+        raise RefusedError(message, code="too_long")
+    if found.address and not _is_address(found.address):
+        raise RefusedError(f"the address of part {found.part} is no IP address", code="bad_address")
+    return PartReported(
+        part=found.part,
+        role=found.role,
+        host=found.host,
+        incarnation=found.incarnation,
+        version=found.version,
+        state=found.state,
+        reason=found.reason[:MAX_REASON_CHARACTERS],
+        address=found.address,
+        port=found.port if 0 < found.port < 65536 else 0,
+        secret=found.secret,
+        device=found.device,
+        path=found.path,
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fabric_address(frame: Register, connection: Connection) -> str:
+    """Where others reach the node: as it says, or where its session comes from; nothing over a local socket."""
+    if frame.fabric_address:
+        if not _is_address(frame.fabric_address):
+            raise RefusedError("a fabric address is an IP address", code="bad_address")
+        return frame.fabric_address
+    host = connection.peer.rpartition(":")[0].strip("[]")
+    return host if _is_address(host) else ""
 
 
 def _demand_names(frame: Register) -> None:

@@ -32,6 +32,9 @@ class NodeRecord(Stored):
     operator_labels: dict[str, list[str]] = {}
     generation: int = 0
     """In which its agent told its journal last."""
+    fabric_address: str = ""
+    owes_parts: bool = False
+    """Whether it may have parts of hosts that were taken apart while it was away."""
 
     @property
     def drain(self) -> Drain | None:
