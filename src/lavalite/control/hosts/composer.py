@@ -12,6 +12,7 @@ control.hosts.steps goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lavalite.control.events import DefinitionApplied, HostDrained, HostReserved
 from lavalite.control.hosts.commitment import (
@@ -37,11 +38,15 @@ from lavalite.control.outbox import Outbox
 from lavalite.control.reservations import kept_shares
 from lavalite.control.state import ClusterState
 from lavalite.model.host import LogicalHost, Step
-from lavalite.model.specs import HostSpec, LinkSpec, PoolSpec
+from lavalite.model.job import Share
+from lavalite.model.resources import GPU, MEMORY
+from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.columns import state_reason
-from lavalite.placement.compose import plan_hosts
+from lavalite.placement.compose import nearer, plan_hosts
 from lavalite.placement.reasons import Reason, Refusal
 
+MOST_LOOKED_AT = 8
+"""Of hosts with far parts, in one look whether they may come near."""
 Planner = Callable[[Sequence[HostSpec]], dict[str, LogicalHost | Refusal]]
 RAN_OUT = -1.0
 """`reserved_until` of a host whose reservation ran out: it is not planned until it is applied."""
@@ -101,6 +106,8 @@ def look_again(state: ClusterState, now: float) -> None:
     for host in list(state.hosts.values()):
         if 0 < host.reserved_until <= now and host.name not in state.flying:
             give_up(state, host, PLANNED, "its reservation ran out: apply it", reserved_until=RAN_OUT)
+    if now >= state.reanchor_at and any(_could_be_nearer(state, s, now) for s in state.specs.hosts.values()):
+        state.compose_wanted = True
     if state.removals or any(_waits(h, now) for h in state.hosts.values()):
         state.compose_wanted = True
 
@@ -135,6 +142,8 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
             state.set_host(begun(as_asked(host, spec, host, state.last_incarnation, now, state.epoch[0])))
         elif host is not None:
             _keep(state, spec, host)
+    if now >= state.reanchor_at:
+        _bring_near(state, now, out)
 
 
 def _let_go(state: ClusterState, name: str) -> None:
@@ -161,6 +170,20 @@ def planner(
 
     It holds copies of all that it looks at, so that a long plan may be made in another thread.
     """
+    there = _what_is_there(state, now)
+    known = list(state.specs.pools.values()) if pools is None else pools
+    wired = state.specs.links if links is None else links
+    return lambda specs: plan_hosts(specs, there.nodes, known, there.existing, there.taken, there.closed, links=wired)
+
+
+class _There(NamedTuple):
+    nodes: list[NodeCapacity]
+    existing: dict[str, LogicalHost]
+    taken: list[Share]
+    closed: dict[str, Reason]
+
+
+def _what_is_there(state: ClusterState, now: float) -> _There:
     nodes = [node.capacity() for node in state.nodes.values()]
     rows = {node.name: state.node_row_state(node, now) for node in state.nodes.values()}
     closed: dict[str, Reason] = {
@@ -172,10 +195,38 @@ def planner(
     kept, without_gpus = kept_shares(state, now)
     closed |= {name: Reason.HELD for name in without_gpus if name not in closed}
     closed |= {run.node: Reason.NOT_SHARED for run in state.runs.values() if run.exclusive and run.node not in closed}
-    taken += kept
-    known = list(state.specs.pools.values()) if pools is None else pools
-    wired = state.specs.links if links is None else links
-    return lambda specs: plan_hosts(specs, nodes, known, existing, taken, closed, links=wired)
+    return _There(nodes, existing, taken + kept, closed)
+
+
+def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
+    """Parts of other nodes come to their anchor, or into its rack, where room has appeared there.
+
+    New near parts first, then the far ones leave, like any other change of a host. Storage is not moved as yet: its
+    bytes would have to be copied while they are in use. GPUs are moved only while nobody uses the host.
+    """
+    state.reanchor_at = now + state.settings.reanchor_seconds
+    far = [spec for spec in state.specs.hosts.values() if _could_be_nearer(state, spec, now)]
+    if not far:
+        return
+    there = _what_is_there(state, now)
+    for spec in far[:MOST_LOOKED_AT]:
+        host, pools = there.existing[spec.name], list(state.specs.pools.values())
+        plan = nearer(spec, host, there.nodes, pools, there.existing, there.taken, there.closed, state.specs.links)
+        gpus_move = plan is not None and _gpus(plan) != _gpus(host) and state.host_in_use(spec.name)
+        if plan is not None and not gpus_move:
+            _commit(state, spec, plan, now, out)
+            return  # the next one is planned beside it, at the next look
+
+
+def _could_be_nearer(state: ClusterState, spec: HostSpec, now: float) -> bool:
+    host = state.hosts.get(spec.name)
+    if host is None or host.state is not COMPOSED or host.degraded or not _is_open(state, spec, now):
+        return False
+    return any(host.is_far(part) and part.kind in (MEMORY, GPU) for part in host.parts)
+
+
+def _gpus(host: LogicalHost) -> set[tuple[str, str]]:
+    return {(part.provider, device) for part in host.parts if part.kind == GPU for device in part.devices}
 
 
 def _is_open(state: ClusterState, spec: HostSpec, now: float) -> bool:
