@@ -17,9 +17,9 @@ from control_world import KEYS, offer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavalite.api.models import DefinitionPut, Host
+from lavalite.api.models import DefinitionPut, EntryPut, Host
 from lavalite.base.clock import ManualClock, SystemClock
-from lavalite.base.errors import FencedError, InputError, LavaLiteError, UnreachableError
+from lavalite.base.errors import FencedError, InputError, LavaLiteError, UnknownNameError, UnreachableError
 from lavalite.base.steady import SteadyTime
 from lavalite.control import events
 from lavalite.control.settings import Settings
@@ -28,6 +28,7 @@ from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
 from lavalite.mbatchd.changes import MAX_REMEMBERED, MAX_WAITING, Changes
 from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
+from lavalite.mbatchd.hosts import HostDesk
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.jobs import MAX_NAMED_TASKS, JobDesk
@@ -339,6 +340,35 @@ async def test_a_purge_that_a_crash_cut_short_is_gone_on_with(world: World) -> N
     next_one = Service(after, world.committer, SteadyTime(world.clock), EPOCH, "test")
     go_on_removing(next_one)
     assert set(after.hosts) == {"x-1"}
+
+
+async def test_an_entry_may_be_reserved_and_is_composed_when_it_is_applied(world: World) -> None:
+    """What is asked of a host is durable before it is answered, and one that is not there is refused by name."""
+
+    async def planned(*asked: object) -> list[Host]:
+        return []
+
+    desk = DefinitionDesk(world.service, SimpleNamespace(planned=planned, hosts=list), "test")  # type: ignore[arg-type]
+    hosts = HostDesk(world.service)
+    world.through.set()
+    world.service.apply(events.NodeRegistered("n1", "boot-1", "j", offer("n1")))
+    reserved = EntryPut(spec={"cpu": 1}, reserve_seconds=60)
+    await desk.put_entry("hosts", "x", reserved, dry_run=True)
+    assert "x" not in world.state.hosts
+    await desk.put_entry("hosts", "x", reserved, dry_run=False)
+    await world.service.settled()
+    assert world.state.hosts["x"].state is HostState.RESERVED and world.state.book.committed("n1", "cpu") == 1000
+    assert (await hosts.apply("x", dry_run=True)).state is HostState.RESERVED
+    await hosts.apply("x", dry_run=False)
+    assert world.state.hosts["x"].state is HostState.COMPOSED
+    assert (await hosts.drain("x", undo=False, dry_run=True)).drained and not world.state.hosts["x"].drained
+    assert (await hosts.drain("x", undo=False, dry_run=False)).drained
+    stored = await world.store.get(KEYS.host("x"))
+    assert stored is not None and b'"drained":true' in stored.value
+    with pytest.raises(UnknownNameError, match="no host y"):
+        await hosts.drain("y", undo=False, dry_run=False)
+    with pytest.raises(InputError, match="only logical hosts"):
+        await desk.put_entry("queues", "q", reserved, dry_run=False)
 
 
 # --- what is told -------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ until that is acknowledged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from lavalite.control.actions import AttemptStart
-from lavalite.control.events import AttemptReported, NodeRegistered
+from lavalite.control.actions import AttemptStart, PartOrdered
+from lavalite.control.events import AttemptReported, NodeRegistered, PartReported, PartsReported
 from lavalite.model.resources import NodeOffer
 from lavalite.model.task import AttemptId
 
@@ -98,7 +99,13 @@ class SimulatedAgent:
             if attempt not in self.unacked:
                 state = "suspended" if running.suspended else "started"
                 told.append(AttemptReported(attempt, state, epoch_seconds + running.started_at))  # type: ignore[arg-type]
-        return NodeRegistered(self.name, self.boot_id, self.journal_id, self.offer, tuple(told))
+        return NodeRegistered(
+            self.name, self.boot_id, self.journal_id, self.offer, tuple(told), fabric_address=self.name
+        )
+
+    def carried_out(self, orders: tuple[PartOrdered, ...]) -> PartsReported:
+        """Parts of logical hosts are made at once here, and never break."""
+        return PartsReported(self.name, tuple(map(_made, orders)))
 
     def report(self, epoch_seconds: float) -> tuple[AttemptReported, ...]:
         """All that is not acknowledged, as one report with the next number."""
@@ -114,6 +121,12 @@ class SimulatedAgent:
         self.boots += 1
         for attempt in list(self.running):
             self.end(attempt, now, None, "lost")
+
+
+def _made(order: PartOrdered) -> PartReported:
+    state: Literal["ready", "gone"] = "ready" if order.want == "present" else "gone"
+    port = 1 if order.role == "export" else 0
+    return PartReported(order.part, order.role, order.host, order.incarnation, order.version, state, port=port)
 
 
 def _dated(report: AttemptReported, epoch_seconds: float) -> AttemptReported:

@@ -24,6 +24,7 @@ from lavalite.control.actions import (
     Effect,
     Persist,
     SendDispatch,
+    SendParts,
     SendStop,
     Wake,
 )
@@ -281,6 +282,8 @@ class SimulatedCluster:
         if isinstance(effect, SendDispatch):
             for start in effect.attempts:
                 self._start(agent, start)
+        elif isinstance(effect, SendParts):
+            self.after(self.network_seconds, self.feed, agent.carried_out(effect.orders))
         elif isinstance(effect, Acknowledge):
             agent.acknowledged(effect.seq)
         elif isinstance(effect, SendStop) and effect.id in agent.running:
