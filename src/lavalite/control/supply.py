@@ -354,12 +354,16 @@ class Supply:
             self._pools_stale = self._links_stale = self.schedule_wanted = self.compose_wanted = True
 
     def set_fabric(self, node: NodeState, address: str) -> None:
-        """Take over where others reach the node's exports; who is to reach them is told."""
-        if node.fabric_address != address:
-            node.fabric_address = address
-            self.dirty.nodes[node.name] = None
-            for name in self.part_hosts.get(node.name, ()):
-                self.parts_stale |= nodes_of(self.hosts[name])
+        """Take over where others reach the node's exports; who is to reach them is told, in a higher version."""
+        if node.fabric_address == address:
+            return
+        node.fabric_address = address
+        self.dirty.nodes[node.name] = None
+        for name in sorted(self.part_hosts.get(node.name, ())):
+            host = self.hosts[name]
+            self.parts_stale |= nodes_of(host)
+            if host.state is HostState.COMPOSED:
+                self.set_host(host.model_copy(update={"version": host.version + 1}))
 
     def set_owing(self, node: NodeState, owes: bool) -> None:
         """Whether it may have parts of hosts that nobody waits for any more."""

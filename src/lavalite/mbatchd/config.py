@@ -50,6 +50,10 @@ class MbatchdConfig(Config):
     retention: Retention = Retention()
     beat_seconds: float = Field(default=2.0, gt=0, le=60)
     silent_after_seconds: float = Field(default=10.0, gt=0)
+    compose_seconds: float = Field(default=120.0, gt=0)
+    """A part of a logical host that is not ready by then has failed."""
+    let_go_seconds: float = Field(default=120.0, gt=0)
+    """A host that is taken apart waits no longer for a node that is not connected."""
     back_pressure: BackPressure = BackPressure()
     max_unfinished_tasks: int = Field(default=5_000_000, ge=1)
 
@@ -73,6 +77,8 @@ class MbatchdConfig(Config):
         return Settings(
             beat_seconds=self.beat_seconds,
             silent_after_seconds=self.silent_after_seconds,
+            compose_seconds=self.compose_seconds,
+            let_go_seconds=self.let_go_seconds,
             keep_finished_jobs=self.retention.finished_jobs,
             keep_finished_seconds=self.retention.age_seconds,
         )

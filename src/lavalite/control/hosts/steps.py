@@ -130,6 +130,7 @@ def _resized(state: ClusterState, host: LogicalHost, now: float, out: Outbox) ->
     settled: dict[str, object] = {
         "state": COMPOSED,
         "step": Step.SETTLED,
+        "version": host.version + 1,  # what its anchor said of the one that was resized is not of this one
         "parts": after.parts,
         "circuits": after.circuits,
         "pools": after.pools,
