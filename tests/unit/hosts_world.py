@@ -37,7 +37,8 @@ def wide_offer(
 def asked(name: str = "h", **fields: object) -> HostSpec:
     """12 GiB of memory where a node has 8, and a TiB of storage that only n3 has: parts of three nodes."""
     amounts = {"cpu": 4 * WHOLE, "memory": 12 * GIB, "storage": TIB}
-    return replace(HostSpec(name, amounts), **fields)
+    far = {"memory": 8 * GIB, "storage": 3 * TIB}
+    return replace(HostSpec(name, amounts, far=far, circuits=dict.fromkeys(far, 10**9)), **fields)
 
 
 def far_world(*specs: HostSpec, settings: Settings | None = None, eager: bool = True) -> World:

@@ -22,6 +22,7 @@ from lavalite.control.events import HostApplied, HostDrained, HostReserved
 from lavalite.control.hosts import composer
 from lavalite.control.settings import Settings
 from lavalite.model.host import DEGRADE, FAIL, VM, VmAsk
+from lavalite.placement.compose import plan_hosts
 
 HOSTS = ("a", "b")
 AMOUNTS = st.fixed_dictionaries(
@@ -43,10 +44,11 @@ SPECS = st.fixed_dictionaries(
 class Hosts(ClusterRules):
     """Two hosts at most, over three nodes."""
 
-    @initialize(limit=st.sampled_from([3, 128]))
-    def begin(self, limit: int) -> None:
+    @initialize(limit=st.sampled_from([3, 128]), plan=st.sampled_from([plan_far, plan_hosts]))
+    def begin(self, limit: int, plan: Any) -> None:
+        """With the plans that are really made, and with the plainest, which spread hosts further."""
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(composer, "plan_hosts", plan_far)
+        self.patch.setattr(composer, "plan_hosts", plan)
         self.world = far_world(settings=Settings(max_txn_operations=limit), eager=False)
         self.wanted: dict[str, dict[str, Any]] = {}
 
