@@ -7,7 +7,7 @@ from dataclasses import replace
 from control_world import GIB, KEYS, World, offer
 
 from lavalite.control.audit import audit
-from lavalite.control.events import Specs
+from lavalite.control.events import DefinitionApplied, Specs
 from lavalite.control.hosts.orders import part_ids, vm_part
 from lavalite.control.settings import Settings
 from lavalite.model.host import LogicalHost
@@ -52,9 +52,10 @@ def far_world(*specs: HostSpec, settings: Settings | None = None, eager: bool = 
     return made
 
 
-def define(world: World, *specs: HostSpec, purge: bool = False) -> None:
+def define(world: World, *specs: HostSpec, purge: bool = False, reserve: dict[str, float] | None = None) -> None:
     """From now on these are the hosts that are asked for."""
-    world.apply(Specs(queues=QUEUES, hosts={spec.name: spec for spec in specs}), purge=purge)
+    world.specs = Specs(queues=QUEUES, hosts={spec.name: spec for spec in specs})
+    world.feed(DefinitionApplied(b"{}", world.specs, purge, reserve or {}))
 
 
 def host(world: World, name: str = "h") -> LogicalHost:

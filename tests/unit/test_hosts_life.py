@@ -154,7 +154,12 @@ def test_a_node_that_says_nothing_is_waited_for_and_its_left_overs_go_when_it_is
     assert "h" not in w.state.hosts and roles(w, "n2") and w.state.nodes["n2"].owes_parts
     w.change_leader()  # the next leader knows that n2 may have something
     for name in NODES:
+        w.agents[name].parts.eager = False
         w.connect(name)
+    define(w, asked())
+    w.settle()
+    assert not [p for h in w.state.hosts.values() for p in h.parts if p.provider == "n2"]  # it has not told yet
+    define(w, purge=True)
     settle(w)
     assert not w.state.nodes["n2"].owes_parts
     nothing_is_left(w, "h")
@@ -388,8 +393,7 @@ def test_a_drained_host_stays_and_takes_nothing_new() -> None:
 
 def test_a_reservation_is_held_until_it_is_applied_or_runs_out() -> None:
     w = far_world()
-    w.feed(HostReserved("h", w.now + 100))
-    define(w, asked())
+    define(w, asked(), reserve={"h": w.now + 100})
     settle(w)
     assert host(w).state == "reserved" and w.state.book.committed("n2", "memory") == 4 * GIB
     assert not any(agent.parts.carried_out for agent in w.agents.values())
@@ -410,10 +414,18 @@ def test_a_reservation_is_held_until_it_is_applied_or_runs_out() -> None:
     w.feed(HostApplied("h"))
     settle(w)
     assert host(w).state == "composed"
-    w.feed(HostReserved("g", w.now + 100))
-    define(w, asked(), asked("g", amounts={"cpu": 1000, "memory": GIB, "storage": TIB}))
+    small = asked("g", amounts={"cpu": 1000, "memory": GIB, "storage": TIB})
+    define(w, asked(), small, reserve={"g": w.now + 100})
     settle(w)
     assert host(w, "g").state == "reserved"
+    w.advance(50)
+    w.feed(HostReserved("g", w.now + 100))  # asked for once more, as it is
+    settle(w)
+    assert host(w, "g").reserved_until == w.now + 100
+    larger = asked("g", amounts={"cpu": 2000, "memory": GIB, "storage": TIB})
+    define(w, asked(), larger, reserve={"g": w.now + 200})
+    settle(w)
+    assert host(w, "g").state == "reserved" and host(w, "g").amount("cpu") == 2000
     w.feed(HostApplied("g"))
     settle(w)
     assert host(w, "g").state == "composed"

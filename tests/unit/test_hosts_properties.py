@@ -52,26 +52,24 @@ class Hosts(ClusterRules):
         self.world = far_world(settings=Settings(max_txn_operations=limit), eager=False)
         self.wanted: dict[str, dict[str, Any]] = {}
 
-    def _define(self, *, purge: bool) -> None:
+    def _define(self, *, purge: bool, reserve: dict[str, float] | None = None) -> None:
         specs = [asked(name, **fields, vm=VmAsk(image="x")) for name, fields in self.wanted.items()]
-        define(self.world, *specs, purge=purge)
+        define(self.world, *specs, purge=purge, reserve=reserve)
 
     @rule(name=st.sampled_from(HOSTS), fields=SPECS, reserve=st.sampled_from([False, False, False, True]))
     def ask_for(self, name: str, fields: dict[str, Any], reserve: bool) -> None:
-        if reserve:
-            self.world.feed(HostReserved(name, self.world.now + 50))
         self.wanted[name] = fields
-        self._define(purge=False)
+        self._define(purge=False, reserve={name: self.world.now + 50} if reserve else {})
 
     @rule(name=st.sampled_from(HOSTS), purge=st.booleans())
     def ask_no_more(self, name: str, purge: bool) -> None:
         self.wanted.pop(name, None)
         self._define(purge=purge)
 
-    @rule(name=st.sampled_from(HOSTS), wish=st.sampled_from(["apply", "drain", "resume"]))
+    @rule(name=st.sampled_from(HOSTS), wish=st.sampled_from(["apply", "drain", "resume", "reserve"]))
     def wish(self, name: str, wish: str) -> None:
-        drained = HostDrained(name, undo=wish == "resume")
-        self.world.feed(HostApplied(name) if wish == "apply" else drained)
+        wishes = {"apply": HostApplied(name), "reserve": HostReserved(name, self.world.now + 50)}
+        self.world.feed(wishes.get(wish) or HostDrained(name, undo=wish == "resume"))
 
     @rule(name=st.sampled_from(HOSTS), rerunnable=st.booleans())
     def submit(self, name: str, rerunnable: bool) -> None:

@@ -59,6 +59,8 @@ class DefinitionApplied:
     document: bytes
     specs: Specs
     purge: bool = False
+    reserve: dict[str, float] = field(default_factory=dict)
+    """Hosts that are only to be held, and until when."""
 
 
 @dataclass(slots=True, frozen=True)

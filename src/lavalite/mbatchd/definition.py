@@ -120,24 +120,27 @@ class DefinitionDesk:
             after=sections(after),
             hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values(), specs.links),
         )
-        if not dry_run and seconds is not None:
+        reserved: dict[str, float] = {}
+        if seconds is not None:
             until = self._service.time.now() + seconds
-            for host in (spec.name for spec in specs.hosts.values() if spec.entry == reserve):
-                self._service.apply(HostReserved(host, until))
+            reserved = {spec.name: until for spec in specs.hosts.values() if spec.entry == reserve}
         if not noted:
-            if not dry_run and seconds is None:
-                self._try_anew(specs)
+            if not dry_run:
+                self._again(specs, reserved)
             await self._service.settled()  # what it equals may have been applied a moment ago
         elif not dry_run:
-            await self._service.obey(DefinitionApplied(stored, specs, purge))
+            await self._service.obey(DefinitionApplied(stored, specs, purge, reserved))
             result.hosts = [h for h in self._reader.hosts() if h.name in specs.hosts]
         return result
 
-    def _try_anew(self, specs: Specs) -> None:
+    def _again(self, specs: Specs, reserved: dict[str, float]) -> None:
         """Who applies what is applied already does not want to wait for the next try of hosts that failed."""
+        for name, until in reserved.items():
+            self._service.apply(HostReserved(name, until))
         hosts = self._service.state.hosts
-        for name in [name for name in specs.hosts if name in hosts and hosts[name].retry_at]:
-            self._service.apply(HostApplied(name))
+        for name in [name for name in specs.hosts if name not in reserved]:
+            if name in hosts and hosts[name].retry_at:
+                self._service.apply(HostApplied(name))
 
     def _leaving(self, before: dict[str, Any], specs: Specs, *, purge: bool) -> list[str]:
         """Logical hosts that are there, and are not to be: those of earlier changes, and with `purge` of this one."""

@@ -165,6 +165,14 @@ def removed(state: ClusterState, name: str) -> None:
         state.set_host(host.model_copy(update={"state": DRAINING, "reason": "to be removed"}))
 
 
+def change(state: ClusterState, host: LogicalHost, **fields: object) -> None:
+    """Something is said of the host that changes nothing it holds; what is being written of it is told as well."""
+    for batch in state.batches.values():
+        if batch.host == host.name and batch.composed is not None:
+            batch.composed, batch.changed = batch.composed.model_copy(update=fields), True
+    state.set_host(host.model_copy(update=fields), written=host.name in state.flying)
+
+
 def take_apart(state: ClusterState, host: LogicalHost, reason: str) -> None:
     """Nobody uses the host any more, and agents have parts of it: from the anchor outwards, they let go of them."""
     leaving = [part.id for part in host.parts] + [circuit.id for circuit in host.circuits]

@@ -26,6 +26,7 @@ from lavalite.control.hosts.commitment import (
     RESIZING,
     as_asked,
     begun,
+    change,
     commit,
     give_up,
     may_become,
@@ -61,32 +62,33 @@ def applied(state: ClusterState, event: DefinitionApplied) -> None:
         if event.purge or extra.state is PLANNED or (extra.state is FAILED and not extra.parts):
             removed(state, name)
     for name, spec in event.specs.hosts.items():
-        host = state.hosts.get(name)
-        just_reserved = host is not None and host.state is PLANNED and host.reserved_until > 0
-        if before.get(name) != spec and not just_reserved:
+        if name in event.reserve:
+            reserved(state, HostReserved(name, event.reserve[name]))
+        elif before.get(name) != spec:
             tried_anew(state, name)
 
 
 def tried_anew(state: ClusterState, name: str) -> None:
     """What could not be composed or resized is not waited with any longer; what is reserved is composed."""
     host = state.hosts.get(name)
-    if host is None or name in state.flying:
+    if host is None:
         return
     if host.retry_at or host.reserved_until:
-        state.set_host(host.model_copy(update={"retry_at": 0.0, "reserved_until": 0.0}))
+        change(state, host, retry_at=0.0, reserved_until=0.0)
     state.compose_wanted = True
 
 
 def reserved(state: ClusterState, event: HostReserved) -> None:
     """What is planned for the host next is held until then, and nothing is done about it yet.
 
-    One that holds something already, and is not just reserved, is not touched.
+    One that is reserved already is planned anew; one that holds anything else is not touched.
     """
     host = state.hosts.get(event.host) or LogicalHost(name=event.host, state=PLANNED, anchor="", parts=[])
-    if event.host in state.flying or (host.parts and host.state is not RESERVED):
-        return
-    state.set_host(host.model_copy(update={"reserved_until": event.until}))
-    state.compose_wanted = True
+    if event.host in state.flying:
+        if any(b.composed.state is RESERVED for b in state.batches.values() if b.host == host.name and b.composed):
+            change(state, host, reserved_until=event.until)
+    elif host.state is RESERVED or not host.parts:
+        give_up(state, host, PLANNED, "", reserved_until=event.until)
 
 
 def drained(state: ClusterState, event: HostDrained) -> None:
@@ -94,11 +96,7 @@ def drained(state: ClusterState, event: HostDrained) -> None:
     host = state.hosts.get(event.host)
     if host is None or host.drained is not event.undo:
         return
-    change = {"drained": not event.undo}
-    for batch in state.batches.values():
-        if batch.host == event.host and batch.composed is not None:
-            batch.composed, batch.changed = batch.composed.model_copy(update=change), True
-    state.set_host(host.model_copy(update=change), written=event.host in state.flying)
+    change(state, host, drained=not event.undo)
 
 
 def look_again(state: ClusterState, now: float) -> None:
@@ -131,7 +129,9 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
     state.compose_wanted = False
     for spec in specs:
         plan, host = plans[spec.name], state.hosts.get(spec.name)
-        if isinstance(plan, Refusal):
+        if isinstance(plan, Refusal) and host is not None and host.state is RESERVED:
+            give_up(state, host, PLANNED, plan.sentence())  # as it is asked for now it has to be somewhere else
+        elif isinstance(plan, Refusal):
             _wait(state, spec, plan.sentence())
         elif host is not None and host.state is COMPOSED and spec.executor != host.executor:
             _wait(state, spec, f"it is run as {host.executor}; remove it first, to have it run as {spec.executor}")
@@ -260,13 +260,13 @@ def _wait(state: ClusterState, spec: HostSpec, reason: str) -> None:
 
 def _keep(state: ClusterState, spec: HostSpec, host: LogicalHost) -> None:
     """It is as it is asked for: whatever kept it from that is over."""
-    change: dict[str, object] = {}
+    updates: dict[str, object] = {}
     if host.on_loss != spec.on_loss:
-        change["on_loss"] = spec.on_loss
+        updates["on_loss"] = spec.on_loss
     if (host.reason or host.tries) and not host.degraded:
-        change |= {"reason": "", "tries": 0}
-    if change:
-        state.set_host(host.model_copy(update=change))
+        updates |= {"reason": "", "tries": 0}
+    if updates:
+        state.set_host(host.model_copy(update=updates))
 
 
 def _commit(state: ClusterState, spec: HostSpec, plan: LogicalHost, now: float, out: Outbox) -> None:
