@@ -25,6 +25,7 @@ from hosts_world import (
 
 from lavalite.control.events import HostApplied, HostDrained, HostReserved, Specs
 from lavalite.control.hosts import composer
+from lavalite.control.hosts.telling import strangers
 from lavalite.control.settings import Settings
 from lavalite.model.host import DEGRADE, VM, LogicalHost, VmAsk, generation_of
 from lavalite.model.specs import HostSpec
@@ -572,3 +573,4 @@ def test_parts_of_before_a_restore_are_left_alone_and_those_of_since_then_go() -
     settle(w)
     assert "h" not in w.state.hosts and roles(w, "n2") == ["circuit h/n2", "export h/memory/n2"]
     assert generation_of(w.agents["n2"].parts.present()[0].incarnation) == 0 and w.epoch[0] == 1
+    assert [part.part for part in strangers(w.state, "n2")] == ["h/n2", "h/memory/n2"]

@@ -180,6 +180,8 @@ class Changes:
                 yield Told(kind="node", name=node, state="forgotten", at=now)
             case events.LabelsSet(node):
                 yield Told(kind="node", name=node, state="labelled", at=now)
+            case events.HostDrained(host, undo) if host in self._state.hosts:
+                yield Told(kind="host", name=host, state="resumed" if undo else "drained", at=now)
             case events.DefinitionApplied():
                 yield Told(kind="definition", name="", state="applied", at=now)
             case (

@@ -6,14 +6,19 @@ from collections.abc import Callable
 
 import structlog
 
-from lavalite.control.events import Event, NodeRegistered
+from lavalite.control.actions import PartKey
+from lavalite.control.events import Event, NodeRegistered, PartsReported
 from lavalite.control.hosts.holding import offered
+from lavalite.control.hosts.telling import strangers
 from lavalite.control.state import ClusterState
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.resources import CPU, GPU, MEMORY
 from lavalite.wire.frames import EpochPair, HostHere, HostsHere
 
 USABLE = frozenset({HostState.COMPOSED, HostState.RESIZING, HostState.DRAINING})
+
+MOST_WARNED = 1000
+"""Parts that no record knows, of which is warned."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +33,7 @@ class HostNews:
         self._known: dict[str, LogicalHost] = {}
         self._by_node: dict[str, dict[str, HostHere]] = {}
         self._applied: dict[str, dict[str, int]] = {}
+        self._warned: set[tuple[str, PartKey]] = set()
         self.version = 0
         """Grows whenever a node says anew what can be entered there."""
 
@@ -37,12 +43,22 @@ class HostNews:
         if self._state.hosts_version != self._seen_version:
             self._seen_version = self._state.hosts_version
             stale = self._look()
+        if isinstance(event, PartsReported):
+            self._warn_of_strangers(event.node)
         if isinstance(event, NodeRegistered):
             self._told.pop(event.node, None)
             self._tell(event.node)
         for node in sorted(stale):
             if self._told.get(node, []) != self._here(node):
                 self._tell(node)
+
+    def _warn_of_strangers(self, node: str) -> None:
+        """Parts that no record knows, of before a restore: they stay, for a person to look at."""
+        for part in strangers(self._state, node):
+            if (node, part.key) not in self._warned and len(self._warned) < MOST_WARNED:
+                self._warned.add((node, part.key))
+                words = {"node": node, "host": part.host, "part": part.part, "role": part.role}
+                log.warning("a part of before a restore is known to no record, and is left as it is", **words)
 
     def note_applied(self, node: str, versions: dict[str, int]) -> None:
         if self._applied.get(node) != versions:

@@ -88,12 +88,11 @@ def fabric_of(state: ClusterState) -> Fabric:
     return Fabric(lambda node, key: told.get(node, {}).get(key), address)
 
 
-def strangers(state: ClusterState) -> Iterator[tuple[str, PartReported]]:
-    """Parts of an earlier generation of the store, by node, that no record knows and that stay as they are."""
-    for node, told in state.parts_told.items():
-        for part in told.values():
-            if part.state != "gone" and _is_unknown(state, part) and not _is_stray(state, part):
-                yield node, part
+def strangers(state: ClusterState, node: str) -> Iterator[PartReported]:
+    """Parts of an earlier generation of the store that no record knows; they stay as they are."""
+    for part in state.parts_told.get(node, {}).values():
+        if part.state != "gone" and _is_unknown(state, part) and not _is_stray(state, part):
+            yield part
 
 
 def _orders(state: ClusterState, node: str) -> Iterator[PartOrdered]:
