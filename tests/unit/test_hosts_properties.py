@@ -174,5 +174,5 @@ def _held(world: World) -> dict[str, Any]:
 
 TestHosts = Hosts.TestCase
 TestHosts.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
