@@ -1,203 +1,200 @@
-"""Which node a logical host is on, and which of its parts it takes.
+"""Which node a logical host is on, and which other nodes some of its parts are of.
 
-    specs, nodes, what is taken ──► plan_hosts ──► a LogicalHost or a Refusal for each
+    specs, nodes, links, what is taken ──► plan_hosts ──► a LogicalHost or a Refusal for each
 
-A host that exists keeps its anchor, and its devices as far as they still suit. New ones are placed largest first, on
-the node that they leave fullest. The plan depends on what is asked and what is there, never on the order of either.
-All parts of a host are of its anchor; a part names its provider all the same, so that one may come from elsewhere.
+    anchors    which nodes could be the anchor, the best first          floor    what is free of every node
+    remote     what such a node lacks, of others, over circuits         fabric   what is free between them
+    assemble   all of it as a host                                      resize   a host that is there already
+
+A host that exists keeps its anchor, and its parts as far as they still suit. New ones are placed largest first. The
+plan depends on what is asked and what is there, never on the order of either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
-from lavalite.model.host import HostState, LogicalHost, Part
+import numpy as np
+
+from lavalite.model.host import LogicalHost
 from lavalite.model.job import Share
-from lavalite.model.resources import CPU, GPU, KINDS, MEMORY
-from lavalite.model.specs import HostSpec, NodeCapacity, PoolSpec
-from lavalite.placement.reasons import Reason, Refusal
-from lavalite.placement.room import Room, natural
+from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK
+from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
+from lavalite.placement.anchors import Survey, attachable, circuit_bandwidth, in_order, may_be_far, survey
+from lavalite.placement.assemble import assemble
+from lavalite.placement.floor import Closed, Floor
+from lavalite.placement.reasons import FAR_REASONS, Gap, Reason, Refusal
+from lavalite.placement.resize import again, grows, nearer_parts
+from lavalite.placement.room import natural
+from lavalite.placement.shares import shares_of
 
-Rooms = dict[str, Room]
-Closed = Mapping[str, Reason]
-Shape = tuple[tuple[tuple[str, int], ...], str, int, tuple[str, ...]]
+__all__ = ["nearer", "plan_hosts", "shares_of"]
 
-
-class _Verdict(NamedTuple):
-    """Why a node turns a host away, or how well it fits (Room.leftover), as of so many moves on the node."""
-
-    moves: int
-    reason: Reason | None
-    leftover: int
+Hosts = Mapping[str, LogicalHost]
 
 
 def plan_hosts(
     specs: Sequence[HostSpec],
     nodes: Sequence[NodeCapacity],
     pools: Sequence[PoolSpec],
-    existing: Mapping[str, LogicalHost] | None = None,
+    existing: Hosts | None = None,
     taken: Iterable[Share] = (),
     closed: Closed | None = None,
+    links: Sequence[LinkSpec] = (),
 ) -> dict[str, LogicalHost | Refusal]:
     """A plan for every spec, by its name and in the order of `specs`.
 
     `existing` are the hosts that there are (also those that no spec asks for: they hold what they have), `taken`
-    what others hold of the nodes, `closed` the nodes that take nothing new, and why (DRAINING, SILENT). A host that
-    is as its spec asks comes back equal to what it was; one that changes keeps its state and has a higher version.
+    what others hold of nodes and links, `closed` the nodes that take nothing new, and why (DRAINING, SILENT). A host
+    that is as its spec asks comes back equal to what it was; one that changes keeps its state and has a higher
+    version.
     """
-    planner = _Planner(nodes, pools, closed or {})
     hosts = existing or {}
-    for share in taken:
-        planner.move(share.provider, share.kind, share.amount, share.devices, -1)
-    for host in hosts.values():
-        planner.move_host(host, -1)
+    floor = _floor(nodes, pools, hosts, taken, closed, links)
     plan: dict[str, LogicalHost | Refusal] = {}
     known = [spec for spec in specs if spec.name in hosts]
-    for spec in sorted(known, key=lambda spec: (_grows(spec, hosts[spec.name]), natural(spec.name))):
-        plan[spec.name] = planner.again(spec, hosts[spec.name])
+    for spec in sorted(known, key=lambda spec: (grows(spec, hosts[spec.name]), natural(spec.name))):
+        plan[spec.name] = again(spec, hosts[spec.name], floor)
+    newcomers = _Newcomers(floor)
     for spec in sorted((spec for spec in specs if spec.name not in hosts), key=_largest_first):
-        plan[spec.name] = planner.anew(spec)
+        plan[spec.name] = newcomers.place(spec)
     return {spec.name: plan[spec.name] for spec in specs}
 
 
-class _Planner:
-    def __init__(self, nodes: Sequence[NodeCapacity], pools: Sequence[PoolSpec], closed: Closed) -> None:
-        self._rooms: Rooms = {n.name: Room(n) for n in sorted(nodes, key=lambda node: natural(node.name))}
-        self._members = {
-            pool.name: {node.name for node in nodes if pool.has(node.name, node.labels)} for pool in pools
-        }
-        self._closed = closed
-        self._verdicts: dict[Shape, dict[str, _Verdict]] = {}
+def nearer(
+    spec: HostSpec,
+    host: LogicalHost,
+    nodes: Sequence[NodeCapacity],
+    pools: Sequence[PoolSpec],
+    existing: Hosts,
+    taken: Iterable[Share] = (),
+    closed: Closed | None = None,
+    links: Sequence[LinkSpec] = (),
+) -> LogicalHost | None:
+    """The host with parts of other nodes brought to its anchor, or else into its rack, where there is room by now.
 
-    def move(self, provider: str, kind: str, amount: int, devices: Sequence[str], sign: int) -> None:
-        room = self._rooms.get(provider)
-        if room is not None:  # a floating resource, a host's own, or a node that is no more
-            room.move(kind, amount, devices, sign)
+    Those are memory and GPUs: storage stays where its bytes are. None where nothing could be nearer, or the host is
+    not what the spec asks for. The arguments are those of `plan_hosts`; the host is one of `existing`.
+    """
+    return nearer_parts(spec, host, _floor(nodes, pools, existing, taken, closed, links))
 
-    def move_host(self, host: LogicalHost, sign: int) -> None:
-        if host.state is not HostState.RELEASED:
-            for part in host.parts:
-                self.move(part.provider, part.kind, part.amount, part.devices, sign)
 
-    def anew(self, spec: HostSpec) -> LogicalHost | Refusal:
-        """A host that is not there yet, on the best node; what it takes is taken from then on."""
-        best, least = None, 0
-        turned_away: dict[Reason, int] = {}
-        known = self._verdicts.setdefault(_shape(spec), {})
-        for room in self._rooms.values():
-            verdict = self._verdict(spec, room, known)
-            if verdict.reason is not None:
-                turned_away[verdict.reason] = turned_away.get(verdict.reason, 0) + 1
-            elif best is None or verdict.leftover < least:  # of equals the first by name
-                best, least = room, verdict.leftover
-        if best is None:
-            refusal = Refusal(turned_away, asked=spec.asked())
-            self._nearest(spec, refusal)
-            return refusal
-        host = self._composed(spec, best)
-        self.move_host(host, -1)
-        return host
+def _floor(
+    nodes: Sequence[NodeCapacity],
+    pools: Sequence[PoolSpec],
+    hosts: Hosts,
+    taken: Iterable[Share],
+    closed: Closed | None,
+    links: Sequence[LinkSpec],
+) -> Floor:
+    floor = Floor(nodes, pools, closed or {}, links)
+    for share in taken:
+        floor.move(share.provider, share.kind, share.amount, share.devices, -1)
+    for host in hosts.values():
+        floor.move_host(host, -1)
+    return floor
 
-    def again(self, spec: HostSpec, host: LogicalHost) -> LogicalHost | Refusal:
-        """A host that is there: as it was if it is what is asked for, else with other parts of its anchor."""
-        room = self._rooms.get(host.anchor)
-        if self._is_as_asked(spec, host, room):
+
+class _Newcomers:
+    """Hosts that are not there yet, placed one after the other: in between nothing is given back."""
+
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self._refused: dict[object, Refusal] = {}
+        self._gaps: dict[object, dict[int, Gap]] = {}
+
+    def place(self, spec: HostSpec) -> LogicalHost | Refusal:
+        """The host on the best node; what it takes is taken from then on."""
+        shape = _shape(spec)
+        known = self._refused.get(shape)
+        if known is not None:  # where one found no room, another one like it finds none
+            return replace(known, turned_away=dict(known.turned_away), asked=spec.asked())
+        found = survey(spec, self._floor, may_be_far(spec), attachable(spec))
+        host, gap = self._first(spec, found, self._gaps.setdefault(shape, {}))
+        if host is not None:
             return host
-        if room is None:
-            return Refusal({Reason.SILENT: 1}, asked=spec.asked())
-        self.move_host(host, +1)
-        reason = self._turned_away(spec, room, growing=_grows(spec, host))
-        if reason is not None:
-            lacks = room.lacks(spec)
-            self.move_host(host, -1)
-            return Refusal({reason: 1}, host.anchor if lacks else "", lacks, spec.asked())
-        after = self._composed(spec, room, host)
-        self.move_host(after, -1)
-        return after
+        refusal = Refusal(found.counts(), asked=spec.asked(), gap=gap)
+        self._nearest(spec, found, refusal)
+        self._refused[shape] = refusal
+        return refusal
 
-    def _is_as_asked(self, spec: HostSpec, host: LogicalHost, room: Room | None) -> bool:
-        amounts: dict[str, int] = {}
-        for part in host.parts:
-            amounts[part.kind] = amounts.get(part.kind, 0) + part.amount
-        if amounts != spec.amounts or any(part.pool != spec.pools.get(part.kind, "") for part in host.parts):
-            return False
-        gpus = {device for part in host.parts if part.kind == GPU for device in part.devices}
-        return room is None or room.keeps(spec, gpus)
+    def _first(self, spec: HostSpec, found: Survey, gaps: dict[int, Gap]) -> tuple[LogicalHost | None, Gap | None]:
+        """The host on the first node on which all of it is had, else what is in the way at the best of them.
 
-    def _verdict(self, spec: HostSpec, room: Room, known: dict[str, _Verdict]) -> _Verdict:
-        """What becomes of the host on the node. Worked out anew only for nodes that something moved on since."""
-        verdict = known.get(room.node.name)
-        if verdict is None or verdict.moves != room.moves:
-            reason = self._turned_away(spec, room)
-            verdict = _Verdict(room.moves, reason, room.leftover(spec) if reason is None else 0)
-            known[room.node.name] = verdict
-        return verdict
+        `gaps` are what no node of a group is given.
+        """
+        group = self._floor.fabric.group
+        best = self._turn_away_narrow(spec, found)
+        for row in in_order(spec, self._floor, found).tolist():
+            lacking = found.lacking(row)
+            gap = gaps.get(int(group[row])) if lacking else None
+            if gap is None or lacking.get(gap.kind, 0) < gap.hopeless_from:
+                host = assemble(spec, self._floor, row, lacking)
+                if isinstance(host, LogicalHost):
+                    return host, None
+                gap = host
+                if gap.hopeless_from:
+                    gaps[int(group[row])] = gap
+            found.turn_away(row, gap.reason)
+            if best is None or _rank(gap) < _rank(best):
+                best = gap
+        return None, best
 
-    def _turned_away(self, spec: HostSpec, room: Room, *, growing: bool = True) -> Reason | None:
-        """The first reason why the host cannot be on the node: what never changes first."""
-        name = room.node.name
-        if any(name not in self._members.get(pool, ()) for pool in spec.pools.values()):
-            return Reason.NOT_IN_POOL
-        if any(not room.node.amounts.get(kind) for kind in spec.amounts):
-            return Reason.NO_KIND
-        if not room.has_model(spec):
-            return Reason.NO_MODEL
-        if room.lacks(spec, empty=True):
-            return Reason.TOO_SMALL
-        if growing and name in self._closed:
-            return self._closed[name]
-        return Reason.TOO_FEW_FREE if room.lacks(spec) else None
+    def _turn_away_narrow(self, spec: HostSpec, found: Survey) -> Gap | None:
+        """Nodes that lack something and are linked to nothing, or whose own card or links are too full for a circuit.
 
-    def _nearest(self, spec: HostSpec, refusal: Refusal) -> None:
+        What is in the way at the first of them.
+        """
+        fabric, first = self._floor.fabric, None
+        for kind, amounts in found.far.items():
+            asked = circuit_bandwidth(spec, kind)
+            card = self._floor.free[NETWORK] - spec.amounts.get(NETWORK, 0)
+            lacking = (found.codes == 0) & (amounts > 0)
+            for reason, which in (
+                (Reason.NO_PATH, lacking & ~fabric.linked),
+                (Reason.PATH_FULL, lacking & fabric.linked & (np.minimum(card, fabric.ends) < asked)),
+            ):
+                rows = np.flatnonzero(which)
+                if len(rows) and first is None:
+                    first = self._own_gap(spec, kind, reason, int(rows[0]), int(card[rows[0]]))
+                found.turn_away(which, reason)
+        return first
+
+    def _own_gap(self, spec: HostSpec, kind: str, reason: Reason, row: int, card: int) -> Gap:
+        name, asked = self._floor.nodes[row].name, circuit_bandwidth(spec, kind)
+        gap = Gap(reason, kind, 0, name, spec.pools.get(kind, ""), bits_per_second=asked)
+        account, free = (name, card) if card < asked else self._floor.fabric.freest_link(row)
+        return replace(gap, account=account, free=max(0, free)) if reason is Reason.PATH_FULL else gap
+
+    def _nearest(self, spec: HostSpec, found: Survey, refusal: Refusal) -> None:
         """The node that lacks least: of those full now, else of those too small."""
-        known = self._verdicts[_shape(spec)]
-        for wanted in (Reason.TOO_FEW_FREE, Reason.TOO_SMALL):
-            least = None
-            for room in self._rooms.values():
-                if wanted not in refusal.turned_away or self._verdict(spec, room, known).reason is not wanted:
-                    continue
-                lacks = room.lacks(spec)
-                share = sum(short * 1000 // spec.amounts[kind] for kind, short in lacks.items())
-                if least is None or share < least:
-                    least, refusal.nearest, refusal.lacks = share, room.node.name, lacks
-            if least is not None:
-                return
-
-    def _composed(self, spec: HostSpec, room: Room, before: LogicalHost | None = None) -> LogicalHost:
-        """The host with all its parts of this node, where it fits."""
-        held = {part.kind: set(part.devices) for part in before.parts} if before else {}
-        gpus = room.pick(spec, GPU, held.get(GPU, ())) if GPU in spec.amounts else []
-        devices = {GPU: gpus}
-        if CPU in spec.amounts:
-            devices[CPU] = room.pick(spec, CPU, held.get(CPU, ()), room.numa_nodes(GPU, gpus))
-        anchor = room.node.name
-        parts = [
-            Part(
-                id=f"{spec.name}/{kind}/{anchor}",
-                kind=kind,
-                amount=spec.amounts[kind],
-                provider=anchor,
-                pool=spec.pools.get(kind, ""),
-                devices=devices.get(kind, []),
-            )
-            for kind in KINDS
-            if kind in spec.amounts
-        ]
-        pools = sorted(set(spec.pools.values()))
-        if before is None:
-            return LogicalHost(name=spec.name, state=HostState.PLANNED, anchor=anchor, parts=parts, pools=pools)
-        return before.model_copy(update={"parts": parts, "pools": pools, "version": before.version + 1})
+        may = may_be_far(spec)
+        must = {kind: least for kind, asked in spec.amounts.items() if (least := asked - may.get(kind, 0)) > 0}
+        for reason in (Reason.TOO_FEW_FREE, Reason.MAY_NOT_BE_FAR, Reason.TOO_SMALL):
+            rows = found.of(reason)
+            if not len(rows):
+                continue
+            share = np.zeros(len(rows), dtype=np.int64)
+            for kind, asked in must.items():
+                short = asked - np.maximum(self._floor.has(spec, kind)[rows], 0)
+                share += (np.maximum(short, 0) * 1000.0 / asked).astype(np.int64)
+            row = int(rows[share.argmin()])
+            refusal.nearest = self._floor.nodes[row].name
+            refusal.lacks = self._floor.room(row).lacks(replace(spec, amounts=must))
+            return
 
 
-def _shape(spec: HostSpec) -> Shape:
-    """Alike for hosts that every node treats alike."""
-    asked, pools = tuple(sorted(spec.amounts.items())), tuple(sorted(set(spec.pools.values())))
-    return asked, spec.gpu_model, spec.gpu_memory_bytes, pools
+def _rank(gap: Gap) -> int:
+    return FAR_REASONS.index(gap.reason)
 
 
-def _grows(spec: HostSpec, host: LogicalHost) -> bool:
-    return any(amount > host.amount(kind) for kind, amount in spec.amounts.items())
+def _shape(spec: HostSpec) -> object:
+    """Alike for hosts that are placed alike."""
+    mappings = (spec.amounts, spec.pools, spec.far, spec.circuits)
+    asked = tuple(tuple(sorted(mapping.items())) for mapping in mappings)
+    gpus = (spec.gpu_model, spec.gpu_memory_bytes, spec.topology)
+    return (*asked, *gpus, spec.near, spec.strategy, spec.executor)
 
 
 def _largest_first(spec: HostSpec) -> tuple[object, ...]:

@@ -24,19 +24,17 @@ class Room:
 
     def __init__(self, node: NodeCapacity) -> None:
         self.node = node
-        self.moves = 0
-        """How often anything was taken or given back: what was worked out before the last one is old."""
         self.free = dict(node.amounts)
-        self._devices = {
-            kind: sorted(devices, key=lambda device: natural(device.id)) for kind, devices in node.devices.items()
-        }
-        self._device_free = {kind: {d.id: WHOLE for d in devices} for kind, devices in node.devices.items()}
+        self._devices = node.devices
+        self._sorted: dict[str, list[Device]] = {}
+        self._device_free: dict[str, dict[str, int]] = {}
 
     def move(self, kind: str, amount: int, devices: Sequence[str], sign: int) -> None:
         """Take (sign -1) or give back (sign +1) an amount, and a like part of each of its devices."""
-        self.moves += 1
         self.free[kind] = self.free.get(kind, 0) + sign * amount
-        held = self._device_free.get(kind, {})
+        if not devices:
+            return
+        held = self._free_of(kind)
         for device in devices:
             if device in held:
                 held[device] += sign * (amount // len(devices))
@@ -57,20 +55,10 @@ class Room:
         for kind, asked in spec.amounts.items():
             have = max(0, self.node.amounts.get(kind, 0) if empty else self.free.get(kind, 0))
             if self.names_devices(spec, kind):
-                have = min(have, self._in_devices(spec, kind, empty=empty))
+                have = min(have, self.in_devices(spec, kind, empty=empty))
             if have < asked:
                 short[kind] = asked - have
         return short
-
-    def leftover(self, spec: HostSpec) -> int:
-        """Per mille of each asked kind that stays free, summed: less is a better fit. Strands no GPU if it can."""
-        left = sum(
-            (self.free[kind] - asked) * 1000 // self.node.amounts[kind]
-            for kind, asked in spec.amounts.items()
-            if self.node.amounts.get(kind)
-        )
-        strands = GPU not in spec.amounts and self.node.amounts.get(GPU, 0) > 0
-        return left + (1000 * (len(spec.amounts) + 1) if strands else 0)
 
     def pick(self, spec: HostSpec, kind: str, held: Collection[str] = (), near: Collection[int] = ()) -> list[str]:
         """Devices for the host, which fits: those it held first; [] where the kind has no names here.
@@ -80,9 +68,9 @@ class Room:
         if not self.names_devices(spec, kind):
             return []
         asked = spec.amounts[kind]
-        free = self._device_free[kind]
+        free = self._free_of(kind)
         least = asked if asked < WHOLE else WHOLE
-        usable = [device for device in self._suitable(spec, kind) if free[device.id] >= least]
+        usable = [device for device in self._in_order(spec, kind) if free[device.id] >= least]
         if asked < WHOLE:
             return [min(usable, key=lambda device: (device.id not in held, free[device.id])).id]
         count = asked // WHOLE
@@ -105,21 +93,35 @@ class Room:
         suitable = {device.id for device in self._suitable(spec, GPU)}
         return all(device.id in suitable for device in self._devices.get(GPU, ()) if device.id in ids)
 
-    def _suitable(self, spec: HostSpec, kind: str) -> list[Device]:
-        devices = self._devices.get(kind, [])
+    def in_devices(self, spec: HostSpec, kind: str, *, empty: bool = False) -> int:
+        """How much of what is asked for the named devices could give, now or with nothing taken."""
+        asked = spec.amounts[kind]
+        free = self._free_of(kind)
+        suitable = self._suitable(spec, kind)
+        if kind == GPU and spec.topology and asked > WHOLE:
+            whole = [device for device in suitable if empty or free[device.id] == WHOLE]
+            return WHOLE * largest([near_of(device) for device in whole], spec.topology)
+        have = [WHOLE if empty else free[device.id] for device in suitable]
+        return max(have, default=0) if asked < WHOLE else WHOLE * sum(left == WHOLE for left in have)
+
+    def _free_of(self, kind: str) -> dict[str, int]:
+        """What is free of each device, worked out for those nodes that anything is asked of."""
+        if kind not in self._device_free:
+            self._device_free[kind] = {device.id: WHOLE for device in self._devices.get(kind, ())}
+        return self._device_free[kind]
+
+    def _in_order(self, spec: HostSpec, kind: str) -> list[Device]:
+        """What suits, in natural order."""
+        if kind not in self._sorted:
+            self._sorted[kind] = sorted(self._devices.get(kind, ()), key=lambda device: natural(device.id))
+        suitable = {device.id for device in self._suitable(spec, kind)}
+        return [device for device in self._sorted[kind] if device.id in suitable]
+
+    def _suitable(self, spec: HostSpec, kind: str) -> Sequence[Device]:
+        devices = self._devices.get(kind, ())
         if kind != GPU:
             return devices
         return [d for d in devices if not d.mig and fits_model(d, spec.gpu_model, spec.gpu_memory_bytes)]
-
-    def _in_devices(self, spec: HostSpec, kind: str, *, empty: bool) -> int:
-        """How much of what is asked for the named devices could give."""
-        asked = spec.amounts[kind]
-        free = self._device_free[kind]
-        have = [WHOLE if empty else free[device.id] for device in self._suitable(spec, kind)]
-        if kind == GPU and spec.topology and asked > WHOLE:
-            whole = [d for d in self._suitable(spec, kind) if empty or free[d.id] == WHOLE]
-            return WHOLE * largest([near_of(device) for device in whole], spec.topology)
-        return max(have, default=0) if asked < WHOLE else WHOLE * sum(left == WHOLE for left in have)
 
 
 def _together(devices: list[Device], count: int, near: Collection[int]) -> list[Device]:
