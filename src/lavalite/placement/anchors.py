@@ -128,7 +128,7 @@ def in_order(spec: HostSpec, floor: Floor, found: Survey) -> Ints:
     rows = np.flatnonzero(found.codes == 0)
     if not len(rows):
         return rows
-    parts = np.zeros(len(rows), dtype=np.int64)
+    parts: Ints = np.zeros(len(rows), dtype=np.int64)
     share = np.zeros(len(rows))
     for kind, amounts in found.far.items():
         parts += amounts[rows] > 0
@@ -138,11 +138,13 @@ def in_order(spec: HostSpec, floor: Floor, found: Survey) -> Ints:
             rows = rows[np.flatnonzero(parts == 0)]
             best = int(leftover(spec, floor, found, rows).argmin())
             return rows[best : best + 1]
-        keys = [leftover(spec, floor, found, rows), _apart(spec, floor, found, rows), share, parts]
+        keys = [leftover(spec, floor, found, rows), _apart(spec, floor, found)[rows], share, parts]
     elif spec.strategy == "binpack":
         keys = [share, parts, emptiness(floor, rows)]
     else:
         keys = [share, parts, -least_left(spec, floor, found, rows)]
+    if spec.near == "rack":  # those that find nothing in their rack would only be tried in vain
+        keys.append(_apart(spec, floor, found)[rows])
     ordered: Ints = rows[np.lexsort(keys)]
     return ordered
 
@@ -185,14 +187,13 @@ def per_mille(floor: Floor, kind: str, rows: Ints, taken: Ints | int = 0) -> Int
     return found
 
 
-def _apart(spec: HostSpec, floor: Floor, found: Survey, rows: Ints) -> Ints:
-    """Of how many kinds that would be far no near node has enough free: by a look that sees no circuit."""
-    apart = np.zeros(len(rows), dtype=np.int64)
+def _apart(spec: HostSpec, floor: Floor, found: Survey) -> Ints:
+    """Of how many kinds no near node has as much as each node lacks, and a card and a link for it."""
+    apart = np.zeros(len(floor.nodes), dtype=np.int64)
     for kind, amounts in found.far.items():
-        needed = amounts[rows][amounts[rows] > 0]
-        if not len(needed):
-            continue
-        enough = floor.members(spec, kind) & floor.open & (floor.has(spec, kind) >= needed.min())
-        enough &= floor.fabric.ends >= circuit_bandwidth(spec, kind)
-        apart += (amounts[rows] > 0) & ~floor.fabric.any_near(enough)[rows]
+        if amounts.any():
+            asked = circuit_bandwidth(spec, kind)
+            usable = floor.members(spec, kind) & floor.open
+            usable &= (floor.fabric.ends >= asked) & (floor.fabric.cards >= asked)
+            apart += amounts > floor.fabric.most_near(np.where(usable, floor.has(spec, kind), 0))
     return apart

@@ -23,6 +23,7 @@ from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.anchors import Survey, attachable, circuit_bandwidth, in_order, may_be_far, survey
 from lavalite.placement.assemble import assemble
+from lavalite.placement.fabric import ENDLESS, Ints
 from lavalite.placement.floor import Closed, Floor
 from lavalite.placement.reasons import FAR_REASONS, Gap, Reason, Refusal
 from lavalite.placement.resize import again, grows, nearer_parts
@@ -102,7 +103,7 @@ class _Newcomers:
     def __init__(self, floor: Floor) -> None:
         self._floor = floor
         self._refused: dict[object, Refusal] = {}
-        self._gaps: dict[object, dict[int, Gap]] = {}
+        self._gaps: dict[object, _Gaps] = {}
 
     def place(self, spec: HostSpec) -> LogicalHost | Refusal:
         """The host on the best node; what it takes is taken from then on."""
@@ -111,7 +112,7 @@ class _Newcomers:
         if known is not None:  # where one found no room, another one like it finds none
             return replace(known, turned_away=dict(known.turned_away), asked=spec.asked())
         found = survey(spec, self._floor, may_be_far(spec), attachable(spec))
-        host, gap = self._first(spec, found, self._gaps.setdefault(shape, {}))
+        host, gap = self._first(spec, found, self._gaps.setdefault(shape, _Gaps(self._floor)))
         if host is not None:
             return host
         refusal = Refusal(found.counts(), asked=spec.asked(), gap=gap)
@@ -119,26 +120,23 @@ class _Newcomers:
         self._refused[shape] = refusal
         return refusal
 
-    def _first(self, spec: HostSpec, found: Survey, gaps: dict[int, Gap]) -> tuple[LogicalHost | None, Gap | None]:
-        """The host on the first node on which all of it is had, else what is in the way at the best of them.
-
-        `gaps` are what no node of a group is given.
-        """
-        group = self._floor.fabric.group
+    def _first(self, spec: HostSpec, found: Survey, gaps: _Gaps) -> tuple[LogicalHost | None, Gap | None]:
+        """The host on the first node on which all of it is had, else what is in the way at the best of them."""
         best = self._turn_away_narrow(spec, found)
-        for row in in_order(spec, self._floor, found).tolist():
-            lacking = found.lacking(row)
-            gap = gaps.get(int(group[row])) if lacking else None
-            if gap is None or lacking.get(gap.kind, 0) < gap.hopeless_from:
-                host = assemble(spec, self._floor, row, lacking)
-                if isinstance(host, LogicalHost):
-                    return host, None
-                gap = host
-                if gap.hopeless_from:
-                    gaps[int(group[row])] = gap
-            found.turn_away(row, gap.reason)
-            if best is None or _rank(gap) < _rank(best):
-                best = gap
+        gaps.turn_away(found)
+        rows = in_order(spec, self._floor, found)
+        while len(rows):
+            row = int(rows[0])
+            host = assemble(spec, self._floor, row, found.lacking(row))
+            if isinstance(host, LogicalHost):
+                return host, None
+            found.turn_away(row, host.reason)
+            if host.hopeless_from:
+                gaps.note(host, row)
+                gaps.turn_away(found)
+            rows = rows[found.codes[rows] == 0]
+            if best is None or _rank(host) < _rank(best):
+                best = host
         return None, best
 
     def _turn_away_narrow(self, spec: HostSpec, found: Survey) -> Gap | None:
@@ -183,6 +181,24 @@ class _Newcomers:
             refusal.nearest = self._floor.nodes[row].name
             refusal.lacks = self._floor.room(row).lacks(replace(spec, amounts=must))
             return
+
+
+class _Gaps:
+    """What none of the nodes that are placed alike (Fabric.group) gets from others: by kind, from how much on."""
+
+    def __init__(self, floor: Floor) -> None:
+        self._group = floor.fabric.group
+        self._count = int(self._group.max(initial=-1)) + 1
+        self._from: dict[tuple[str, Reason], Ints] = {}
+
+    def note(self, gap: Gap, row: int) -> None:
+        known = self._from.setdefault((gap.kind, gap.reason), np.full(self._count, ENDLESS, dtype=np.int64))
+        known[self._group[row]] = min(known[self._group[row]], gap.hopeless_from)
+
+    def turn_away(self, found: Survey) -> None:
+        """All that lack so much."""
+        for (kind, reason), least in self._from.items():
+            found.turn_away(found.far[kind] >= least[self._group], reason)
 
 
 def _rank(gap: Gap) -> int:

@@ -87,7 +87,13 @@ class Fabric:
             [not wiring.declared or n.name in wiring.uplinks for n in nodes], dtype=np.bool_
         )
         """Whether any link leads from it; all are where none is declared."""
+        self._exits: Ints = np.full(len(self._groups), ENDLESS, dtype=np.int64)
+        """What is free of the freest link from any switch of each group upwards; ENDLESS where a way may end there
+        that comes from below."""
+        self._inner = {to for ups in wiring.above.values() for to in ups}
         if wiring.declared:
+            for switches in set(self._groups.switches):
+                self._set_exits(switches)
             for at in range(len(nodes)):
                 self._set_end(at)
 
@@ -116,9 +122,11 @@ class Fabric:
         found: Bools = self._groups.near(int(self.group[at]))[self.group]
         return found
 
-    def any_near(self, which: Bools) -> Bools:
-        """Of each node, whether any of those is in its rack or at a switch of its: itself, too."""
-        found: Bools = self._groups.any_near(np.bincount(self.group[which], minlength=len(self._groups)))[self.group]
+    def most_near(self, offers: Ints) -> Ints:
+        """Of each node, the most that any node offers in its rack, or at a switch of its: itself, too."""
+        most = np.zeros(len(self._groups), dtype=np.int64)
+        np.maximum.at(most, self.group, offers)
+        found: Ints = self._groups.most_near(most)[self.group]
         return found
 
     def hops(self, at: int) -> Ints:
@@ -130,8 +138,11 @@ class Fabric:
 
     def open_to(self, at: int, bits_per_second: int) -> Bools:
         """Which nodes are not known to be out of reach of the node with so much bandwidth; `way` says it surely."""
+        if min(self.cards[at], self.ends[at]) < bits_per_second:
+            return np.zeros(len(self.group), dtype=np.bool_)
         group = int(self.group[at])
-        open_groups = self._groups.hops(group) < ENDLESS
+        leaves = (self._exits >= bits_per_second) & (self._exits[group] >= bits_per_second)
+        open_groups = (self._groups.hops(group) < ENDLESS) & (leaves | self._groups.at_switch(group))
         refused = self._refused.get(group)
         if refused is not None:
             open_groups = open_groups & (refused > bits_per_second)
@@ -184,9 +195,10 @@ class Fabric:
         self._free[link] += sign * bits_per_second
         if sign > 0:
             self._refused.clear()
-        at = self._at.get(link.split("/", 2)[1])
-        if at is not None:
-            self._set_end(at)
+        source = link.split("/", 2)[1]
+        if source in self._at:
+            self._set_end(self._at[source])
+        self._set_exits((source,))
 
     # --- within -----------------------------------------------------------------------------------------------
 
@@ -194,6 +206,17 @@ class Fabric:
         name = self._names[at]
         ups = self._wiring.uplinks.get(name, {})
         self.ends[at] = max((self._free[link_name(name, switch)] for switch in ups), default=0)
+
+    def _set_exits(self, switches: Path) -> None:
+        """Of all groups at these switches."""
+        for group in sorted({int(group) for switch in switches for group in self._groups.at(switch)}):
+            ups = [
+                self._free[link_name(switch, above)]
+                for switch in self._groups.switches[group]
+                for above in self._wiring.above.get(switch, ())
+            ]
+            if self._inner.isdisjoint(self._groups.switches[group]):
+                self._exits[group] = max(ups, default=0)
 
     def _refuse(self, first: int, second: int, bits_per_second: int) -> None:
         """Remember that no node of the one group has so much to any of the other."""
@@ -270,15 +293,23 @@ class _Groups:
     def in_rack(self, group: int) -> Bools:
         return self._marked(group, (self._racks, self._in_rack))
 
+    def at_switch(self, group: int) -> Bools:
+        """Those that share a switch; in a flat fabric all."""
+        if not self._declared:
+            return np.ones(len(self), dtype=np.bool_)
+        return self._marked(group, (self.switches, self._at_switch))
+
+    def at(self, switch: str) -> list[int]:
+        return self._at_switch[switch].tolist() if switch in self._at_switch else []
+
     def near(self, group: int) -> Bools:
         return self._marked(group, (self._racks, self._in_rack), (self.switches, self._at_switch))
 
-    def any_near(self, counts: Ints) -> Bools:
-        """Of each group, whether any that is near has one of those that are counted."""
-        found: Bools = (counts > 0) & self._placed
+    def most_near(self, offers: Ints) -> Ints:
+        """Of each group, the most that any that is near offers."""
+        found: Ints = np.where(self._placed, offers, 0)
         for groups in self._shared:
-            if counts[groups].any():
-                found[groups] = True
+            found[groups] = np.maximum(found[groups], offers[groups].max())
         return found
 
     def hops(self, group: int) -> Ints:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 from lavalite.model.resources import CPU, GPU, WHOLE, Device
 from lavalite.model.specs import HostSpec, NodeCapacity, fits_model
 from lavalite.placement.closeness import largest, near_of, nearest
 
 
+@lru_cache(maxsize=2**16)
 def natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     """A key that sorts n2 before n10, and no two names alike."""
     parts = re.split(r"([0-9]+)", name)

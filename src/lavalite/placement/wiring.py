@@ -50,15 +50,16 @@ class Wiring:
         for link in links:
             if link.switch:
                 _widen(wiring.above.setdefault(link.switch, {}), link)
-        labelled = [link for link in links if link.selector is not None and not link.selector.patterns]
         patterned = [link for link in links if link.selector is not None and link.selector.patterns]
-        looked_at = sorted({label for link in labelled if link.selector for label in link.selector.labels})
+        labelled = _by_label(links)
+        looked_at = sorted({name for link in links if link.selector for name in link.selector.labels})
         alike: dict[tuple[tuple[str, ...], ...], dict[str, int]] = {}
         for node in nodes:
             # Racks of nodes have the same labels: which links those mean is found once.
             signature = tuple(tuple(node.labels.get(label, ())) for label in looked_at)
             if signature not in alike:
-                alike[signature] = _matching(labelled, node)
+                values = ((label, value) for label in looked_at for value in node.labels.get(label, ()))
+                alike[signature] = _matching([link for value in values for link in labelled.get(value, ())], node)
             ups = dict(alike[signature])
             for switch, width in _matching(patterned, node).items():
                 ups[switch] = max(width, ups.get(switch, 0))
@@ -81,6 +82,17 @@ class Wiring:
         if not ups or node.amounts.get(NETWORK):
             return node
         return replace(node, amounts={**node.amounts, NETWORK: max(ups.values())})
+
+
+def _by_label(links: Sequence[LinkSpec]) -> dict[tuple[str, str], list[LinkSpec]]:
+    """Those that select by labels, by one label and value that a node must have."""
+    found: dict[tuple[str, str], list[LinkSpec]] = {}
+    for link in links:
+        if link.selector is not None and link.selector.labels:
+            label, values = next(iter(link.selector.labels.items()))
+            for value in values:
+                found.setdefault((label, value), []).append(link)
+    return found
 
 
 def _matching(links: list[LinkSpec], node: NodeCapacity) -> dict[str, int]:
