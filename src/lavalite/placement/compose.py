@@ -162,8 +162,10 @@ class _Newcomers:
     def _own_gap(self, spec: HostSpec, kind: str, reason: Reason, row: int, card: int) -> Gap:
         name, asked = self._floor.nodes[row].name, circuit_bandwidth(spec, kind)
         gap = Gap(reason, kind, 0, name, spec.pools.get(kind, ""), bits_per_second=asked)
+        if reason is Reason.NO_PATH:
+            return gap
         account, free = (name, card) if card < asked else self._floor.fabric.freest_link(row)
-        return replace(gap, account=account, free=max(0, free)) if reason is Reason.PATH_FULL else gap
+        return replace(gap, account=account, free=max(0, free))
 
     def _nearest(self, spec: HostSpec, found: Survey, refusal: Refusal) -> None:
         """The node that lacks least: of those full now, else of those too small."""
