@@ -132,10 +132,10 @@ def test_what_a_host_holds_of_cards_and_links() -> None:
         anchor="n1",
         parts=[
             Part(id="a/cpu/n1", kind="cpu", amount=4000, provider="n1", pool="p", devices=["c0"]),
-            Part(id="a/storage/n3", kind="storage", amount=7, provider="n3", circuit="a/circuit/n3"),
+            Part(id="a/storage/n3", kind="storage", amount=7, provider="n3", circuit="a/c"),
         ],
         circuits=[
-            Circuit(id="a/circuit/n3", anchor="n1", provider="n3", bits_per_second=5, links=["link/n1/r1", "link/x/y"])
+            Circuit(id="a/c", anchor="n1", provider="n3", bits_per_second=5, links=["link/n1/r1", "link/x/y"]),
         ],
     )
     assert [(s.provider, s.kind, s.amount, s.devices, s.pool) for s in shares_of(host)] == [
