@@ -100,15 +100,27 @@ def _newcomers(specs: Sequence[HostSpec], floor: Floor) -> Plan:
     first is taken that places most hosts and, of such, takes least of the network.
     """
     order = sorted(specs, key=_largest_first)
-    best = _placed(order, floor)
+    first = _placed(order, floor)
     tries = min(MOST_ORDERS, MOST_LOOKS // max(1, len(order) * len(floor.nodes)))
-    if tries and _cost(best) > (0, 0):
-        _give_back(best, floor)
-        best = min((best, *_others(order, best, floor, tries)), key=_cost)
-        for answer in best.values():
-            if isinstance(answer, LogicalHost):
-                floor.move_host(answer, -1)
-    return best
+    if len(order) < 2 or not tries or _cost(first) == (0, 0):
+        return first
+    _give_back(first, floor)
+    # Whoever has no room alone has none in any order.
+    alone = {spec.name: _refused_alone(spec, floor) for spec in order if isinstance(first[spec.name], Refusal)}
+    hopeful = [spec for spec in order if not alone.get(spec.name)]
+    best = {spec.name: first[spec.name] for spec in hopeful}
+    if _cost(best) > (0, 0):
+        best = min((best, *_others(hopeful, best, floor, tries)), key=_cost)
+    for answer in best.values():
+        if isinstance(answer, LogicalHost):
+            floor.move_host(answer, -1)
+    return best | _placed([spec for spec in order if alone.get(spec.name)], floor)
+
+
+def _refused_alone(spec: HostSpec, floor: Floor) -> bool:
+    plan = _placed([spec], floor)
+    _give_back(plan, floor)
+    return isinstance(plan[spec.name], Refusal)
 
 
 def _others(order: list[HostSpec], first: Plan, floor: Floor, tries: int) -> Iterator[Plan]:
