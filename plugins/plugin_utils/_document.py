@@ -23,6 +23,10 @@ MISSING_PACKAGE = (
     "the Python package lavalite is not installed beside Ansible, and without it nothing is planned offline: "
     "pip install lavalite, or set mode: live."
 )
+MISSING_NUMPY = (
+    "numpy is not installed beside Ansible, and without it nothing is planned offline: "
+    "pip install 'lavalite[control]', or set mode: live."
+)
 
 
 class DocumentError(Exception):
@@ -67,13 +71,17 @@ class Document:
         if self._parsed is None:
             raise DocumentError("%s: %s" % (self._path, MISSING_PACKAGE))
         from lavalite.model.pools import check_document
-        from lavalite.placement.compose import plan_hosts
 
+        try:
+            from lavalite.placement.compose import plan_hosts
+        except ImportError:
+            raise DocumentError("%s: %s" % (self._path, MISSING_NUMPY)) from None
         known = self._nodes(inventory, nodes)
         faults = check_document(self._parsed, known)
         if faults:
             raise DocumentError(_sentences(faults))
-        planned = plan_hosts(self._parsed.hosts(), known, self._parsed.pool_specs())
+        links = self._parsed.link_specs()
+        planned = plan_hosts(self._parsed.hosts(), known, self._parsed.pool_specs(), links=links)
         refused = [(name, host) for name, host in planned.items() if not hasattr(host, "parts")]
         if refused:
             raise DocumentError("\n".join(self._does_not_fit(name, refusal) for name, refusal in refused))

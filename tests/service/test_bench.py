@@ -63,6 +63,15 @@ def test_the_placement_bench_measures_what_it_says(words: list[str], metrics: se
 
 
 @pytest.mark.slow
+def test_the_bench_of_plans_measures_what_it_says() -> None:
+    """Its plans are lawful enough never to beat what is proved to be best, or it ends with an error."""
+    figures = _figures("bench/compose.py", "--nodes", "400", "--hosts", "40", "--cases", "12")
+    assert figures["plan_seconds"]["peer"] == "40 hosts over 400 nodes"
+    assert figures["hosts_placed"]["value"] == 40
+    assert 0 <= figures["gap_to_optimum_percent"]["value"] <= 2
+
+
+@pytest.mark.slow
 def test_the_packing_bench_measures_what_it_says(tmp_path: Path) -> None:
     nodes = ["sn,cpu_milli,memory_mib,gpu,model", *(f"n{at},8000,65536,2,A100" for at in range(4))]
     (tmp_path / "openb_node_list_all_node.csv").write_text("\n".join(nodes))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavalite.base.errors import InputError
+from lavalite.model.host import VmAsk
 from lavalite.model.pools import check_document, check_pools_file, load_pools, pools_from
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.resources import Device, NodeOffer, Resource
@@ -115,6 +116,37 @@ def test_defaults_where_little_is_written() -> None:
     assert shorthand.hosts()[0].amounts == {"cpu": 500, "gpu": 500, "storage": 10**9, "network": 10**9}
     assert [h.name for h in load_pools("cluster: t\nlogical_hosts: {a: {cpu: 1, count: 1}}").hosts()] == ["a-1"]
     assert load_pools("cluster: t\nlogical_hosts: {a: {cpu: 1, count: 0}}").hosts() == []
+
+
+def test_how_a_host_is_put_together() -> None:
+    text = """\
+cluster: t
+logical_hosts:
+  a:
+    count: 2
+    cpu: 4
+    memory: 10GiB
+    gpu: 4
+    far: {memory: 50%, gpu: 2, circuit: 10Gbit/s}
+    storage: {size: 1TiB, circuit: 5Gbit/s}
+    strategy: spread
+    executor: vm
+    vm: {image: debian.qcow2, addresses: [10.0.0.7/24, 10.0.0.8/24], gateway: 10.0.0.1, ssh_keys: [ssh-ed25519 AA a]}
+    on_loss: degrade
+  b: {cpu: 1, storage: 1TiB}
+"""
+    document = load_pools(text)
+    first, second, plain = document.hosts()
+    assert first.far == {"memory": 5 * GIB, "gpu": 2000}
+    assert first.circuits == {"memory": 10**10, "gpu": 10**10, "storage": 5 * 10**9}
+    assert (first.strategy, first.executor, first.on_loss) == ("spread", "vm", "degrade")
+    assert first.vm == VmAsk(
+        image="debian.qcow2", address="10.0.0.7/24", gateway="10.0.0.1", ssh_keys=["ssh-ed25519 AA a"]
+    )
+    assert second.vm is not None and second.vm.address == "10.0.0.8/24"
+    assert (plain.strategy, plain.executor, plain.vm, plain.on_loss) == ("near", "bare", None, "fail")
+    assert (plain.far, plain.circuits) == ({}, {})
+    assert pools_from(json.loads(json.dumps(document.canonical()))).hosts() == document.hosts()
 
 
 def test_canonical_is_json_and_reads_back_the_same() -> None:
@@ -282,6 +314,109 @@ GENERAL = "general: {nodes: '*', kinds: [cpu, memory, gpu], default: true}"
             "logical_hosts: {a: {cpu: 1, memory: 2GiB, far: {memory: 3GiB}}}",
             "out_of_range",
             "logical_hosts.a.far.memory: more may be far than the 2GiB asked for. Write 2GiB or less, or 100%.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, gpu: 2, far: {gpu: 3}}}",
+            "out_of_range",
+            "logical_hosts.a.far.gpu: more may be far than the 2 asked for. Write 2 or less.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, far: {gpu: 1}}}",
+            "out_of_range",
+            "logical_hosts.a.far.gpu: more may be far than the 0 asked for. Leave it out, or ask for gpu.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, gpu: 2, far: {gpu: 0.5}}}",
+            "out_of_range",
+            "logical_hosts.a.far: a GPU of another node is had whole. Write gpu: 1.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, gpu: {count: 2, topology: nvlink}, far: {gpu: 1}}}",
+            "out_of_range",
+            "logical_hosts.a.far.gpu: GPUs that have nvlink in common are all of one node. "
+            "Leave it out, or leave out gpu.topology.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, far: {circuit: 1Gbit/s}}}",
+            "missing",
+            "logical_hosts.a.far: a circuit to nothing. Write memory or gpu: what may be far.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, memory: 2GiB, far: {memory: 1GiB, circuit: 5}}}",
+            "unknown_unit",
+            "logical_hosts.a.far.circuit: 5 has no unit. Write 5Gbit/s.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, memory: 2GiB, near: node, far: {memory: 50%}}}",
+            "out_of_range",
+            "logical_hosts.a.far.memory: with near: node nothing comes from another node. "
+            "Leave it out, or write near: rack or near: any.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, near: node, storage: {size: 1GB, circuit: 1Gbit/s}}}",
+            "out_of_range",
+            "logical_hosts.a.storage.circuit: with near: node nothing comes from another node. "
+            "Leave it out, or write near: rack or near: any.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, strategy: bin-pack}}",
+            "unknown_value",
+            "logical_hosts.a.strategy: bin-pack is not known here. Did you mean binpack?",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm}}",
+            "missing",
+            "logical_hosts.a.vm: missing. Write vm: {image: …}, or executor: bare.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, vm: {image: debian.qcow2}}}",
+            "unknown_key",
+            "logical_hosts.a.vm: only a virtual machine starts from this. Write executor: vm, or leave it out.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm, vm: {image: i, address: 10.0.0.7}}}",
+            "bad_address",
+            "logical_hosts.a.vm.address: 10.0.0.7 is no address with its network. Write 10.0.0.7/24.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm, vm: {image: i, address: 10.0.0.7/24, gateway: 10.0.1.1}}}",
+            "out_of_range",
+            "logical_hosts.a.vm.gateway: 10.0.1.1 is not in 10.0.0.0/24, where 10.0.0.7 is. "
+            "A gateway is a neighbour: write one of that network.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm, vm: {image: i, ssh_keys: [secret]}}}",
+            "bad_key",
+            "logical_hosts.a.vm.ssh_keys[0]: this is no public SSH key. "
+            "Write it in one line: ssh-ed25519 AAAA… name.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, count: 2, executor: vm, vm: {image: i, address: 10.0.0.7/24}}}",
+            "out_of_range",
+            "logical_hosts.a.vm.address: one address for 2 hosts. "
+            "Write addresses: [10.0.0.7/24, …], one for each host.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, count: 2, executor: vm, vm: {image: i, addresses: [10.0.0.7/24]}}}",
+            "out_of_range",
+            "logical_hosts.a.vm.addresses: 1 address for 2 hosts. Write one for each host.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm, vm: {image: i, addresses: [10.0.0.7/24]}}}",
+            "unknown_key",
+            "logical_hosts.a.vm.addresses: without count it is one host. Write address: 10.0.0.7/24.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, executor: vm, vm: {image: i, address: 10.0.0.7/24}}, "
+            "b: {cpu: 1, executor: vm, vm: {image: i, address: 10.0.0.7/16}}}",
+            "duplicate",
+            "logical_hosts.b.vm.address: 10.0.0.7 is also an address of logical_hosts.a. "
+            "Give each host one of its own.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, on_loss: shrug}}",
+            "unknown_value",
+            "logical_hosts.a.on_loss: shrug is not known here. Write fail or degrade.",
         ),
         (
             "logical_hosts: {a: {cpu: 1, gpu: 1.5}}",
@@ -555,6 +690,12 @@ def test_a_good_document_fits_good_nodes() -> None:
             "larger_than_node",
             "logical_hosts.a.memory: 300GiB memory asked of one node, the largest of the cluster has 256GiB. "
             "Lower memory, or let some be far.",
+        ),
+        (
+            "logical_hosts: {a: {cpu: 1, storage: 4TiB}}",
+            "larger_than_node",
+            "logical_hosts.a.storage.size: 4TiB storage asked of one node, the largest of the cluster has 3.5TiB. "
+            "Lower storage.",
         ),
         (
             "logical_hosts: {a: {cpu: 1, gpu: {count: 1, model: H100}}}",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from ipaddress import ip_address, ip_interface
 
 from lavalite.base.errors import InputError
 from lavalite.base.plugins import POLICIES_GROUP, registered
 from lavalite.base.yamlfile import Path
 from lavalite.model.amounts import format_amount, format_duration
+from lavalite.model.host import VM
 from lavalite.model.pools_document import PoolsDocument, read_quota
-from lavalite.model.pools_entries import HostEntry
+from lavalite.model.pools_entries import HostEntry, VmEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
-from lavalite.model.resources import KINDS, MEMORY
+from lavalite.model.resources import GPU, KINDS, MEMORY
 from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, TASKS
 
 MAX_HOSTS = 20_000
@@ -30,6 +32,7 @@ def check_entries(document: PoolsDocument, faults: FaultList) -> None:
         _host_names,
         _host_pools,
         _host_amounts,
+        _vms,
         _default_pools,
         _floating,
         _quotas,
@@ -103,10 +106,73 @@ def _host_amounts(document: PoolsDocument, faults: FaultList) -> None:
                 text = format_amount(kind, asked[kind])
                 message = f"{format_amount(kind, limit)} is less than the {text} it begins with"
                 faults.add("out_of_range", (*path, "limits", kind), message, f"Write {text} or more.")
-        if entry.far.memory and entry.far.memory.of(entry.memory) > entry.memory:
-            text = format_amount(MEMORY, entry.memory)
-            message = f"more may be far than the {text} asked for"
-            faults.add("out_of_range", (*path, "far", "memory"), message, f"Write {text} or less, or 100%.")
+        _far(entry, asked, path, faults)
+
+
+def _far(entry: HostEntry, asked: dict[str, int], path: Path, faults: FaultList) -> None:
+    """What may be far is part of what is asked for, and may be far at all."""
+    if entry.far.memory and entry.far.memory.of(entry.memory) > entry.memory:
+        text = format_amount(MEMORY, entry.memory)
+        message = f"more may be far than the {text} asked for"
+        faults.add("out_of_range", (*path, "far", "memory"), message, f"Write {text} or less, or 100%.")
+    if entry.far.gpu and entry.far.gpu > asked.get(GPU, 0):
+        text = format_amount(GPU, asked.get(GPU, 0))
+        hint = f"Write {text} or less." if asked.get(GPU) else "Leave it out, or ask for gpu."
+        faults.add("out_of_range", (*path, "far", "gpu"), f"more may be far than the {text} asked for", hint)
+    if entry.far.gpu and entry.gpu and entry.gpu.topology:
+        message = f"GPUs that have {entry.gpu.topology} in common are all of one node"
+        faults.add("out_of_range", (*path, "far", "gpu"), message, "Leave it out, or leave out gpu.topology.")
+    if entry.near == "node":
+        for below in [("far", kind) for kind in entry.far_amounts()] + [("storage", "circuit")]:
+            if below[0] == "far" or (entry.storage and entry.storage.circuit is not None):
+                message = "with near: node nothing comes from another node"
+                faults.add(
+                    "out_of_range", (*path, *below), message, "Leave it out, or write near: rack or near: any."
+                )
+
+
+def _vms(document: PoolsDocument, faults: FaultList) -> None:
+    """A virtual machine says what it starts from, nobody else does; and no two have one address."""
+    owner: dict[str, str] = {}
+    for entry_name, entry in document.logical_hosts.items():
+        path: Path = ("logical_hosts", entry_name)
+        if entry.executor == VM and entry.vm is None:
+            faults.add("missing", (*path, "vm"), "missing", "Write vm: {image: …}, or executor: bare.")
+        if entry.vm is None:
+            continue
+        if entry.executor != VM:
+            message = "only a virtual machine starts from this"
+            faults.add("unknown_key", (*path, "vm"), message, "Write executor: vm, or leave it out.")
+        _addresses(entry, (*path, "vm"), faults)
+        for below, address in _spelled_addresses(entry.vm):
+            host = address.split("/")[0]
+            if host in owner:
+                message = f"{host} is also an address of logical_hosts.{owner[host]}"
+                faults.add("duplicate", (*path, "vm", *below), message, "Give each host one of its own.")
+            owner.setdefault(host, entry_name)
+            if entry.vm.gateway and ip_address(entry.vm.gateway) not in ip_interface(address).network:
+                message = f"{entry.vm.gateway} is not in {ip_interface(address).network}, where {host} is"
+                hint = "A gateway is a neighbour: write one of that network."
+                faults.add("out_of_range", (*path, "vm", "gateway"), message, hint)
+
+
+def _spelled_addresses(vm: VmEntry) -> list[tuple[Path, str]]:
+    """Each with the path below `vm` where it is written."""
+    one: list[tuple[Path, str]] = [(("address",), vm.address)] if vm.address else []
+    return one + [(("addresses", at), address) for at, address in enumerate(vm.addresses)]
+
+
+def _addresses(entry: HostEntry, path: Path, faults: FaultList) -> None:
+    """`address` is of an entry that is one host, `addresses` of one with `count`."""
+    assert entry.vm is not None, "asked of virtual machines"
+    if entry.vm.address and entry.count is not None:
+        hint = "Write addresses: [10.0.0.7/24, …], one for each host."
+        faults.add("out_of_range", (*path, "address"), f"one address for {entry.count} hosts", hint)
+    if entry.vm.addresses and entry.count is None:
+        faults.add("unknown_key", (*path, "addresses"), "without count it is one host", "Write address: 10.0.0.7/24.")
+    elif entry.vm.addresses and entry.count != (there := len(entry.vm.addresses)):
+        message = f"{there} address{'es' if there != 1 else ''} for {entry.count} hosts"
+        faults.add("out_of_range", (*path, "addresses"), message, "Write one for each host.")
 
 
 def _default_pools(document: PoolsDocument, faults: FaultList) -> None:

@@ -79,16 +79,17 @@ class PoolsDocument:
 
     def hosts(self) -> list[specs.HostSpec]:
         """Every logical host, entries with a `count` one by one, in the order of the document."""
-        return [self._host(entry, name) for entry in self.logical_hosts for name in self._names(entry)]
+        return [
+            self._host(entry, name, at) for entry in self.logical_hosts for at, name in enumerate(self._names(entry))
+        ]
 
     def _names(self, entry: str) -> list[str]:
         return self.logical_hosts[entry].expanded(entry)
 
-    def _host(self, entry_name: str, name: str) -> specs.HostSpec:
+    def _host(self, entry_name: str, name: str, at: int) -> specs.HostSpec:
         entry = self.logical_hosts[entry_name]
         amounts = entry.amounts()
         pools = {kind: pool for kind in amounts if (pool := self.pool_of(entry, kind))}
-        far = entry.far.memory.of(entry.memory) if entry.far.memory else 0
         return specs.HostSpec(
             name=name,
             amounts=amounts,
@@ -98,9 +99,14 @@ class PoolsDocument:
             storage_iops=entry.storage.iops if entry.storage else 0,
             pools=pools,
             near=entry.near,
-            far={MEMORY: far} if far else {},
+            far=entry.far_amounts(),
             limits=entry.limits.amounts(),
             topology=entry.gpu.topology if entry.gpu else "",
+            strategy=entry.strategy,
+            circuits=entry.circuits(),
+            executor=entry.executor,
+            vm=entry.vm.ask(at) if entry.vm else None,
+            on_loss=entry.on_loss,
         )
 
     def pool_specs(self) -> list[specs.PoolSpec]:
@@ -165,7 +171,9 @@ class PoolsDocument:
 
     def canonical(self) -> dict[str, Any]:
         """What is applied, as JSON: sections as typed, and `parsed`, the hosts in integers."""
-        parsed = {spec.name: asdict(spec) for spec in self.hosts()}
+        parsed = {
+            spec.name: asdict(spec) | {"vm": spec.vm.model_dump() if spec.vm else None} for spec in self.hosts()
+        }
         sections = {name: self.raw.get(name) or ([] if name == "links" else {}) for name in DEFINED}
         return {"cluster": self.cluster, **sections, "parsed": {"hosts": parsed}}
 

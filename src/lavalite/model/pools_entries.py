@@ -7,6 +7,7 @@ nodes in pools_fit. Amounts come out as integers in the kind's unit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address, ip_interface
 from signal import Signals
 from typing import Annotated, Any, Literal
 
@@ -16,8 +17,9 @@ from pydantic_core import PydanticCustomError
 from lavalite.base.errors import InputError
 from lavalite.model import amounts
 from lavalite.model.exits import parse_exit
+from lavalite.model.host import VmAsk
 from lavalite.model.job import MAX_BACKOFF_SECONDS, Factor, Name, Retries
-from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE
+from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE, WHOLE
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits, Preemption
 
@@ -110,9 +112,12 @@ class GpuAsk(Entry):
 
 
 class StorageAsk(Entry):
+    """All of it is of one node. `circuit` is reserved to it where that is not the host's own."""
+
     size: AskedBytes
     iops: Count = 0
     pool: str = ""
+    circuit: AskedBandwidth | None = None
     _short = _spelled_short("size")
 
 
@@ -123,7 +128,71 @@ class NetworkAsk(Entry):
 
 
 class FarAsk(Entry):
+    """How much may come from other nodes where the host's own has too little, GPUs whole; `circuit` is reserved to
+    each node that something of it comes from.
+    """
+
     memory: FarAmount | None = None
+    gpu: AskedGpu | None = None
+    circuit: AskedBandwidth | None = None
+
+    @model_validator(mode="after")
+    def _of_something(self) -> FarAsk:
+        if self.gpu is not None and self.gpu % WHOLE:
+            more = amounts.format_gpu(self.gpu - self.gpu % WHOLE + WHOLE)
+            raise custom("out_of_range", "a GPU of another node is had whole", f"Write gpu: {more}.")
+        if self.circuit is not None and self.memory is None and self.gpu is None:
+            raise custom("missing", "a circuit to nothing", "Write memory or gpu: what may be far.")
+        return self
+
+
+def _address(value: Any) -> str:
+    """An address with its network, as 10.0.0.7/24."""
+    try:
+        if not isinstance(value, str) or "/" not in value:
+            raise ValueError
+        return str(ip_interface(value))
+    except ValueError:
+        text = value[:60] if isinstance(value, str) and value else "this"
+        raise custom("bad_address", f"{text} is no address with its network", "Write 10.0.0.7/24.") from None
+
+
+def _gateway(value: Any) -> str:
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return str(ip_address(value))
+    except ValueError:
+        text = value[:60] if isinstance(value, str) and value else "this"
+        raise custom("bad_address", f"{text} is no address", "Write 10.0.0.1.") from None
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or "\n" in value.strip() or len(value.split()) < 2:
+        raise custom("bad_key", "this is no public SSH key", "Write it in one line: ssh-ed25519 AAAA… name.")
+    return value.strip()
+
+
+Address = Annotated[str, BeforeValidator(_address)]
+
+
+class VmEntry(Entry):
+    """`logical_hosts.NAME.vm`: what a host that is a virtual machine starts from.
+
+    `address` is its own, in CIDR form; `addresses` are those of the hosts of an entry with `count`, one for each.
+    Those whose keys are `ssh_keys` may log in as root.
+    """
+
+    image: Annotated[str, Field(min_length=1, max_length=1024)]
+    address: Address = ""
+    addresses: list[Address] = []
+    gateway: Annotated[str, BeforeValidator(_gateway)] = ""
+    ssh_keys: list[Annotated[str, BeforeValidator(_key)]] = []
+
+    def ask(self, at: int) -> VmAsk:
+        """That of the host with this number, from 0."""
+        address = self.addresses[at] if at < len(self.addresses) else self.address
+        return VmAsk(image=self.image, address=address, gateway=self.gateway, ssh_keys=list(self.ssh_keys))
 
 
 class HostLimits(Entry):
@@ -138,7 +207,13 @@ class HostLimits(Entry):
 
 
 class HostEntry(Entry):
-    """`logical_hosts.NAME`. `pools` names the pool of a kind that has no place of its own for it."""
+    """`logical_hosts.NAME`. `pools` names the pool of a kind that has no place of its own for it.
+
+    `near` is within what all its parts are: one node, one rack (the label `rack`), or any. `strategy` is where they
+    go: near (as little as can be from other nodes, and that from near ones), binpack (the fullest nodes first) or
+    spread (the emptiest first). `executor`: bare, on its node as that is, or vm, which then says what it starts from.
+    `on_loss`: whether it fails with a part that is lost, or goes on without it (degrade).
+    """
 
     cpu: Cpu
     memory: AskedBytes = 0
@@ -148,6 +223,10 @@ class HostEntry(Entry):
     pools: dict[Kind, str] = {}
     far: FarAsk = FarAsk()
     near: Literal["node", "rack", "any"] = "any"
+    strategy: Literal["near", "binpack", "spread"] = "near"
+    executor: Literal["bare", "vm"] = "bare"
+    vm: VmEntry | None = None
+    on_loss: Literal["fail", "degrade"] = "fail"
     limits: HostLimits = HostLimits()
     count: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
 
@@ -161,6 +240,17 @@ class HostEntry(Entry):
             NETWORK: self.network.bandwidth if self.network else 0,
         }
         return {kind: amount for kind, amount in asked.items() if amount}
+
+    def far_amounts(self) -> dict[str, int]:
+        """How much of each kind may come from other nodes, beside storage, of which all may; zeros left out."""
+        memory = self.far.memory.of(self.memory) if self.far.memory else 0
+        return {kind: amount for kind, amount in ((MEMORY, memory), (GPU, self.far.gpu or 0)) if amount}
+
+    def circuits(self) -> dict[str, int]:
+        """Bits a second of the circuit to what of a kind is far, where that is said."""
+        said = {kind: self.far.circuit for kind in (MEMORY, GPU) if getattr(self.far, kind) is not None}
+        said |= {STORAGE: self.storage.circuit} if self.storage else {}
+        return {kind: bandwidth for kind, bandwidth in said.items() if bandwidth is not None}
 
     def named_pools(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Pool by kind, with the path below the entry where it is named."""

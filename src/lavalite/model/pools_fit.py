@@ -141,16 +141,16 @@ class _Room:
             (*path, {GPU: "count", "storage": "size", "network": "bandwidth"}[self._kind]) if self._nested() else path
         )
         each, count = entry.amounts()[self._kind], 1 if entry.count is None else entry.count
-        far = entry.far.memory.of(each) if self._kind == MEMORY and entry.far.memory else 0
+        far = entry.far_amounts().get(self._kind, 0)
         if each * count > sum(offered):
             asked = format_kind(self._kind, each, model)
             message = f"{f'{count} × ' if count > 1 else ''}{asked} asked, "
             message += f"{self._where} has {format_amount(self._kind, sum(offered)) if any(offered) else 'none'}"
             faults.add("larger_than_pool", path, message, self._hint(count))
-        elif self._kind in (CPU, MEMORY) and each - far > max(offered):
-            message = f"{format_kind(self._kind, each - far)} asked of one node, "
+        elif self._kind != NETWORK and each - far > max(offered):
+            message = f"{format_kind(self._kind, each - far, model)} asked of one node, "
             message += f"the largest of {self._where} has {format_amount(self._kind, max(offered))}"
-            more = ", or let some be far" if self._kind == MEMORY else ""
+            more = ", or let some be far" if self._kind in (MEMORY, GPU) else ""
             faults.add("larger_than_node", path, message, f"Lower {self._kind}{more}.")
 
     def _nested(self) -> bool:

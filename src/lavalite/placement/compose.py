@@ -2,9 +2,10 @@
 
     specs, nodes, links, what is taken ──► plan_hosts ──► a LogicalHost or a Refusal for each
 
-    anchors    which nodes could be the anchor, the best first          floor    what is free of every node
+    newcomers  a host that is not there yet                             resize   one that is
+    anchors    which nodes could be its anchor, the best first          floor    what is free of every node
     remote     what such a node lacks, of others, over circuits         fabric   what is free between them
-    assemble   all of it as a host                                      resize   a host that is there already
+    assemble   all of it as a host
 
 A host that exists keeps its anchor, and its parts as far as they still suit. New ones are placed largest first. The
 plan depends on what is asked and what is there, never on the order of either.
@@ -12,20 +13,15 @@ plan depends on what is asked and what is there, never on the order of either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lavalite.model.host import LogicalHost
 from lavalite.model.job import Share
-from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK
+from lavalite.model.resources import CPU, GPU, MEMORY, STORAGE
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
-from lavalite.placement.anchors import Survey, attachable, circuit_bandwidth, in_order, may_be_far, survey
-from lavalite.placement.assemble import assemble
-from lavalite.placement.fabric import ENDLESS, Ints
 from lavalite.placement.floor import Closed, Floor
-from lavalite.placement.reasons import FAR_REASONS, Gap, Reason, Refusal
+from lavalite.placement.newcomers import Newcomers
+from lavalite.placement.reasons import Refusal
 from lavalite.placement.resize import again, grows, nearer_parts
 from lavalite.placement.room import natural
 from lavalite.placement.shares import shares_of
@@ -33,6 +29,10 @@ from lavalite.placement.shares import shares_of
 __all__ = ["nearer", "plan_hosts", "shares_of"]
 
 Hosts = Mapping[str, LogicalHost]
+Plan = dict[str, LogicalHost | Refusal]
+MOST_ORDERS = 16
+MOST_LOOKS = 20_000
+"""Hosts times nodes, all orders together: a fraction of a second."""
 
 
 def plan_hosts(
@@ -57,9 +57,7 @@ def plan_hosts(
     known = [spec for spec in specs if spec.name in hosts]
     for spec in sorted(known, key=lambda spec: (grows(spec, hosts[spec.name]), natural(spec.name))):
         plan[spec.name] = again(spec, hosts[spec.name], floor)
-    newcomers = _Newcomers(floor)
-    for spec in sorted((spec for spec in specs if spec.name not in hosts), key=_largest_first):
-        plan[spec.name] = newcomers.place(spec)
+    plan |= _newcomers([spec for spec in specs if spec.name not in hosts], floor)
     return {spec.name: plan[spec.name] for spec in specs}
 
 
@@ -97,120 +95,75 @@ def _floor(
     return floor
 
 
-class _Newcomers:
-    """Hosts that are not there yet, placed one after the other: in between nothing is given back."""
-
-    def __init__(self, floor: Floor) -> None:
-        self._floor = floor
-        self._refused: dict[object, Refusal] = {}
-        self._gaps: dict[object, _Gaps] = {}
-
-    def place(self, spec: HostSpec) -> LogicalHost | Refusal:
-        """The host on the best node; what it takes is taken from then on."""
-        shape = _shape(spec)
-        known = self._refused.get(shape)
-        if known is not None:  # where one found no room, another one like it finds none
-            return replace(known, turned_away=dict(known.turned_away), asked=spec.asked())
-        found = survey(spec, self._floor, may_be_far(spec), attachable(spec))
-        host, gap = self._first(spec, found, self._gaps.setdefault(shape, _Gaps(self._floor)))
-        if host is not None:
-            return host
-        refusal = Refusal(found.counts(), asked=spec.asked(), gap=gap)
-        self._nearest(spec, found, refusal)
-        self._refused[shape] = refusal
-        return refusal
-
-    def _first(self, spec: HostSpec, found: Survey, gaps: _Gaps) -> tuple[LogicalHost | None, Gap | None]:
-        """The host on the first node on which all of it is had, else what is in the way at the best of them."""
-        best = self._turn_away_narrow(spec, found)
-        gaps.turn_away(found)
-        rows = in_order(spec, self._floor, found)
-        while len(rows):
-            row = int(rows[0])
-            host = assemble(spec, self._floor, row, found.lacking(row))
-            if isinstance(host, LogicalHost):
-                return host, None
-            found.turn_away(row, host.reason)
-            if host.hopeless_from:
-                gaps.note(host, row)
-                gaps.turn_away(found)
-            rows = rows[found.codes[rows] == 0]
-            if best is None or _rank(host) < _rank(best):
-                best = host
-        return None, best
-
-    def _turn_away_narrow(self, spec: HostSpec, found: Survey) -> Gap | None:
-        """Nodes that lack something and are linked to nothing, or whose own card or links are too full for a circuit.
-
-        What is in the way at the first of them.
-        """
-        fabric, first = self._floor.fabric, None
-        for kind, amounts in found.far.items():
-            asked = circuit_bandwidth(spec, kind)
-            card = self._floor.free[NETWORK] - spec.amounts.get(NETWORK, 0)
-            lacking = (found.codes == 0) & (amounts > 0)
-            for reason, which in (
-                (Reason.NO_PATH, lacking & ~fabric.linked),
-                (Reason.PATH_FULL, lacking & fabric.linked & (np.minimum(card, fabric.ends) < asked)),
-            ):
-                rows = np.flatnonzero(which)
-                if len(rows) and first is None:
-                    first = self._own_gap(spec, kind, reason, int(rows[0]), int(card[rows[0]]))
-                found.turn_away(which, reason)
+def _newcomers(specs: Sequence[HostSpec], floor: Floor) -> Plan:
+    """The largest first. Where some are refused or need circuits, and it is soon done, other orders are tried: the
+    first is taken that places most hosts and, of such, takes least of the network.
+    """
+    order = sorted(specs, key=_largest_first)
+    first = _placed(order, floor)
+    tries = min(MOST_ORDERS, MOST_LOOKS // max(1, len(order) * len(floor.nodes)))
+    if len(order) < 2 or not tries or _cost(first) == (0, 0):
         return first
+    _give_back(first, floor)
+    # Whoever has no room alone has none in any order.
+    alone = {spec.name: _refused_alone(spec, floor) for spec in order if isinstance(first[spec.name], Refusal)}
+    hopeful = [spec for spec in order if not alone.get(spec.name)]
+    best = {spec.name: first[spec.name] for spec in hopeful}
+    if _cost(best) > (0, 0):
+        best = min((best, *_others(hopeful, best, floor, tries)), key=_cost)
+    for answer in best.values():
+        if isinstance(answer, LogicalHost):
+            floor.move_host(answer, -1)
+    return best | _placed([spec for spec in order if alone.get(spec.name)], floor)
 
-    def _own_gap(self, spec: HostSpec, kind: str, reason: Reason, row: int, card: int) -> Gap:
-        name, asked = self._floor.nodes[row].name, circuit_bandwidth(spec, kind)
-        gap = Gap(reason, kind, 0, name, spec.pools.get(kind, ""), bits_per_second=asked)
-        account, free = (name, card) if card < asked else self._floor.fabric.freest_link(row)
-        return replace(gap, account=account, free=max(0, free)) if reason is Reason.PATH_FULL else gap
 
-    def _nearest(self, spec: HostSpec, found: Survey, refusal: Refusal) -> None:
-        """The node that lacks least: of those full now, else of those too small."""
-        may = may_be_far(spec)
-        must = {kind: least for kind, asked in spec.amounts.items() if (least := asked - may.get(kind, 0)) > 0}
-        for reason in (Reason.TOO_FEW_FREE, Reason.MAY_NOT_BE_FAR, Reason.TOO_SMALL):
-            rows = found.of(reason)
-            if not len(rows):
-                continue
-            share = np.zeros(len(rows), dtype=np.int64)
-            for kind, asked in must.items():
-                short = asked - np.maximum(self._floor.has(spec, kind)[rows], 0)
-                share += (np.maximum(short, 0) * 1000.0 / asked).astype(np.int64)
-            row = int(rows[share.argmin()])
-            refusal.nearest = self._floor.nodes[row].name
-            refusal.lacks = self._floor.room(row).lacks(replace(spec, amounts=must))
+def _refused_alone(spec: HostSpec, floor: Floor) -> bool:
+    plan = _placed([spec], floor)
+    _give_back(plan, floor)
+    return isinstance(plan[spec.name], Refusal)
+
+
+def _others(order: list[HostSpec], first: Plan, floor: Floor, tries: int) -> Iterator[Plan]:
+    """Plans in other orders: by one kind, then with those first that fared worst in the plan before."""
+    orders = [sorted(order, key=lambda spec: -spec.amounts.get(kind, 0)) for kind in (STORAGE, MEMORY, CPU)]
+    orders += [_worst_first(order, first), *(_worst_first(by_kind, first) for by_kind in orders)]
+    seen = {tuple(spec.name for spec in order)}
+    for at in range(tries):
+        if at >= len(orders):
             return
+        names = tuple(spec.name for spec in orders[at])
+        if names in seen:
+            continue
+        seen.add(names)
+        plan = _placed(orders[at], floor)
+        _give_back(plan, floor)
+        orders.append(_worst_first(orders[at], plan))
+        yield plan
 
 
-class _Gaps:
-    """What none of the nodes that are placed alike (Fabric.group) gets from others: by kind, from how much on."""
-
-    def __init__(self, floor: Floor) -> None:
-        self._group = floor.fabric.group
-        self._count = int(self._group.max(initial=-1)) + 1
-        self._from: dict[tuple[str, Reason], Ints] = {}
-
-    def note(self, gap: Gap, row: int) -> None:
-        known = self._from.setdefault((gap.kind, gap.reason), np.full(self._count, ENDLESS, dtype=np.int64))
-        known[self._group[row]] = min(known[self._group[row]], gap.hopeless_from)
-
-    def turn_away(self, found: Survey) -> None:
-        """All that lack so much."""
-        for (kind, reason), least in self._from.items():
-            found.turn_away(found.far[kind] >= least[self._group], reason)
+def _worst_first(order: list[HostSpec], plan: Plan) -> list[HostSpec]:
+    """The refused, then the one that takes most of the network, then as they were."""
+    cost = {spec.name: _cost({spec.name: plan[spec.name]}) for spec in order}
+    worst = max((cost[spec.name] for spec in order), default=(0, 0))
+    return sorted(order, key=lambda spec: cost[spec.name] < max(worst, (0, 1)))
 
 
-def _rank(gap: Gap) -> int:
-    return FAR_REASONS.index(gap.reason)
+def _placed(order: Sequence[HostSpec], floor: Floor) -> Plan:
+    newcomers = Newcomers(floor)
+    return {spec.name: newcomers.place(spec) for spec in order}
 
 
-def _shape(spec: HostSpec) -> object:
-    """Alike for hosts that are placed alike."""
-    mappings = (spec.amounts, spec.pools, spec.far, spec.circuits)
-    asked = tuple(tuple(sorted(mapping.items())) for mapping in mappings)
-    gpus = (spec.gpu_model, spec.gpu_memory_bytes, spec.topology)
-    return (*asked, *gpus, spec.near, spec.strategy, spec.executor)
+def _give_back(plan: Plan, floor: Floor) -> None:
+    for answer in plan.values():
+        if isinstance(answer, LogicalHost):
+            floor.move_host(answer, +1)
+
+
+def _cost(plan: Plan) -> tuple[int, int]:
+    """Hosts refused, and bits a second times links of all circuits."""
+    hosts = [answer for answer in plan.values() if isinstance(answer, LogicalHost)]
+    network = sum(c.bits_per_second * max(1, len(c.links)) for host in hosts for c in host.circuits)
+    return len(plan) - len(hosts), network
 
 
 def _largest_first(spec: HostSpec) -> tuple[object, ...]:
