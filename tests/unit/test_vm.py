@@ -240,6 +240,7 @@ def test_the_seed_says_who_the_guest_is() -> None:
     (card,) = json.loads(texts["network-config"])["ethernets"].values()
     assert card == {
         "match": {"macaddress": NAME.mac},
+        "set-name": "eth0",
         "addresses": ["198.18.0.50/24"],
         "routes": [{"to": "0.0.0.0/0", "via": "198.18.0.1"}],
     }

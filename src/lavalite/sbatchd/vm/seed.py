@@ -19,6 +19,7 @@ from lavalite.sbatchd.vm.command import GUEST_PORT
 from lavalite.sbatchd.vm.wanted import VmName, Wanted
 
 LABEL = "cidata"
+CARD = "eth0"
 DATA = "/data"
 """In the guest, what holds a folder for each storage disk."""
 
@@ -146,11 +147,17 @@ def _user(wanted: Wanted) -> dict[str, object]:
 
 
 def _network(name: VmName, wanted: Wanted) -> dict[str, object]:
-    card: dict[str, object] = {"match": {"macaddress": name.mac}, "addresses": [wanted.network_address]}
-    if wanted.gateway:
-        everywhere = "0.0.0.0/0" if wanted.interface.version == 4 else "::/0"
-        card["routes"] = [{"to": everywhere, "via": wanted.gateway}]
-    return {"version": 2, "ethernets": {"lan": card}}
+    # Named outright: what cloud-init writes for ifupdown and networkd goes by the name, for netplan by the address.
+    card: dict[str, object] = {
+        "match": {"macaddress": name.mac},
+        "set-name": CARD,
+        "addresses": [wanted.network_address],
+    }
+    if wanted.gateway and wanted.interface.version == 4:
+        card["routes"] = [{"to": "0.0.0.0/0", "via": wanted.gateway}]
+    elif wanted.gateway:
+        card["gateway6"] = wanted.gateway  # cloud-init 22.4 makes ::/64 of a route to ::/0
+    return {"version": 2, "ethernets": {CARD: card}}
 
 
 def write_seed(target: Path, texts: dict[str, str]) -> None:
