@@ -16,7 +16,7 @@ from lavalite.wire.frames import PartOrder
 
 MIB = 1024 * 1024
 NAME = VmName("trainer-1", 7)
-# What cloud-init makes of the network's description, for systemd-networkd. It imports an HTTP client that it needs not.
+# What cloud-init makes of the network's description, for systemd-networkd. It imports more than it needs for that.
 RENDER = """
 import sys, unittest.mock, yaml
 for each in ("requests", "requests.exceptions", "configobj"):
