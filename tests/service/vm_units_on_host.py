@@ -80,7 +80,7 @@ async def test_one_that_was_killed_says_so_and_can_be_started_again(runner: Unit
     assert not await runner.runs(place)
     assert await runner.how_ended(place) == "killed by signal 9"
     await runner.start(place, WANTED)
-    assert await runner.runs(place)
+    assert await runner.runs(place), systemctl("status", NAME.unit)
 
 
 async def test_one_that_cannot_start_says_why(runner: UnitRunner, place: Place) -> None:

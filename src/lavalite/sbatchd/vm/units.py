@@ -7,7 +7,7 @@ from typing import Any
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.systemd.bus import SERVICE, CallError, SystemdBus
+from lavalite.sbatchd.systemd.bus import SERVICE, UNIT, CallError, SystemdBus
 from lavalite.sbatchd.systemd.units import Property, cpu_mask
 from lavalite.sbatchd.vm.files import LOG, last_line
 from lavalite.sbatchd.vm.runners import Place, begin_command
@@ -107,8 +107,13 @@ class UnitRunner:
         self._bus = None
 
     async def _state(self, place: Place) -> str:
-        states = await (await self._connected()).active_states(place.name.unit)
-        return states.get(place.name.unit, "inactive")
+        bus = await self._connected()
+        # Before its start has had its turn a unit is inactive, as one that is over; but there is a job. Looked for
+        # first: it may end between the two looks.
+        with contextlib.suppress(CallError):
+            if (await bus.property(place.name.unit, UNIT, "Job"))[0]:
+                return "activating"
+        return (await bus.active_states(place.name.unit)).get(place.name.unit, "inactive")
 
     async def _reset(self, place: Place) -> None:
         """A unit that failed would stand in the way of the next of its name."""
