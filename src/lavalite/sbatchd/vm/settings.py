@@ -22,7 +22,7 @@ class VmSettings(Config):
     vm_accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     """`auto`: KVM where it works, or emulation, which is ten times slower."""
     vm_user: str = Field(default="", pattern=r"^[a-z_]?[a-z0-9_-]{0,31}$")
-    """Whom QEMU runs as; empty is sbatchd's own user."""
+    """Whom QEMU runs as; empty is sbatchd's own user. A confined sbatchd may not reach the sockets of another."""
     vm_boot_seconds: float = Field(default=300.0, gt=0, le=3600)
     """How long a guest may take until its ssh port answers."""
     vm_stop_seconds: float = Field(default=30.0, ge=0, le=3600)
