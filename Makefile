@@ -74,7 +74,7 @@ test-deps: $(VENV)/.dev
 # For tests on hosts of their own (tests/lab): Debian's packages, and the root folder that the hosts share.
 LAB_PACKAGES := debootstrap e2fsprogs iproute2 netcat-openbsd openssh-client systemd-container util-linux
 ifeq ($(shell uname -m),x86_64)
-LAB_PACKAGES += qemu-system-x86
+LAB_PACKAGES += nbdkit qemu-system-x86 qemu-utils
 endif
 INSTALL = echo "installing $(1) …"; apt-get update -qq && \
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null

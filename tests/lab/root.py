@@ -24,6 +24,7 @@ PACKAGES = (
     *("iproute2", "iputils-ping", "nftables", "openssh-server", "ca-certificates"),
     *("python3", "python3-venv", "python3-apt"),
     *("etcd-server", "etcd-client"),
+    *("qemu-system-x86", "qemu-utils"),  # logical hosts that are virtual machines
 )
 SERVICES_ON = ("systemd-networkd.service", "ssh.service")
 SERVICES_OFF = ("etcd.service", "nftables.service", "systemd-networkd-wait-online.service", "apt-daily.timer",

@@ -29,9 +29,9 @@ markers = lab
 """
 
 
-def gather(folder: Path) -> None:
-    """All that the host needs, in one folder."""
-    for package in PACKAGES:
+def gather(folder: Path, *more: str) -> None:
+    """All that the host needs, in one folder; `more` packages than the executor needs."""
+    for package in (*PACKAGES, *more):
         for file in distribution(package).files or ():
             source = Path(str(file.locate()))
             if source.exists() and ".." not in file.parts:

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -85,15 +85,16 @@ def current_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def started_with(argument: str) -> list[ProcessIdentity]:
-    """This user's processes that have exactly this argument, such as the path of a configuration."""
+def started_with(argument: str, uids: Collection[int] | None = None) -> list[ProcessIdentity]:
+    """Processes of these users, or of this one, that have exactly this argument, such as a configuration's path."""
     found, wanted = [], argument.encode()
+    owners = {os.geteuid()} if uids is None else uids
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or (identity := ProcessIdentity.of(int(entry.name))) is None:
             continue
         with contextlib.suppress(OSError):
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            if wanted in arguments and entry.stat().st_uid == os.geteuid() and identity.is_alive():
+            if wanted in arguments and entry.stat().st_uid in owners and identity.is_alive():
                 found.append(identity)
     return found
 

@@ -84,8 +84,11 @@ class SystemdBus:
 
     async def start(self, unit: str, properties: Sequence[Property]) -> None:
         """Returns once systemd has taken the job on. CallError `UnitExists` for a unit of that name."""
-        variants = [[name, Variant(signature, value)] for name, signature, value in properties]
-        await self.manager("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", variants, [])
+        await self.manager("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", _variants(properties), [])
+
+    async def change(self, unit: str, properties: Sequence[Property]) -> None:
+        """Until the next start of the machine."""
+        await self.manager("SetUnitProperties", "sba(sv)", unit, True, _variants(properties))
 
     async def property(self, unit: str, interface: str, name: str) -> Any:
         (found,) = await self._call(SYSTEMD, unit_path(unit), PROPERTIES, "Get", "ss", [interface, name])
@@ -150,6 +153,10 @@ class SystemdBus:
         with contextlib.suppress(OSError, EOFError):
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
         self._lost()
+
+
+def _variants(properties: Sequence[Property]) -> list[list[Any]]:
+    return [[name, Variant(signature, value)] for name, signature, value in properties]
 
 
 def _unreachable(why: str) -> UnreachableError:
