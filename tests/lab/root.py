@@ -24,6 +24,7 @@ PACKAGES = (
     *("iproute2", "iputils-ping", "nftables", "openssh-server", "ca-certificates"),
     *("python3", "python3-venv", "python3-apt"),
     *("etcd-server", "etcd-client"),
+    *("nbdkit", "nbd-client", "libnbd-bin", "fuse3", "e2fsprogs", "util-linux"),  # parts of other nodes
     *("qemu-system-x86", "qemu-utils"),  # logical hosts that are virtual machines
 )
 SERVICES_ON = ("systemd-networkd.service", "ssh.service")

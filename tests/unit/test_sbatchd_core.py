@@ -12,7 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lavalite.model.resources import NodeOffer
 from lavalite.sbatchd import link as link_module
-from lavalite.sbatchd.actions import Action, Close, Forget, OpenStream, RenewContact, Send, Signal, Start, Write
+from lavalite.sbatchd.actions import (
+    Action,
+    ApplyParts,
+    Close,
+    Forget,
+    OpenStream,
+    RenewContact,
+    Send,
+    ShowParts,
+    Signal,
+    Start,
+    Write,
+)
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import Restored, restore
 from lavalite.sbatchd.events import BeatDue, Event, FlushDue, FrameReceived, Instant, SessionClosed, SessionOpened
@@ -24,6 +36,7 @@ from lavalite.wire.frames import (
     Beat,
     BeatAck,
     Dispatch,
+    PartsHere,
     Read,
     Register,
     Registered,
@@ -285,6 +298,12 @@ def test_only_so_many_settled_attempts_are_remembered(mind: Mind, monkeypatch: p
 # --- epochs, beats --------------------------------------------------------------------------------------------
 
 
+def test_parts_are_obeyed_of_a_good_epoch_alone(mind: Mind) -> None:
+    assert mind.hear(PartsHere(epoch=(1, 5), orders=[])) == [ApplyParts(())]
+    (close,) = mind.hear(PartsHere(epoch=(1, 4), orders=[]))
+    assert isinstance(close, Close)
+
+
 def test_a_new_epoch_is_durable_before_anything_else(mind: Mind) -> None:
     write, start_write, start = mind.dispatch(attempt("1.0.1"), epoch=(1, 6))
     assert isinstance(write, Write) and write.records == ({"type": "epoch", "epoch": [1, 6]},)
@@ -333,7 +352,7 @@ def test_registering_is_contact_from_when_it_was_sent() -> None:
     mind = Mind()
     mind.open(registered=False)
     mind.now += 3
-    assert mind.hear(Registered(epoch=(1, 5), beat_seconds=1)) == [RenewContact(100)]
+    assert mind.hear(Registered(epoch=(1, 5), beat_seconds=1)) == [RenewContact(100), ShowParts()]
 
 
 def test_a_silent_leader_is_left(mind: Mind) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from lavalite.base.clock import ManualClock
 from lavalite.sbatchd import output
 from lavalite.sbatchd.accounts import Account
 from lavalite.sbatchd.actions import Start
+from lavalite.sbatchd.hosts import HostFolder
 from lavalite.sbatchd.launch import Launcher, Policy, core_numbers, environment
-from lavalite.wire.frames import Attempt
+from lavalite.wire.frames import Attempt, HostHere
 
 
 def attempt(**more: Any) -> Attempt:
@@ -85,6 +87,22 @@ def test_environment_is_clean_and_says_who_one_is(monkeypatch: pytest.MonkeyPatc
     assert (found["LAVALITE_JOB"], found["LAVALITE_TASK"], found["LAVALITE_ATTEMPT"]) == ("1", "2", "3")
     assert (found["USER"], found["LOGNAME"]) == ("ada", "ada")
     assert "SECRET_OF_THE_AGENT" not in found
+
+
+def test_a_job_on_a_logical_host_is_told_what_that_has(tmp_path: Path) -> None:
+    gpus = {"n08": ["GPU-c"], "n07": ["GPU-a", "GPU-b"]}
+    host = HostHere(name="h", version=1, cpu_milli=0, memory_bytes=6, far_memory_bytes=2, gpu_nodes=gpus)
+    folder = HostFolder(tmp_path, lambda name: f"/scratch/{name}")
+    asyncio.run(folder([host]))
+    there = environment(attempt(host="h"), Account("ada", "/home/ada", 100), folder.find("h"))
+    assert {name: there[f"LAVALITE_{name}"] for name in ("HOST", "SCRATCH", "GPU_NODES", "MEMORY_BYTES")} == {
+        "HOST": "h",
+        "SCRATCH": "/scratch/h",
+        "GPU_NODES": "n07:GPU-a,GPU-b;n08:GPU-c",
+        "MEMORY_BYTES": "6",
+    }
+    assert there["LAVALITE_FAR_MEMORY_BYTES"] == "2"
+    assert folder.find("other") is None
 
 
 def test_memory_is_limited_where_it_was_asked_for() -> None:

@@ -21,7 +21,9 @@ from lavalite.sbatchd.systemd.units import (
     attempt_of,
     cpu_mask,
     gpu_nodes,
+    host_slice,
     process_limits,
+    slice_properties,
     unit_name,
     unit_path,
     unit_properties,
@@ -87,6 +89,18 @@ def test_a_request_as_properties(asked: dict[str, Any], wanted: dict[str, Any], 
     found = properties(**asked)
     assert {name: found.get(name) for name in wanted} == wanted
     assert not unwanted & found.keys()
+
+
+def test_an_attempt_on_a_host_with_far_memory_may_use_it_and_all_of_them_no_more_than_there_is() -> None:
+    far = {"memory_bytes": 5 * GIB, "host": "big-one", "host_near_bytes": 4 * GIB, "host_far_bytes": 2 * GIB}
+    found = properties(**far)
+    assert found["Slice"] == host_slice("big-one") == r"lavalite-work-host_big\x2done.slice"
+    assert (found["MemoryMax"], found["MemorySwapMax"]) == (5 * GIB, 2 * GIB)
+    assert {name: value for name, _, value in slice_properties(launch(**far))} == {
+        "MemoryMax": 4 * GIB,
+        "MemorySwapMax": 2 * GIB,
+    }
+    assert properties(memory_bytes=GIB)["MemorySwapMax"] == 0, "nobody else swaps to it"
 
 
 def test_an_attempt_sees_the_devices_that_it_has_and_no_other() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lavalite.sbatchd.entry import Entry, Record
-from lavalite.wire.frames import AnyFrame, Attempt, HostsHere, Read
+from lavalite.wire.frames import AnyFrame, Attempt, HostsHere, PartOrder, Read
 
 
 @dataclass(slots=True, frozen=True)
@@ -81,4 +81,29 @@ class ApplyHosts:
     hosts: HostsHere
 
 
-Action = Write | Start | Signal | Forget | RenewContact | Send | Close | OpenStream | CloseStream | ApplyHosts
+@dataclass(slots=True, frozen=True)
+class ApplyParts:
+    """Have these, and have those no more. It takes its time, and is answered by itself."""
+
+    orders: tuple[PartOrder, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ShowParts:
+    """Tell a leader that is new what this node has for logical hosts."""
+
+
+Action = (
+    Write
+    | Start
+    | Signal
+    | Forget
+    | RenewContact
+    | Send
+    | Close
+    | OpenStream
+    | CloseStream
+    | ApplyHosts
+    | ApplyParts
+    | ShowParts
+)

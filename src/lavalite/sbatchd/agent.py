@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from typing import Protocol
 
 import structlog
 
@@ -26,12 +27,14 @@ from lavalite.base.errors import LavaLiteError, UnreachableError
 from lavalite.sbatchd.actions import (
     Action,
     ApplyHosts,
+    ApplyParts,
     Close,
     CloseStream,
     Forget,
     OpenStream,
     RenewContact,
     Send,
+    ShowParts,
     Signal,
     Start,
     Write,
@@ -44,7 +47,7 @@ from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.launch import Launcher
 from lavalite.sbatchd.output import OutputStreams, prune
 from lavalite.wire.connection import Connection
-from lavalite.wire.frames import HostHere, HostsApplied, Output
+from lavalite.wire.frames import HostHere, HostsApplied, Output, PartOrder, PartsApplied, PartState
 
 PRUNE_SECONDS = 3600.0
 EXECUTOR_RETRY_SECONDS = 1.0
@@ -60,6 +63,16 @@ log = structlog.get_logger(__name__)
 
 async def no_hosts(hosts: list[HostHere]) -> dict[str, int]:
     return {}
+
+
+class Parts(Protocol):
+    """What this node has of other nodes' hosts and for them (sbatchd.attach). All returns at once."""
+
+    tell: Callable[[list[PartState]], None]
+
+    def order(self, orders: list[PartOrder]) -> None: ...
+
+    def show(self) -> None: ...
 
 
 class _Errand(Enum):
@@ -83,11 +96,14 @@ class Agent:
         *,
         own_uid: int,
         apply_hosts: ApplyHostsHere = no_hosts,
+        parts: Parts | None = None,
     ) -> None:
         self.core = core
         self._journal, self._executor, self._launcher, self._clock = journal, executor, launcher, clock
         self._own_uid = own_uid
-        self._apply_hosts = apply_hosts
+        self._apply_hosts, self._parts = apply_hosts, parts
+        if parts:
+            parts.tell = self._tell_parts
         self._events: asyncio.Queue[Event | _Errand] = asyncio.Queue()
         self._heard: list[ExecutorEvent] = []
         """What became of attempts, and is not taken yet."""
@@ -247,6 +263,12 @@ class Agent:
                     self._streams.cancel(stream_id)
             case Send() | Close() | ApplyHosts():
                 await self._answer(action)
+            case ApplyParts(orders):
+                if self._parts:
+                    self._parts.order(list(orders))
+            case ShowParts():
+                if self._parts:
+                    self._parts.show()
             case Write():
                 pass  # done before all else
 
@@ -265,6 +287,12 @@ class Agent:
             )
             with contextlib.suppress(LavaLiteError):
                 connection.post(frame)
+
+    def _tell_parts(self, picture: list[PartState]) -> None:
+        """A picture that does not arrive is told again to whoever registers us next."""
+        if self._connection and self.core.registered:
+            with contextlib.suppress(LavaLiteError):
+                self._connection.post(PartsApplied(parts=picture))
 
     async def _beat(self) -> None:
         while True:

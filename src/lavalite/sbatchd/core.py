@@ -23,10 +23,12 @@ from signal import SIGABRT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGXCPU
 from lavalite.sbatchd.actions import (
     Action,
     ApplyHosts,
+    ApplyParts,
     CloseStream,
     Forget,
     OpenStream,
     RenewContact,
+    ShowParts,
     Signal,
     Start,
     Write,
@@ -58,6 +60,7 @@ from lavalite.wire.frames import (
     Dispatch,
     EpochPair,
     HostsHere,
+    PartsHere,
     Read,
     Registered,
     ReportAck,
@@ -137,7 +140,9 @@ class AgentCore:
         if opened is None:
             return actions
         match frame:
-            case Registered() | BeatAck() | ReportAck():
+            case Registered():
+                actions += [*self._link.hear(frame), ShowParts()]
+            case BeatAck() | ReportAck():
                 actions += self._link.hear(frame)
             case Dispatch():
                 actions += self._dispatch(frame.attempts, opened, now)
@@ -149,6 +154,8 @@ class AgentCore:
                 actions.append(CloseStream(frame.stream_id))
             case HostsHere():
                 actions.append(ApplyHosts(frame))
+            case PartsHere():
+                actions.append(ApplyParts(tuple(frame.orders)))
             case _:
                 pass
         return actions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import os
 import socket
 import sys
@@ -12,13 +13,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.config import Config
 from lavalite.base.daemon import daemon_main
 from lavalite.base.errors import ConflictError, InputError
 from lavalite.sbatchd.agent import Agent
+from lavalite.sbatchd.attach.attachments import Attachments
+from lavalite.sbatchd.attach.parts import PartSettings, make_roles
+from lavalite.sbatchd.attach.roles import PartRole
+from lavalite.sbatchd.attach.runner import ProcessRunner, SystemdRunner
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
 from lavalite.sbatchd.executors import Executor
@@ -57,6 +62,34 @@ class SbatchdConfig(Config):
     """How many processes and threads one attempt may have together, where systemd runs it."""
     keeper_idle_seconds: float = Field(default=60.0, ge=0)
     """How long the keeper stays when nothing runs and no sbatchd is there."""
+    fabric_address: str = ""
+    """An IP address of this node at which others reach its exports. Empty: the one it talks to the leader from."""
+    export_ports: str = Field(default="10900-10999", pattern=r"^[0-9]{1,5}-[0-9]{1,5}$")
+    """What this node exports to others gets a port each of this range."""
+    storage_path: Path | None = None
+    """Where exports and disks of logical hosts keep their bytes. Empty: STATE/storage."""
+    storage_preallocate: bool = False
+    """Whether that room is taken at once, and not as it is written: then nothing else can fill the disk before."""
+    line_bits_per_second: int = Field(default=0, ge=0)
+    """What this node's interface carries, for circuits. 0: what the interface says of itself."""
+
+    @field_validator("export_ports")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        first, _, last = value.partition("-")
+        if not 0 < int(first) <= int(last) < 65536:
+            raise ValueError("write FIRST-LAST, two ports of 1 to 65535")
+        return value
+
+    @property
+    def ports(self) -> range:
+        first, _, last = self.export_ports.partition("-")
+        return range(int(first), int(last) + 1)
+
+    @field_validator("fabric_address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return str(ipaddress.ip_address(value)) if value else ""
 
 
 def check_folders(config: SbatchdConfig) -> None:
@@ -119,6 +152,21 @@ def make_executor(config: SbatchdConfig, clock: Clock) -> Executor:
     return ProcessExecutor(config.state_path / "keeper", keeper_idle_seconds=config.keeper_idle_seconds)
 
 
+def make_attachments(config: SbatchdConfig, clock: Clock) -> Attachments:
+    """What this node has for logical hosts; root's work is done where it is allowed."""
+    folder, roles = config.state_path / "parts", dict[str, PartRole]()
+    attachments = Attachments(folder, roles, clock, ports=config.ports)
+    runner = SystemdRunner(folder, clock) if uses_systemd(config, os.geteuid()) else ProcessRunner(folder)
+    settings = PartSettings(
+        config.state_path,
+        config.storage_path or config.state_path / "storage",
+        config.storage_preallocate,
+        config.line_bits_per_second,
+    )
+    roles.update(make_roles(runner, settings, clock, attachments.ports))
+    return attachments
+
+
 def _unusable(state: Path, why: str) -> InputError:
     return InputError(
         f"{state} is not writable for uid {os.geteuid()} ({why})",
@@ -147,17 +195,20 @@ async def serve(config: SbatchdConfig, stop: asyncio.Event) -> None:
 
 async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -> None:
     clock, uid = SystemClock(), os.geteuid()
+    attachments = make_attachments(config, clock)
+    hosts = HostFolder(config.state_path, attachments.scratch)
+    attachments.on_change = hosts.refresh
     launcher = Launcher(
         config.state_path / "output",
         Policy(uid, os.getegid(), config.allow_root),
         clock,
         grace_seconds=config.grace_seconds,
         enforce_memory=config.enforce_memory,
+        find_host=hosts.find,
     )
     core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
     executor = make_executor(config, clock)
-    hosts = HostFolder(config.state_path)
-    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid, apply_hosts=hosts)
+    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid, apply_hosts=hosts, parts=attachments)
     session = Session(
         agent,
         LocalLim(config.lim_socket_path, config.cluster, config.node),
@@ -167,14 +218,18 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         boot_id=boot_id(),
         ssl_context=config.tls.client_context() if config.tls else None,
         insecure=config.insecure,
+        fabric_address=config.fabric_address,
+        at_address=attachments.listen_at,
     )
     # What is there by now stays: to look through it for garbage takes longer than to start an attempt.
     gc.freeze()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(agent.run())
+        attaching = tasks.create_task(attachments.run())
         conversation = tasks.create_task(session.run())
         await stop.wait()
         conversation.cancel()
+        attaching.cancel()
         agent.stop()
 
 

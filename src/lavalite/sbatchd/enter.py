@@ -39,13 +39,26 @@ def confine(host: dict[str, Any]) -> dict[str, str]:
             limit = min(limit, most)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return {
-        "LAVALITE_HOST": host["name"],
+        **host_environment(host),
         "LAVALITE_CPUS": ",".join(cores),
         "LAVALITE_GPUS": ",".join(gpus),
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+    }
+
+
+def host_environment(host: dict[str, Any]) -> dict[str, str]:
+    """What tells any process of a host what that has, wherever it is: its memory near and far, its GPUs elsewhere."""
+    elsewhere = host.get("gpu_nodes", {})
+    found = {
+        "LAVALITE_HOST": host["name"],
+        "LAVALITE_GPU_NODES": ";".join(f"{node}:{','.join(elsewhere[node])}" for node in sorted(elsewhere)),
         "LAVALITE_MEMORY_BYTES": str(host.get("memory_bytes", 0)),
+        "LAVALITE_FAR_MEMORY_BYTES": str(host.get("far_memory_bytes", 0)),
         "LAVALITE_POOLS": ",".join(host.get("pools", [])),
     }
+    if host.get("scratch"):
+        found["LAVALITE_SCRATCH"] = host["scratch"]
+    return found
 
 
 def main(arguments: list[str]) -> int:

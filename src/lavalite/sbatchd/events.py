@@ -25,6 +25,8 @@ class SessionOpened:
     epoch: EpochPair | None
     boot_id: str
     offer: NodeOffer
+    fabric_address: str = ""
+    """Where other nodes reach this one's exports."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -41,6 +41,12 @@ class Launch:
     """What all its processes may use together; 0: no limit. An executor that cannot enforce it has `limits`."""
     gpus: list[str] = field(default_factory=list)
     """UUIDs of its GPUs."""
+    host: str = ""
+    """The logical host that it runs on, where that has memory of other nodes."""
+    host_near_bytes: int = 0
+    """Memory of this node that all of that host's attempts may use together."""
+    host_far_bytes: int = 0
+    """And of other nodes, as swap."""
     groups: list[int] | None = None
     """All groups of the user, `gid` among them; None: the executor looks them up."""
 

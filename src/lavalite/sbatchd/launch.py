@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from lavalite.base.clock import Clock
 from lavalite.model.resources import CPU, GPU
 from lavalite.sbatchd.accounts import Account, Accounts
 from lavalite.sbatchd.actions import Start
+from lavalite.sbatchd.enter import host_environment
 from lavalite.sbatchd.executors import Launch
-from lavalite.wire.frames import Attempt
+from lavalite.wire.frames import Attempt, HostHere
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_ID = 2**32 - 1
@@ -45,9 +47,18 @@ class Launcher:
     """Everything that this node decides about how an attempt is started."""
 
     def __init__(
-        self, output_folder: Path, policy: Policy, clock: Clock, *, grace_seconds: float, enforce_memory: bool
+        self,
+        output_folder: Path,
+        policy: Policy,
+        clock: Clock,
+        *,
+        grace_seconds: float,
+        enforce_memory: bool,
+        find_host: Callable[[str], HostHere | None] = lambda name: None,
     ) -> None:
+        """`find_host`: a logical host that is anchored on this node."""
         self.output_folder = output_folder
+        self._find_host = find_host
         self._accounts = Accounts(clock)
         self._policy = policy
         self._grace_seconds = grace_seconds
@@ -90,6 +101,8 @@ class Launcher:
         uid = self._policy.own_uid if attempt.uid < 0 else attempt.uid
         account = self._accounts.of(uid)
         gid = attempt.gid if attempt.gid >= 0 else self._policy.own_gid if account.gid is None else account.gid
+        host = self._find_host(attempt.host) if attempt.host else None
+        far_bytes = host.far_memory_bytes if host else 0
         limits = {"RLIMIT_CORE": 0}
         if attempt.memory_bytes and self._enforce_memory:
             # Private writable memory, per process. Not the address space: CUDA and Java reserve that by the terabyte.
@@ -98,7 +111,7 @@ class Launcher:
             id=attempt.id,
             argv=attempt.command,
             cwd=self._cwd(attempt),
-            environment=environment(attempt, account),
+            environment=environment(attempt, account, host),
             stdout_path=start.stdout_path,
             stderr_path=start.stderr_path,
             own_outputs=[name for name in ("stdout_path", "stderr_path") if self._is_own(getattr(start, name))],
@@ -113,6 +126,9 @@ class Launcher:
             cpu_milli=attempt.cpu_milli,
             memory_bytes=attempt.memory_bytes if self._enforce_memory else 0,
             gpus=attempt.devices.get(GPU, []),
+            host=attempt.host if far_bytes else "",
+            host_near_bytes=host.memory_bytes - far_bytes if host and far_bytes else 0,
+            host_far_bytes=far_bytes,
             groups=self._accounts.groups(uid, gid),
         )
 
@@ -126,13 +142,15 @@ class Launcher:
         return home if os.path.isdir(home) else "/"  # noqa: PTH112 - Path.is_dir raises where it may not look
 
 
-def environment(attempt: Attempt, account: Account) -> dict[str, str]:
-    """A clean base, then the job's own, then what says which attempt this is: that cannot be overridden."""
+def environment(attempt: Attempt, account: Account, host: HostHere | None = None) -> dict[str, str]:
+    """A clean base, then the job's own, then what says which attempt this is, on which logical host: that cannot be
+    overridden."""
     user, home = attempt.user or account.name, account.home
     base = {"PATH": BASE_PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
     job, task, number = attempt.id.split(".")
     gpus = ",".join(attempt.devices.get(GPU, []))
     ours = {
+        **(host_environment(host.model_dump()) if host else {}),
         "LAVALITE_ATTEMPT_ID": attempt.id,
         "LAVALITE_JOB": job,
         "LAVALITE_TASK": task,

@@ -107,6 +107,7 @@ class LeaderLink:
             journal_id=self.journal_id,
             highest_epoch=self.highest_epoch,
             offer=event.offer,
+            fabric_address=event.fabric_address,
             attempts=[report for entry in told for report in entry.restated()],
         )
         return [*actions, Send(register)]

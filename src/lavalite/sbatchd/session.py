@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -111,7 +112,12 @@ class Session:
         boot_id: str,
         ssl_context: ssl.SSLContext | None = None,
         insecure: bool = False,
+        fabric_address: str = "",
+        at_address: Callable[[str], None] = lambda address: None,
     ) -> None:
+        """`fabric_address`: where other nodes reach this one, if not where the session comes from. `at_address` is
+        told of it."""
+        self._fabric_address, self._at_address = fabric_address, at_address
         self._agent, self._lim, self._clock = agent, lim, clock
         self._cluster, self._node, self._boot_id = cluster, node, boot_id
         self._ssl_context, self._insecure = ssl_context, insecure
@@ -165,8 +171,10 @@ class Session:
         connection, welcome = await Connection.open(address, hello, ssl_context=self._ssl_context)
         number = next(self._numbers)
         log.info("session", leader=welcome.node, address=address, epoch=welcome.epoch)
+        fabric_address = self._fabric_address or connection.local_address
+        self._at_address(fabric_address)
         self._agent.attach(connection)
-        self._agent.tell(SessionOpened(number, welcome.epoch, self._boot_id, bearings.offer))
+        self._agent.tell(SessionOpened(number, welcome.epoch, self._boot_id, bearings.offer, fabric_address))
         refresh = asyncio.create_task(self._refresh_offer())
         try:
             await self._listen(number, connection)

@@ -61,6 +61,12 @@ class Connection:
         else:
             tune_tcp(writer)
 
+    @property
+    def local_address(self) -> str:
+        """This side's IP address; empty for a local socket."""
+        name = self._writer.get_extra_info("sockname")
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     @classmethod
     async def open(
         cls,

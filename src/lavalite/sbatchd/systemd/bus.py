@@ -90,6 +90,11 @@ class SystemdBus:
         """Until the next start of the machine."""
         await self.manager("SetUnitProperties", "sba(sv)", unit, True, _variants(properties))
 
+    async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
+        """Until the next start of the machine."""
+        variants = [[name, Variant(signature, value)] for name, signature, value in properties]
+        await self.manager("SetUnitProperties", "sba(sv)", unit, True, variants)
+
     async def property(self, unit: str, interface: str, name: str) -> Any:
         (found,) = await self._call(SYSTEMD, unit_path(unit), PROPERTIES, "Get", "ss", [interface, name])
         return found.value

@@ -38,8 +38,10 @@ from lavalite.sbatchd.systemd.units import (
     attempt_of,
     fits_unit,
     gpu_nodes,
+    host_slice,
     memory_is_limited,
     process_limits,
+    slice_properties,
     unit_name,
     unit_path,
     unit_properties,
@@ -225,6 +227,8 @@ class SystemdExecutor:
         nodes = await asyncio.to_thread(gpu_nodes, launch.gpus) if launch.gpus else []
         self._live[launch.id] = 0
         try:
+            if launch.host:
+                await self._ensure_slice(launch)
             properties = unit_properties(launch, folder, command, nodes, max_tasks=self._max_tasks)
             await self._bus.start(self._unit(launch.id), properties)
         except CallError as error:
@@ -233,6 +237,17 @@ class SystemdExecutor:
             self._tell(StartFailed(launch.id, f"systemd refuses the unit: {error}"))
         except UnreachableError:
             pass  # it may have been heard: the list after the next connect knows
+
+    async def _ensure_slice(self, launch: Launch) -> None:
+        """The slice of a host with far memory, with what the host has now. Raises CallError, UnreachableError."""
+        assert self._bus
+        unit, properties = host_slice(launch.host), slice_properties(launch)
+        try:
+            await self._bus.start(unit, [("Description", "s", f"LavaLite host {launch.host}"), *properties])
+        except CallError as error:
+            if error.name != "UnitExists":
+                raise
+            await self._bus.set_properties(unit, properties)
 
     def _hear_job(self, unit: str, result: str) -> None:
         attempt = attempt_of(self._prefix, unit)

@@ -90,7 +90,7 @@ def unit_properties(
     return [
         ("Description", "s", f"LavaLite attempt {launch.id}"),
         ("Type", "s", "exec"),
-        ("Slice", "s", SLICE),
+        ("Slice", "s", host_slice(launch.host) if launch.host else SLICE),
         # Kept while somebody refers to it, and after a failure until that is acknowledged.
         ("AddRef", "b", True),
         ("CollectMode", "s", "inactive"),
@@ -150,8 +150,23 @@ def _limits(launch: Launch, max_tasks: int) -> list[Property]:
         properties += [("AllowedCPUs", "ay", mask), ("CPUAffinity", "ay", mask)]
     if launch.memory_bytes > 0:
         properties.append(("MemoryMax", "t", max(launch.memory_bytes, MEMORY_LEAST_BYTES)))
-        properties.append(("MemorySwapMax", "t", 0))
+        # Swap is far memory, and that is one host's alone. The slice holds all of its attempts to what there is.
+        properties.append(("MemorySwapMax", "t", min(launch.host_far_bytes, launch.memory_bytes)))
     return properties
+
+
+def host_slice(host: str) -> str:
+    """Where attempts of a host with far memory are: below SLICE, whatever hyphens its name has."""
+    escaped = re.sub("[^A-Za-z0-9_.]", lambda one: f"\\x{ord(one[0]):02x}", host)
+    return f"{SLICE.removesuffix('.slice')}-host_{escaped}.slice"
+
+
+def slice_properties(launch: Launch) -> list[Property]:
+    """Of a host's slice: what all of its attempts may use together, near and far."""
+    return [
+        ("MemoryMax", "t", max(launch.host_near_bytes, MEMORY_LEAST_BYTES)),
+        ("MemorySwapMax", "t", launch.host_far_bytes),
+    ]
 
 
 def _devices(gpu_nodes: Sequence[str] | None) -> list[Property]:
@@ -184,6 +199,24 @@ def service_properties(description: str, command: Sequence[str]) -> list[Propert
         ("StartLimitIntervalUSec", "t", 0),
         ("OOMScoreAdjust", "i", -900),
         ("NoNewPrivileges", "b", True),
+    ]
+
+
+def oneshot_properties(
+    description: str, command: Sequence[str], stdin: Path, stdout: Path, seconds: float
+) -> list[Property]:
+    """A program of our own that runs once, as root and unconfined; its start is done when it has ended."""
+    return [
+        ("Description", "s", description),
+        ("Type", "s", "oneshot"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("ExecStart", "a(sasb)", [[command[0], list(command), False]]),
+        ("TimeoutStartUSec", "t", microseconds(seconds)),
+        ("StandardInputFile", "s", str(stdin)),
+        ("StandardOutputFileToAppend", "s", str(stdout)),
+        ("StandardError", "s", "journal"),
+        ("OOMScoreAdjust", "i", -900),
+        ("UMask", "u", 0o077),
     ]
 
 

@@ -1,0 +1,138 @@
+"""The kernel's NBD client, spoken to over netlink (include/uapi/linux/nbd-netlink.h).
+
+A device carries the part's slug as its backend identifier, so that it is found again after any crash and never
+mistaken for somebody else's; `nbd-client` of Debian 12 cannot give one. The
+handshake is made here, and the kernel takes the socket over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.generic import GenericNetlinkSocket
+
+from lavalite.base.errors import LavaLiteError
+from lavalite.sbatchd.attach.root.handshake import connect, negotiate
+from lavalite.sbatchd.attach.root.request import run
+
+CONNECT, DISCONNECT, RECONFIGURE = 1, 2, 3
+IO_SECONDS = 30
+"""After so long without an answer a connection counts as dead, and so long it may be replaced before I/O fails."""
+GONE_SECONDS = 10.0
+BLOCK_BYTES = 4096
+
+
+class nbdmsg(genlmsg):  # type: ignore[misc]
+    nla_map = (
+        ("NBD_ATTR_UNSPEC", "none"),
+        ("NBD_ATTR_INDEX", "uint32"),
+        ("NBD_ATTR_SIZE_BYTES", "uint64"),
+        ("NBD_ATTR_BLOCK_SIZE_BYTES", "uint64"),
+        ("NBD_ATTR_TIMEOUT", "uint64"),
+        ("NBD_ATTR_SERVER_FLAGS", "uint64"),
+        ("NBD_ATTR_CLIENT_FLAGS", "uint64"),
+        ("NBD_ATTR_SOCKETS", "sockets"),
+        ("NBD_ATTR_DEAD_CONN_TIMEOUT", "uint64"),
+        ("NBD_ATTR_DEVICE_LIST", "hex"),
+        ("NBD_ATTR_BACKEND_IDENTIFIER", "asciiz"),
+    )
+
+    class sockets(nla):  # type: ignore[misc]
+        nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "item"))
+
+        class item(nla):  # type: ignore[misc]
+            nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
+
+
+def is_usable() -> bool:
+    """Whether this kernel has nbd; its module is loaded if there is one."""
+    if not Path("/sys/module/nbd").exists():
+        try:
+            run(["modprobe", "nbd"], check=False)
+        except LavaLiteError:
+            return False
+    return Path("/sys/module/nbd").exists()
+
+
+def find(slug: str) -> str:
+    """The device of a part, `/dev/nbd3`; empty where it has none."""
+    for file in Path("/sys/block").glob("nbd*/backend"):
+        if _read(file) == slug:
+            return f"/dev/{file.parent.name}"
+    return ""
+
+
+def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
+    """The device of the export there. One that stands stays; if it is not `connected`, it gets a new connection.
+
+    Raises LavaLiteError.
+    """
+    device = find(slug)
+    if device and connected:
+        return device
+    with connect(address, port) as connection:
+        size, flags = negotiate(connection, f"the export at {address}:{port}")
+        attributes: list[list[Any]] = [
+            ["NBD_ATTR_SOCKETS", {"attrs": [["NBD_SOCK_ITEM", {"attrs": [["NBD_SOCK_FD", connection.fileno()]]}]]}],
+            ["NBD_ATTR_BACKEND_IDENTIFIER", slug],
+        ]
+        if device:
+            _command(RECONFIGURE, [["NBD_ATTR_INDEX", _index(device)], *attributes])
+            return device
+        _command(CONNECT, [
+            ["NBD_ATTR_SIZE_BYTES", size],
+            ["NBD_ATTR_BLOCK_SIZE_BYTES", BLOCK_BYTES if size % BLOCK_BYTES == 0 else 512],
+            ["NBD_ATTR_TIMEOUT", IO_SECONDS],
+            ["NBD_ATTR_DEAD_CONN_TIMEOUT", IO_SECONDS],
+            ["NBD_ATTR_SERVER_FLAGS", flags],
+            ["NBD_ATTR_CLIENT_FLAGS", 0],
+            *attributes,
+        ])  # fmt: skip
+    device = find(slug)
+    if not device:
+        raise LavaLiteError("the kernel connected an NBD device and does not say which", hint="It needs Linux 5.14.")
+    return device
+
+
+def detach(slug: str) -> None:
+    """No error where there is none. Raises LavaLiteError."""
+    device = find(slug)
+    if not device:
+        return
+    _command(DISCONNECT, [["NBD_ATTR_INDEX", _index(device)]])
+    deadline = time.clock_gettime(time.CLOCK_BOOTTIME) + GONE_SECONDS
+    while find(slug):
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > deadline:
+            raise LavaLiteError(f"{device} does not end", hint="Something has it open still.")
+        time.sleep(0.05)
+
+
+def _index(device: str) -> int:
+    return int(device.removeprefix("/dev/nbd"))
+
+
+def _command(command: int, attributes: list[list[Any]]) -> None:
+    message = nbdmsg()
+    message["cmd"], message["version"], message["attrs"] = command, 1, attributes
+    netlink = GenericNetlinkSocket()
+    try:
+        netlink.bind("nbd", nbdmsg)
+        for _ in netlink.nlm_request(message, msg_type=netlink.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK):
+            pass
+    except NetlinkError as error:
+        words: Mapping[int, str] = {CONNECT: "connect", DISCONNECT: "disconnect", RECONFIGURE: "reconnect"}
+        raise LavaLiteError(f"the kernel does not {words[command]} an NBD device ({error})") from None
+    finally:
+        netlink.close()
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
