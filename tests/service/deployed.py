@@ -130,6 +130,7 @@ class Cluster:
         tree = self._folder / node / "tree"
         variables = {
             "inventory_hostname": node,
+            "group_names": ["lavalite_nodes"],
             "lavalite_insecure": True,
             "lavalite_cluster": CLUSTER,
             "lim_candidate": False,
