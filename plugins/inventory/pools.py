@@ -19,14 +19,15 @@ description:
   - The file's name must be C(pools.yml), or end in C(.pools.yml), and it must sort after the inventory of the nodes.
 notes:
   - Hosts get the variables C(lavalite_source) (V(live) or V(plan)), C(lavalite_state), C(lavalite_pools),
-    C(lavalite_anchor), C(lavalite_executor) (V(bare) or V(vm)), C(lavalite_parts) and C(lavalite_circuits), and are in
-    the groups C(lavalite_hosts), C(lavalite_pool_NAME) for each pool that they take from, and C(lavalite_state_STATE).
+    C(lavalite_anchor), C(lavalite_executor) (V(bare) or V(vm)), C(lavalite_parts) and C(lavalite_circuits), and are
+    in the groups C(lavalite_hosts), C(lavalite_pool_NAME) for each pool that they take from, and
+    C(lavalite_state_STATE).
   - Each of C(lavalite_parts) has C(kind), C(amount), C(provider) and C(pool), and C(devices) and C(circuit) where
     there are some. Each of C(lavalite_circuits) has C(id), C(provider), C(bits_per_second) and C(links).
-  - Where there is something to say, C(lavalite_reason) says why a host is not composed, and C(lavalite_degraded) lists
-    the ids of the parts that it lost and goes on without.
-  - A host that is composed is reached by way of the node that it is anchored on, as that is reached. A virtual machine
-    is reached at its own address, as V(root), and takes no variable from the node.
+  - Where there is something to say, C(lavalite_reason) says why a host is not composed, and C(lavalite_degraded)
+    lists the ids of the parts that it lost and goes on without.
+  - A host that is composed is reached by way of the node that it is anchored on, as that is reached. A virtual
+    machine is reached at its own address, as V(root), and takes no variable from the node.
   - A planned host has no address.
   - The cache is kept by the file's path. It saves reading, not asking, since the API says each time whether it still
     holds.

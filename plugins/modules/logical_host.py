@@ -16,7 +16,7 @@ description:
   - Brings one logical host of the applied definition to how it should be, as it would stand in C(pools.yml).
   - A host that there is grows or shrinks, while work runs on it.
   - With O(spec) of V(count) more than one, the hosts are called NAME-1, NAME-2 and so on.
-  - In diff mode it also says what the host is made of, or in check mode would be, down to the circuits to other nodes.
+  - In diff mode it also says what the host is made of, or in check mode would be, with the circuits to other nodes.
 author: LavaLite authors (@lavalite)
 options:
   name:

@@ -62,7 +62,7 @@ hosts:
       type: list
       elements: dict
     circuits:
-      description: The ways to what comes from other nodes, with the bandwidth that is kept for each on each of its links.
+      description: The ways to what comes from other nodes, each with the bandwidth that is kept on all its links.
       type: list
       elements: dict
     degraded: {description: The ids of parts that it lost and goes on without., type: list, elements: str}
@@ -77,7 +77,12 @@ hosts:
       pools: [flash, general]
       parts:
         - {id: analytics/cpu/n01, kind: cpu, amount: 16000, provider: n01, pool: general}
-        - {id: analytics/storage/n03, kind: storage, amount: 1099511627776, provider: n03, pool: flash, circuit: analytics/n03}
+        - id: analytics/storage/n03
+          kind: storage
+          amount: 1099511627776
+          provider: n03
+          pool: flash
+          circuit: analytics/n03
       circuits:
         - id: analytics/n03
           anchor: n01

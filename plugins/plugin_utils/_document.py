@@ -168,5 +168,5 @@ def _first_reason(error):
 
 def _described(host):
     """A LogicalHost as `/v1/hosts` would say it, but that it is only planned."""
-    told = host.model_dump(mode="json", include=set(("name", "anchor", "pools", "parts", "circuits", "executor")))
+    told = host.model_dump(mode="json", include={"name", "anchor", "pools", "parts", "circuits", "executor"})
     return dict(told, state="planned")

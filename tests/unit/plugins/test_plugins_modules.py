@@ -302,7 +302,7 @@ def test_only_a_host_that_is_there_is_resized(api: Any) -> None:
     hosts = Hosts(api)
     assert logical_host.apply(hosts.client, HOST | {"state": "resized"}, False)["changed"] is True
     hosts.entries = {}
-    with pytest.raises(ApiError, match="name: there is no logical host a to resize. Write state: present"):
+    with pytest.raises(ApiError, match=r"name: there is no logical host a to resize. Write state: present"):
         logical_host.apply(hosts.client, HOST | {"state": "resized"}, True)
 
 
@@ -324,7 +324,7 @@ def test_a_drained_host_is_waited_for_and_taken_back(api: Any) -> None:
 def test_a_drained_host_on_which_work_runs_on_is_named(api: Any) -> None:
     hosts = Hosts(api)
     hosts.looks_until_free = 1000
-    with pytest.raises(ApiError, match="a: jobs still run there after 0 s. Raise timeout"):
+    with pytest.raises(ApiError, match=r"a: jobs still run there after 0 s. Raise timeout"):
         logical_host.apply(hosts.client, HOST | {"state": "drained", "wait": True, "timeout": 0}, False)
     with pytest.raises(ApiError, match="there is no host b"):
         logical_host.apply(hosts.client, HOST | {"name": "b", "state": "drained"}, True)
