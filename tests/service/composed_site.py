@@ -41,7 +41,7 @@ TRACES_EVERYWHERE = {
     "sockets that listen": "ss -Hltn | wc -l",
     "HTB classes": "for each in /sys/class/net/*; do tc class show dev ${each##*/}; done 2>/dev/null | wc -l",
     "nftables": "nft list ruleset | wc -l",
-    "units": "systemctl list-units --plain --no-legend 'lavalite*' | wc -l",
+    "units": "systemctl list-units --plain --no-legend --type=service,mount,swap 'lavalite*' | wc -l",
     "mounts": "grep -c lavalite /proc/self/mounts; true",
     "files": f"find {STORAGE_PATH} -type f 2>/dev/null | wc -l",
 }
