@@ -130,6 +130,12 @@ class ComposedSite:
         found: dict[str, Any] = json.loads(result)
         return found
 
+    def playbook(self, name: str, *arguments: str) -> str:
+        """A playbook of the collection, on this inventory; what it said."""
+        done = self.run("ansible-playbook", "-i", str(self.inventory), f"playbooks/{name}.yml", *arguments)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:] + self.journals()
+        return done.stdout
+
     def on_host(self, line: str) -> str:
         """What a shell prints that Ansible runs on the logical host."""
         words = ["-i", str(self.inventory), HOST, "-m", "ansible.builtin.shell", "-a", line]
@@ -148,8 +154,8 @@ class ComposedSite:
 
     def host(self) -> dict[str, Any] | None:
         """The logical host as the API tells it; None where there is none."""
-        found = self.module("logical_host_info", name=[HOST])["hosts"]
-        return found[0] if found else None
+        with self.cluster.client() as client:
+            return next((each.model_dump(mode="json") for each in client.hosts() if each.name == HOST), None)
 
     def offered(self, node: str, kind: str) -> int:
         with self.cluster.client() as client:

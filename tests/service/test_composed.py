@@ -7,6 +7,7 @@ it needs, and leaves nothing of them.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -161,6 +162,8 @@ def swapped_mib(site: ComposedSite) -> int:
 
 def test_ansible_sees_its_parts_and_runs_on_it(clean: ComposedSite) -> None:
     clean.apply(**hosts(clean))
+    (told,) = clean.module("logical_host_info", name=[HOST])["hosts"]
+    assert (told["step"], told["degraded"], told["executor"], told["drained"]) == ("", [], "bare", False)
     known = clean.hostvars()
     assert (known["lavalite_state"], known["lavalite_anchor"], known["lavalite_executor"]) == (
         "composed",
@@ -175,6 +178,24 @@ def test_ansible_sees_its_parts_and_runs_on_it(clean: ComposedSite) -> None:
     said = clean.on_host('echo "$LAVALITE_HOST"; df --output=size -m "$LAVALITE_SCRATCH" | tail -1')
     name, size = said.split()
     assert name == HOST and DISK_MIB * 3 // 4 < int(size) <= DISK_MIB
+
+
+def test_a_service_is_put_onto_it(clean: ComposedSite) -> None:
+    clean.apply(**hosts(clean))
+    try:
+        first, second = (clean.playbook("logical_service") for _ in range(2))
+    finally:
+        clean.cluster.run(REMOVE_SERVICE)
+    assert f"storage {DISK_MIB * MIB} of {DISK}, by circuit" in first
+    (again,) = re.findall(rf"^{HOST} .*changed=(\d+) .*failed=(\d+)", second, re.MULTILINE)
+    assert again == ("0", "0")
+
+
+REMOVE_SERVICE = """
+systemctl disable --now -q lavalite-notes.service
+rm -rf /etc/systemd/system/lavalite-notes.service /usr/local/lib/lavalite-notes /var/lib/lavalite-notes
+systemctl daemon-reload
+"""
 
 
 def test_it_is_drained_and_then_taken_apart_by_the_module(clean: ComposedSite) -> None:
