@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A small service for playbooks/logical_service.yml: notes, kept on the logical host's own disk.
 
     GET /     what it keeps and where, as JSON

@@ -249,12 +249,12 @@ class Hosts:
         self.client = Client(urls=[api.url])
 
     def answer(self, method: str, path: str, query: str, body: Any) -> Any:
-        kind, _, name = path.removeprefix("/v1/").partition("/")
+        kind, _slash, name = path.removeprefix("/v1/").partition("/")
         if kind == "definition" and method == "GET":
             return 200, {}, {"version": 1, "logical_hosts": self.entries}
         if method == "POST":
             self.posts.append(path)
-            host, _, verb = name.partition("/")
+            host, _slash, verb = name.partition("/")
             self.hosts[host] = self.hosts[host] | {"drained": verb == "drain"}
             return 200, {}, self.hosts[host]
         if method == "PUT":
