@@ -82,9 +82,9 @@ hosts:
           amount: 1099511627776
           provider: n03
           pool: flash
-          circuit: analytics/n03
+          circuit: analytics/circuit/n03
       circuits:
-        - id: analytics/n03
+        - id: analytics/circuit/n03
           anchor: n01
           provider: n03
           bits_per_second: 1000000000
