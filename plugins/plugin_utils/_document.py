@@ -73,7 +73,8 @@ class Document:
         faults = check_document(self._parsed, known)
         if faults:
             raise DocumentError(_sentences(faults))
-        planned = plan_hosts(self._parsed.hosts(), known, self._parsed.pool_specs())
+        links = self._parsed.link_specs()
+        planned = plan_hosts(self._parsed.hosts(), known, self._parsed.pool_specs(), links=links)
         refused = [(name, host) for name, host in planned.items() if not hasattr(host, "parts")]
         if refused:
             raise DocumentError("\n".join(self._does_not_fit(name, refusal) for name, refusal in refused))

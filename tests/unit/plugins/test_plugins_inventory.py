@@ -91,6 +91,21 @@ def test_offline_a_host_says_what_it_would_be_and_has_no_address(planned: dict[s
     assert not [name for name in trainer if name.startswith("ansible_")]
 
 
+def test_offline_what_comes_from_elsewhere_comes_over_the_links_of_the_document(tmp_path: Path) -> None:
+    (tmp_path / "inventory").symlink_to(ROOT / "inventories/composed")
+    analytics = listed(tmp_path)["_meta"]["hostvars"]["analytics"]
+    assert [(part["kind"], part["provider"]) for part in analytics["lavalite_parts"]] == [
+        ("cpu", "n01"),
+        ("memory", "n01"),
+        ("memory", "n02"),
+        ("storage", "n03"),
+    ]
+    assert {circuit["provider"]: sorted(circuit["links"]) for circuit in analytics["lavalite_circuits"]} == {
+        "n02": ["link/n01/r1", "link/n02/r1"],
+        "n03": ["link/n01/r1", "link/n03/r1"],
+    }
+
+
 def test_offline_nothing_is_marked_unsafe_for_other_tools(planned: dict[str, Any]) -> None:
     assert "__ansible_unsafe" not in json.dumps(planned)
 
