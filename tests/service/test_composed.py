@@ -50,10 +50,10 @@ def clean(site: ComposedSite) -> Iterator[ComposedSite]:
 
 
 def hosts(site: ComposedSite, *, far: int = FAR_MIB, disk: int = DISK_MIB, **more: Any) -> dict[str, dict[str, Any]]:
-    """The host, and another one that leaves it NEAR_MIB of the anchor's memory."""
+    """The host, and a larger one, so placed first, that leaves it NEAR_MIB of the anchor's memory."""
     left = site.offered(ANCHOR, "memory") // MIB - NEAR_MIB
     return {
-        "ballast": {"cpu": 0.25, "memory": f"{left}MiB"},
+        "ballast": {"cpu": 1, "memory": f"{left}MiB"},
         HOST: {
             "cpu": 1,
             "memory": f"{NEAR_MIB + far}MiB",
@@ -79,7 +79,7 @@ def test_what_would_be_composed_is_shown_and_nothing_is_done(clean: ComposedSite
     planned = lines(clean.apply("--check", "--diff", **hosts(clean)))
     assert f"anchored on {ANCHOR}" in planned
     for part in (f"memory {FAR_MIB}MiB of {MEMORY}", f"storage {DISK_MIB}MiB of {DISK}"):
-        (found,) = [line for line in planned if line.startswith(part)]
+        found = next((line for line in planned if line.startswith(part)), f"no {part} in {planned}")
         assert f"by circuit {CIRCUIT} over " in found
     assert clean.host() is None and clean.traces() == before
 
