@@ -19,10 +19,15 @@ description:
   - The file's name must be C(pools.yml), or end in C(.pools.yml), and it must sort after the inventory of the nodes.
 notes:
   - Hosts get the variables C(lavalite_source) (V(live) or V(plan)), C(lavalite_state), C(lavalite_pools),
-    C(lavalite_anchor) and C(lavalite_parts), and are in the groups C(lavalite_hosts), C(lavalite_pool_NAME) for each
-    pool that they take from, and C(lavalite_state_STATE).
+    C(lavalite_anchor), C(lavalite_executor) (V(bare) or V(vm)), C(lavalite_parts) and C(lavalite_circuits), and are
+    in the groups C(lavalite_hosts), C(lavalite_pool_NAME) for each pool that they take from, and
+    C(lavalite_state_STATE).
   - Each of C(lavalite_parts) has C(kind), C(amount), C(provider) and C(pool), and C(devices) and C(circuit) where
-    there are some.
+    there are some. Each of C(lavalite_circuits) has C(id), C(provider), C(bits_per_second) and C(links).
+  - Where there is something to say, C(lavalite_reason) says why a host is not composed, and C(lavalite_degraded)
+    lists the ids of the parts that it lost and goes on without.
+  - A host that is composed is reached by way of the node that it is anchored on, as that is reached. A virtual
+    machine is reached at its own address, as V(root), and takes no variable from the node.
   - A planned host has no address.
   - The cache is kept by the file's path. It saves reading, not asking, since the API says each time whether it still
     holds.
@@ -109,7 +114,7 @@ from ansible_collections.lavalite.cluster.plugins.plugin_utils._populate import 
 from ansible_collections.lavalite.cluster.plugins.plugin_utils._text import plain
 
 MARKER = "lavalite_pools_source"
-FIELDS = "name,state,anchor,pools,parts,reason"
+FIELDS = "name,state,anchor,pools,parts,circuits,executor,address,degraded,reason"
 MODE_VARIABLE = "LAVALITE_MODE"
 FIRST_TIME = "If nothing is deployed yet, set LAVALITE_MODE=plan for this once."
 
@@ -158,8 +163,17 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         """All hosts of the cluster. What is cached is asked for again by its tag, and used if that still holds."""
         client = client_from(self._connection(path), patience_seconds=self._patience_seconds())
         known_tag, known = self._cached(path) if cache else ("", [])
+        try:
+            return self._read(client, path, dict(fields=FIELDS), known_tag, known)
+        except ApiError as error:
+            # A scheduler of an earlier release, as before an upgrade, refuses the fields that it does not know.
+            if error.faults[0].field != "fields":
+                raise
+            return self._read(client, path, {}, "", [])
+
+    def _read(self, client, path, query, known_tag, known):
         tag, hosts = "", []
-        for page in client.pages("/v1/hosts", dict(fields=FIELDS), known_tag):
+        for page in client.pages("/v1/hosts", query, known_tag):
             if page.status == 304:
                 return known
             # The first page's tag: whatever changes while the others are read changes the tag that is asked with.

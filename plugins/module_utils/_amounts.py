@@ -3,7 +3,7 @@
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Amounts as people write them, to the integers that `/v1` keeps: milli-cores, bytes, milli-GPUs, bits a second.
+"""Amounts as people write them, and the integers that `/v1` keeps: milli-cores, bytes, milli-GPUs, bits a second.
 
 The spellings are those of pools.yml: `0.5`, `256GiB`, `25Gbit/s`, `1h30m`. No float takes part; what is below a byte
 or a bit a second is dropped. What cannot be read is a ValueError that says what to write.
@@ -18,9 +18,9 @@ from fractions import Fraction
 
 _NUMBER = re.compile(r"([0-9]{1,40}(?:\.[0-9]{1,40})?)([A-Za-z/]*)")
 _BYTES = dict(
-    [("B", 1)]
-    + [(prefix + "iB", 1024**power) for power, prefix in enumerate("KMGTPE", 1)]
+    [(prefix + "iB", 1024**power) for power, prefix in enumerate("KMGTPE", 1)]
     + [(prefix + "B", 1000**power) for power, prefix in enumerate("kMGTPE", 1)]
+    + [("B", 1)]
 )
 _BITS = dict((prefix + "bit/s", 1000**power) for power, prefix in enumerate(["", "k", "M", "G", "T", "P"]))
 _SECONDS = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -77,6 +77,24 @@ def seconds(text, field):
     if not plain or not match:
         raise _unreadable(text, field, "Write a duration such as 90s, 15m or 1h30m")
     return sum(int(count) * size for count, (_unit, size) in zip(match.groups(), _SECONDS) if count)
+
+
+def shown(kind, amount):
+    """The shortest exact spelling of an amount of a kind: `0.5`, `128MiB`, `25Gbit/s`."""
+    if kind in ("cpu", "gpu"):
+        return _decimal(Fraction(amount, 1000))
+    units = dict(memory=_BYTES, storage=_BYTES, network=_BITS).get(kind)
+    if not (units and amount):
+        return str(amount)
+    exact = [(unit, Fraction(amount, size)) for unit, size in units.items() if amount >= size]
+    spellings = [_decimal(number) + unit for unit, number in exact if (number * 1000).denominator == 1]
+    return min(spellings, key=len)
+
+
+def _decimal(number):
+    """Of whole thousandths, without trailing zeros."""
+    whole, rest = divmod(int(number * 1000), 1000)
+    return ("%d.%03d" % (whole, rest)).rstrip("0").rstrip(".") if rest else str(whole)
 
 
 def _with_unit(text, units, field, hint):

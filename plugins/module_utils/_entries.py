@@ -17,12 +17,16 @@ from ansible_collections.lavalite.cluster.plugins.module_utils._client import pa
 
 
 def entry_arguments(**options):
-    """name, state and spec, and how to reach the API."""
+    """name, state and spec, and how to reach the API. An option of the same name is taken instead."""
     return with_connection(
-        name=dict(type="str", required=True),
-        state=dict(type="str", choices=["present", "absent"], default="present"),
-        spec=dict(type="dict"),
-        **options,
+        **dict(
+            dict(
+                name=dict(type="str", required=True),
+                state=dict(type="str", choices=["present", "absent"], default="present"),
+                spec=dict(type="dict"),
+            ),
+            **options,
+        )
     )
 
 

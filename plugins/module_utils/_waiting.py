@@ -46,8 +46,15 @@ def hosts_settled(client, wanted):
 def unsettled_sentence(hosts):
     """Why hosts are not composed: a sentence for people, or nothing when all are."""
     late = [host for host in hosts if host.get("state") != COMPOSED]
-    reasons = [
-        "%s is %s%s" % (host.get("name"), host.get("state"), ": " + host["reason"] if host.get("reason") else "")
-        for host in late[:20]
-    ]
-    return "; ".join(reasons)
+    return "; ".join(_how_far(host) for host in late[:20])
+
+
+def _how_far(host):
+    """`a is composing (attach): n01 does not answer`, with what is known of it."""
+    step = " (%s)" % host["step"] if host.get("step") else ""
+    return "%s is %s%s%s" % (
+        host.get("name"),
+        host.get("state"),
+        step,
+        ": " + host["reason"] if host.get("reason") else "",
+    )

@@ -15,6 +15,7 @@ version_added: "0.1.0"
 description:
   - Applies pools, links, logical hosts and queues together. All of it takes effect, or nothing.
   - Every fault of the document is reported at once, each with file, line and field.
+  - In diff mode it also says what each logical host is made of, or in check mode would be.
 author: LavaLite authors (@lavalite)
 options:
   path:
@@ -74,6 +75,7 @@ hosts:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.lavalite.cluster.plugins.module_utils._arguments import run, with_connection
 from ansible_collections.lavalite.cluster.plugins.module_utils._errors import ApiError, Fault
+from ansible_collections.lavalite.cluster.plugins.module_utils._hosts import all_made_of
 from ansible_collections.lavalite.cluster.plugins.module_utils._waiting import (
     hosts_settled,
     unsettled_sentence,
@@ -96,18 +98,24 @@ def document_of(params):
         raise ApiError(0, [Fault("bad_input", "it cannot be read: %s" % reason, hint=hint, file=path)]) from None
 
 
-def apply(client, params, check_mode):
+def apply(client, params, check_mode, diff_mode=False):
     text, name = document_of(params)
+    there = all_made_of(client.items("/v1/hosts")) if diff_mode else {}
     asked = dict(text=text, file=name, purge=params["purge"])
     body = client.put("/v1/definition", asked, dict(dry_run="true") if check_mode else None).body
     hosts = body.get("hosts", [])
     if params["wait"] and not check_mode:
         hosts = wait_for(client, {host.get("name") for host in hosts}, params["timeout"])
+    before, after = body.get("before", {}), body.get("after", {})
+    if diff_mode:
+        # What is not in the document any more and goes only with purge stays as it is.
+        stays = there if not params["purge"] else {}
+        before, after = dict(before, hosts=there), dict(after, hosts=dict(stays, **all_made_of(hosts)))
     return dict(
         changed=bool(body.get("changed")),
         version=body.get("version"),
         hosts=hosts,
-        diff=dict(before=body.get("before", {}), after=body.get("after", {}), before_header=name, after_header=name),
+        diff=dict(before=before, after=after, before_header=name, after_header=name),
     )
 
 
@@ -137,7 +145,7 @@ def main():
         required_one_of=[("path", "content")],
         mutually_exclusive=[("path", "content")],
     )
-    run(module, lambda client: apply(client, module.params, module.check_mode))
+    run(module, lambda client: apply(client, module.params, module.check_mode, module._diff))
 
 
 if __name__ == "__main__":

@@ -176,5 +176,5 @@ def _first_reason(error):
 
 def _described(host):
     """A LogicalHost as `/v1/hosts` would say it, but that it is only planned."""
-    parts = [part.model_dump(exclude_defaults=True) for part in host.parts]
-    return dict(name=host.name, state="planned", anchor=host.anchor, pools=list(host.pools), parts=parts)
+    told = host.model_dump(mode="json", include={"name", "anchor", "pools", "parts", "circuits", "executor"})
+    return dict(told, state="planned")

@@ -9,6 +9,7 @@ from __future__ import absolute_import, annotations, division, print_function
 
 __metaclass__ = type
 
+import ipaddress
 import re
 
 from ansible import constants as C
@@ -20,6 +21,8 @@ ALL_HOSTS = "lavalite_hosts"
 ENTERABLE = ("composed", "resizing", "draining")
 """States in which a live host can be entered."""
 PART = ("kind", "amount", "provider", "pool", "devices", "circuit")
+CIRCUIT = ("id", "provider", "bits_per_second", "links")
+BARE, VM = "bare", "vm"
 _STATE = re.compile(r"[a-z_]{1,32}")
 _UNSAFE_IN_GROUP = re.compile(r"[^A-Za-z0-9_]")
 display = Display()
@@ -91,28 +94,55 @@ class Population:
         return added
 
     def _variables(self, source, host):
-        anchor = host.get("anchor") or ""
         variables = dict(
             lavalite_source=plain(source),
             lavalite_state=plain(host["state"]),
             lavalite_pools=plain(sorted(host.get("pools") or [])),
-            lavalite_anchor=plain(anchor),
-            lavalite_parts=[_part(part) for part in host.get("parts") or []],
+            lavalite_anchor=plain(host.get("anchor") or ""),
+            lavalite_executor=plain(host.get("executor") or BARE),
+            lavalite_parts=[_with(PART, part) for part in host.get("parts") or []],
+            lavalite_circuits=[_with(CIRCUIT, circuit) for circuit in host.get("circuits") or []],
         )
         if host.get("reason"):
             variables["lavalite_reason"] = host["reason"]
+        if host.get("degraded"):
+            variables["lavalite_degraded"] = plain(host["degraded"])
         if source == "live" and host["state"] in ENTERABLE:
-            if anchor in self._inventory.hosts:
-                variables.update(self._nodes.connection(anchor, host["name"]))
-            else:
-                text = "%s: %s is anchored on %.80r, which is no node of this inventory: it cannot be reached."
-                display.warning(text % (self._path, host["name"], anchor))
+            variables.update(self._way_to(host))
         return variables
 
+    def _way_to(self, host):
+        """Connection variables, none where it cannot be reached: then there is a warning."""
+        name, anchor = host["name"], host.get("anchor") or ""
+        if host.get("executor") == VM:
+            address = ip_address(host.get("address"))
+            if address:
+                # Said, since the group `all` may have another one, as inventories of one machine do.
+                return plain(dict(ansible_host=address, ansible_user="root", ansible_connection="ssh"))
+            text = "%s: %s is a virtual machine at %.80r, which is no machine's IP address: it cannot be reached."
+            display.warning(text % (self._path, name, host.get("address") or ""))
+        elif anchor in self._inventory.hosts:
+            return self._nodes.connection(anchor, name)
+        else:
+            text = "%s: %s is anchored on %.80r, which is no node of this inventory: it cannot be reached."
+            display.warning(text % (self._path, name, anchor))
+        return {}
 
-def _part(part):
-    """What a part is, without what it has not, and without its id, which is no more than the rest of it."""
-    return dict((name, plain(part[name])) for name in PART if part.get(name))
+
+def _with(fields, item):
+    """What a part or a circuit has of these. A part's id, among others, is no more than the rest of it."""
+    return dict((name, plain(item[name])) for name in fields if item.get(name))
+
+
+def ip_address(text):
+    """The address of `198.18.0.7/24` or `2001:db8::7`; nothing where it is none, or not another machine's."""
+    try:
+        address = ipaddress.ip_interface(str(text)).ip
+    except ValueError:
+        return ""
+    if "%" in str(text):  # of one link, by a name that only the node knows
+        return ""
+    return "" if address.is_loopback or address.is_unspecified or address.is_multicast else str(address)
 
 
 def pool_group(pool):

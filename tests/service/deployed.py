@@ -1,7 +1,7 @@
-"""A worker as the roles deploy it, without Ansible's run: for hosts on which each task of a play takes seconds.
+"""Workers as the roles deploy them, without Ansible's run: for hosts on which each task of a play takes seconds.
 
-with Cluster(folder, lab, "n1").running() as cluster:
-    job = cluster.submit(["true"])
+with Cluster(folder, lab, "n1", "n2", uid=5000).running() as cluster:
+    job = cluster.submit("true")
 
 The release, the units and the configuration files are the roles' own. The leader is on the test's side.
 """
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,19 +50,31 @@ def until(condition: Callable[[], T], what: str, seconds: float = 180.0) -> T:
 
 
 class Cluster:
-    """One leader here, one worker in the lab."""
+    """One leader here, workers in the lab."""
 
-    def __init__(self, folder: Path, lab: Lab, node: str, *, uid: int, agent_settings: str = "") -> None:
-        """`uid` submits; he has to be known on the worker. `agent_settings`: more lines for its sbatchd.conf."""
-        self.lab, self.node, self.uid = lab, node, uid
+    def __init__(
+        self,
+        folder: Path,
+        lab: Lab,
+        *nodes: str,
+        uid: int,
+        agent_settings: str = "",
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """`uid` submits; he has to be known on the workers. `agent_settings`: more lines for their sbatchd.conf;
+        `variables` of the roles, by worker."""
+        self.lab, self.nodes, self.uid = lab, nodes, uid
         self._agent_settings = agent_settings
+        self._variables = variables or {}
         self._folder = folder
         self._sockets = Path(tempfile.mkdtemp(prefix="lavalite-"))
         self._sockets.chmod(0o711)  # the one who submits passes through
         self.bundle = folder / "bundle.json"
-        self.keys = {name: NodeKey.load_or_create(folder / name / "node.key") for name in (LEADER, node)}
-        roles = {LEADER: "candidate", node: "worker"}
-        bundle = {name: {"public": key.public, "role": roles[name]} for name, key in self.keys.items()}
+        self.keys = {name: NodeKey.load_or_create(folder / name / "node.key") for name in (LEADER, *nodes)}
+        bundle = {
+            name: {"public": key.public, "role": "candidate" if name == LEADER else "worker"}
+            for name, key in self.keys.items()
+        }
         self.bundle.write_text(json.dumps(bundle))
         self.leader = LimProcess(folder / LEADER, self._leading(), before=tuple(lab.inside()))
 
@@ -70,7 +83,7 @@ class Cluster:
         try:
             self.leader.start()
             self.deploy()
-            until(self.ready, f"{self.node} is ready", READY_SECONDS)
+            until(self.ready, f"{', '.join(self.nodes)} ready", READY_SECONDS)
             yield self
         finally:
             self.leader.stop()
@@ -88,7 +101,7 @@ class Cluster:
             "lim_socket_path": str(home / "lim.sock"),
             "listen": f"{HERE}:6881",
             "api_listen": f"{HERE}:6880",
-            "api_socket_path": str(self._sockets / "api.sock"),
+            "api_socket_path": self.api_socket,
         }
         (home / "mbatchd.conf").write_text(json.dumps(scheduler))
         command = [sys.executable, "-m", "lavalite.mbatchd.daemon", "--config", str(home / "mbatchd.conf")]
@@ -102,17 +115,29 @@ class Cluster:
         }
 
     def deploy(self) -> None:
-        """Release, keys, configuration and units onto the worker; its daemons are started."""
-        archive = build_release()
-        tree = self._folder / "tree"
+        """Release, keys, configuration and units onto the workers; their daemons are started."""
+        common = self._folder / "release"
+        common.mkdir()
+        subprocess.run(["tar", "-C", common, "-xzf", build_release()], check=True)
+        # What a node does at its first start takes much longer there.
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j0", common / "lib"], check=True)
+        trees = [self._laid_out(node, common) for node in self.nodes]
+        with ThreadPoolExecutor(max_workers=len(self.nodes)) as pool:
+            list(pool.map(self._land, self.nodes, trees))
+
+    def _laid_out(self, node: str, common: Path) -> Path:
+        """All that comes onto a worker, as a tree of files."""
+        tree = self._folder / node / "tree"
         variables = {
-            "inventory_hostname": self.node,
+            "inventory_hostname": node,
+            "group_names": ["lavalite_nodes"],
             "lavalite_insecure": True,
             "lavalite_cluster": CLUSTER,
             "lim_candidate": False,
             "lim_candidates": [f"{HERE}:7869"],
-            "lim_listen": f"{self.lab.address(self.node)}:7869",
+            "lim_listen": f"{self.lab.address(node)}:7869",
             "lim_trust_bundle_path": "/etc/lavalite/trust.json",
+            **self._variables.get(node, {}),
         }
         units, conf = tree / "etc/systemd/system", tree / "etc/lavalite"
         units.mkdir(parents=True)
@@ -124,30 +149,37 @@ class Cluster:
             file.write(self._agent_settings)
         shutil.copy(self.bundle, conf / "trust.json")
         (tree / "var/lib/lavalite/lim").mkdir(parents=True)
-        shutil.copy(self._folder / self.node / "node.key", tree / "var/lib/lavalite/lim/node.key")
-        release = tree / "opt/lavalite/current"
-        release.mkdir(parents=True)
-        subprocess.run(["tar", "-C", release, "-xzf", archive], check=True)
-        # What a node does at its first start takes much longer there.
-        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j0", release / "lib"], check=True)
-        self.lab.put(self.node, tree, "/tmp")
-        self.lab.run(self.node, DEPLOY, timeout_seconds=240)
+        shutil.copy(self._folder / node / "node.key", tree / "var/lib/lavalite/lim/node.key")
+        shutil.copytree(common, tree / "opt/lavalite/current", symlinks=True)
+        return tree
+
+    def _land(self, node: str, tree: Path) -> None:
+        self.lab.put(node, tree, "/tmp")
+        self.lab.run(node, DEPLOY, timeout_seconds=240)
 
     # --- what people do
 
+    @property
+    def api_socket(self) -> str:
+        return f"{self._sockets}/api.sock"
+
     def client(self) -> Client:
-        return Client([Target(f"unix:{self._sockets}/api.sock")], timeout_seconds=30)
+        return Client([Target(f"unix:{self.api_socket}")], timeout_seconds=30)
 
     def ready(self) -> bool:
         try:
             with self.client() as client:
-                return client.status().nodes.get("ready", 0) >= 1
+                return client.status().nodes.get("ready", 0) >= len(self.nodes)
         except LavaLiteError:
             return False
 
-    def submit(self, script: str, **request: int) -> int:
-        """A job of a shell's script, submitted by the user: who connects is who asks. Its output is in ~/JOB."""
-        spec = JobSpec(command=["/bin/sh", "-c", script], request=Request(**{"cpu_milli": 800, **request}))  # type: ignore[arg-type]
+    def submit(self, script: str, *, host: str = "", **request: int) -> int:
+        """A job of a shell's script, submitted by the user: who connects is who asks. Its output is in ~/JOB.
+
+        `host`: the logical host that it runs on.
+        """
+        wanted = Request(**{"cpu_milli": 800, **request})  # type: ignore[arg-type]
+        spec = JobSpec(command=["/bin/sh", "-c", script], request=wanted, host=host)
         os.setegid(self.uid)
         os.seteuid(self.uid)
         try:
@@ -179,8 +211,9 @@ class Cluster:
         with self.client() as client:
             return b"".join(client.output(job, stream=stream)).decode()
 
-    def run(self, line: str) -> str:
-        return self.lab.run(self.node, line).stdout
+    def run(self, line: str, node: str = "") -> str:
+        """On a worker, the first where none is named."""
+        return self.lab.run(node or self.nodes[0], line).stdout
 
     def cgroup_path(self, job: int) -> str:
         """Of the job's first attempt."""

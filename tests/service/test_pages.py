@@ -17,9 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"fairness.md": "fairness.yml", "preemption.md": "preemption.yml", "quotas.md": "quotas.yml"}
+PAGES = {
+    "fairness.md": "fairness.yml",
+    "hosts.md": "../../inventories/composed/pools.yml",
+    "preemption.md": "preemption.yml",
+    "quotas.md": "quotas.yml",
+}
 PATIENCE_SECONDS = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200), pytest.mark.xdist_group("readme")]
@@ -95,3 +101,14 @@ def test_the_page_is_true(name: str, environment: dict[str, str]) -> None:
 def test_the_example_is_the_one_that_the_page_shows(name: str, example: str) -> None:
     block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     assert block and (ROOT / "docs/examples" / example).read_text().endswith(block[1])
+
+
+def test_the_play_that_resizes_and_drains_is_one(tmp_path: Path, environment: dict[str, str]) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/hosts.md").read_text(), re.DOTALL)
+    (play,) = [block for block in blocks if block.startswith("- hosts:")]
+    (tmp_path / "play.yml").write_text(play)
+    told = run(f"ansible-playbook -i inventories/local --syntax-check {tmp_path}/play.yml", environment)
+    assert told.returncode == 0, told.stdout + told.stderr
+    taken = {key for task in yaml.safe_load(play)[0]["tasks"] for key in task["lavalite.cluster.logical_host"]}
+    documentation = (ROOT / "plugins/modules/logical_host.py").read_text().split('"""')[1]
+    assert taken <= yaml.safe_load(documentation)["options"].keys()

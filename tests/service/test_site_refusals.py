@@ -116,6 +116,15 @@ def test_a_variable_of_the_wrong_type(bare: Bare) -> None:
     bare.untouched()
 
 
+def test_parts_for_which_there_are_no_programs(bare: Bare) -> None:
+    command = bare.command(GOOD, n1={"sbatchd_parts": True})
+    done = bare.run([*command, "-e", json.dumps({"sbatchd_packages": ["sudo", "nbdkit-of-nobody"]})])
+    assert (
+        done.returncode != 0 and "n1 has no nbdkit-of-nobody, and apt knows none there. Run apt update" in done.stdout
+    )
+    bare.untouched()
+
+
 def test_two_candidates_and_no_witness(bare: Bare) -> None:
     pair = ("ctl1", "ctl2")
     said = bare.refused({"lavalite_candidates": pair, "lavalite_etcd": pair, "lavalite_nodes": HOSTS})

@@ -56,6 +56,9 @@ PLAY = """
           - "{{ told_node }}"
           - "{{ hostvars.web.lavalite_parts }}"
           - "{{ hostvars.web.lavalite_reason }}"
+          - "{{ hostvars.web.lavalite_circuits }}"
+          - "{{ hostvars.web.lavalite_degraded }}"
+          - "{{ hostvars.web.lavalite_executor }}"
           - "{{ hostvars.web.first_provider }}"
     - ansible.builtin.debug: {var: all_told}
     - ansible.builtin.debug: {msg: "{{ item.name }} {{ item.labels.bad[0] }} {{ item.labels }}"}
@@ -83,10 +86,12 @@ def api() -> Iterator[SmallApi]:
 
 
 def test_templates_in_what_nodes_say_are_never_followed(tmp_path: Path, api: SmallApi) -> None:
-    texts = [bad(tmp_path, number) for number in range(10)]
+    texts = [bad(tmp_path, number) for number in range(15)]
     node = {"name": texts[0], "state": texts[1], "labels": {"bad": [texts[2]], texts[3]: ["x"]}, "drain": None}
     part = {"kind": "cpu", "amount": 1, "provider": texts[4], "devices": [texts[5]]}
-    host = {"name": "web", "state": "planned", "anchor": "", "pools": [], "parts": [part], "reason": texts[6]}
+    circuit = {"id": texts[10], "provider": texts[11], "bits_per_second": 1, "links": [texts[12]]}
+    host = {"name": "web", "state": "planned", "anchor": "", "pools": [], "parts": [part], "reason": texts[6],
+            "circuits": [circuit], "degraded": [texts[13]], "executor": texts[14], "address": texts[14]}  # fmt: skip
     job = {"id": 1, "name": texts[7], "state": "failed"}
     said = {
         "nodes": [node],

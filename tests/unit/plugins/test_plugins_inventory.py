@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 NODES = """
@@ -88,6 +89,21 @@ def test_offline_a_host_says_what_it_would_be_and_has_no_address(planned: dict[s
     assert trainer["lavalite_pools"] == ["general", "gpus-r9"]
     assert {part["kind"] for part in trainer["lavalite_parts"]} == {"cpu", "memory", "gpu"}
     assert not [name for name in trainer if name.startswith("ansible_")]
+
+
+def test_offline_what_comes_from_elsewhere_comes_over_the_links_of_the_document(tmp_path: Path) -> None:
+    (tmp_path / "inventory").symlink_to(ROOT / "inventories/composed")
+    analytics = listed(tmp_path)["_meta"]["hostvars"]["analytics"]
+    assert [(part["kind"], part["provider"]) for part in analytics["lavalite_parts"]] == [
+        ("cpu", "n01"),
+        ("memory", "n01"),
+        ("memory", "n02"),
+        ("storage", "n03"),
+    ]
+    assert {circuit["provider"]: sorted(circuit["links"]) for circuit in analytics["lavalite_circuits"]} == {
+        "n02": ["link/n01/r1", "link/n02/r1"],
+        "n03": ["link/n01/r1", "link/n03/r1"],
+    }
 
 
 def test_offline_nothing_is_marked_unsafe_for_other_tools(planned: dict[str, Any]) -> None:
@@ -259,7 +275,94 @@ def test_a_part_says_what_it_has_and_no_more(api: Any, tmp_path: Path) -> None:
     parts = listed(write(tmp_path, POOLS, "live", api.url))["_meta"]["hostvars"]["web-1"]["lavalite_parts"]
     told = {"kind": "gpu", "amount": 1000, "provider": "n01", "pool": "gpus"}
     assert parts == [{**told, "devices": ["GPU-1"]}, told]
-    assert "fields=name%2Cstate%2Canchor%2Cpools%2Cparts%2Creason" in api.asked[0][1]
+    fields = "name,state,anchor,pools,parts,circuits,executor,address,degraded,reason"
+    assert f"fields={fields.replace(',', '%2C')}" in api.asked[0][1]
+
+
+CIRCUIT = {
+    "id": "web-1/n03",
+    "anchor": "n01",
+    "provider": "n03",
+    "bits_per_second": 10**9,
+    "links": ["link/n03/r1", "link/n01/r1"],
+}
+
+
+def test_a_host_says_what_comes_from_elsewhere_and_by_which_way(api: Any, tmp_path: Path) -> None:
+    far = {"id": "f", "kind": "memory", "amount": 2**30, "provider": "n03", "pool": "general", "circuit": "web-1/n03"}
+    answering(api, host("web-1", parts=[far], circuits=[CIRCUIT], degraded=["f"]), host("web-2"))
+    variables = listed(write(tmp_path, POOLS, "live", api.url))["_meta"]["hostvars"]
+    one, two = variables["web-1"], variables["web-2"]
+    assert one["lavalite_parts"] == [{name: far[name] for name in far if name != "id"}]
+    assert one["lavalite_circuits"] == [{name: CIRCUIT[name] for name in CIRCUIT if name != "anchor"}]
+    assert (one["lavalite_executor"], one["lavalite_degraded"]) == ("bare", ["f"])
+    assert two["lavalite_circuits"] == [] and "lavalite_degraded" not in two
+
+
+def machine(address: Any, **fields: Any) -> dict[str, Any]:
+    return host("web-1", executor="vm", address=address, **fields)
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [("198.18.0.7/24", "198.18.0.7"), ("198.18.0.7", "198.18.0.7"), ("fd00:0::7/64", "fd00::7")],
+)
+def test_live_a_virtual_machine_is_reached_at_its_address(
+    api: Any, tmp_path: Path, address: str, wanted: str
+) -> None:
+    answering(api, machine(address))
+    folder = write(tmp_path, POOLS, "live", api.url)
+    hosts = yaml.safe_load(NODES)
+    hosts["lavalite_nodes"]["vars"] |= {"ansible_shell_executable": "/bin/bash", "ansible_become": True}
+    (folder / "inventory/hosts.yml").write_text(yaml.safe_dump(hosts))
+    variables = listed(folder)["_meta"]["hostvars"]["web-1"]
+    reached = {name: variables[name] for name in variables if name.startswith("ansible_")}
+    assert reached == {"ansible_host": wanted, "ansible_user": "root", "ansible_connection": "ssh"}
+    assert variables["lavalite_executor"] == "vm" and variables["lavalite_anchor"] == "n01"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        None,
+        "n03",
+        "-oProxyCommand=id",
+        "127.0.0.1/8",
+        "::1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "fe80::1%{{ 1 }}",
+        7,
+        "{{ 1 }}",
+    ],
+)
+def test_live_a_virtual_machine_without_a_good_address_cannot_be_reached(
+    api: Any, tmp_path: Path, address: Any
+) -> None:
+    answering(api, machine(address))
+    folder = write(tmp_path, POOLS, "live", api.url)
+    done = inventory(folder, "--list")
+    assert done.returncode == 0 and "is no machine's IP address" in done.stderr
+    assert [n for n in json.loads(done.stdout)["_meta"]["hostvars"]["web-1"] if n.startswith("ansible_")] == []
+
+
+def test_live_a_virtual_machine_that_is_not_composed_has_no_address(api: Any, tmp_path: Path) -> None:
+    answering(api, machine("198.18.0.7/24", state="composing"))
+    variables = listed(write(tmp_path, POOLS, "live", api.url))["_meta"]["hostvars"]["web-1"]
+    assert [name for name in variables if name.startswith("ansible_")] == []
+
+
+def test_live_a_scheduler_that_knows_fewer_fields_is_asked_for_all_that_it_has(api: Any, tmp_path: Path) -> None:
+    def answer(_method: str, _path: str, query: str, _body: Any) -> Any:
+        if "fields" in query:
+            fault = {"code": "bad_input", "message": "a host has no field circuits", "field": "fields"}
+            return 422, {}, {"errors": [fault]}
+        return 200, {"ETag": '"1"'}, {"items": [host("web-1")], "next_cursor": None}
+
+    api.answer = answer
+    variables = listed(write(tmp_path, POOLS, "live", api.url))["_meta"]["hostvars"]["web-1"]
+    assert variables["ansible_host"] == "198.18.0.1"
 
 
 def cached(folder: Path, url: str) -> Path:

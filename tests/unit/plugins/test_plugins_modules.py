@@ -12,7 +12,9 @@ from ansible_collections.lavalite.cluster.plugins.module_utils import _amounts
 from ansible_collections.lavalite.cluster.plugins.module_utils._client import Client
 from ansible_collections.lavalite.cluster.plugins.module_utils._entries import apply_entry
 from ansible_collections.lavalite.cluster.plugins.module_utils._errors import ApiError
+from ansible_collections.lavalite.cluster.plugins.module_utils._hosts import made_of
 from ansible_collections.lavalite.cluster.plugins.module_utils._jobspec import key_prefix, spec_of
+from ansible_collections.lavalite.cluster.plugins.module_utils._waiting import unsettled_sentence
 from ansible_collections.lavalite.cluster.plugins.modules import definition, job, logical_host
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,12 @@ def test_amounts_are_read_as_the_package_reads_them(text: str) -> None:
         assert found is None or found == wanted, (ours.__name__, text)
         if wanted is not None and text.isascii() and text == text.strip() and text[0] not in "+-":
             assert found == wanted, (ours.__name__, text)
+
+
+@given(st.sampled_from(["cpu", "memory", "gpu", "storage", "network", "matlab"]), st.integers(0, 2**53))
+def test_amounts_are_shown_as_the_package_shows_them(kind: str, amount: int) -> None:
+    for each in (amount, amount % 5000, amount >> 20 << 20, amount // 10**6 * 10**6):
+        assert _amounts.shown(kind, each) == amounts.format_amount(kind, each)
 
 
 def test_a_spec_is_one_that_the_api_takes() -> None:
@@ -198,6 +206,137 @@ def test_what_is_absent_already_is_not_deleted(api: Any) -> None:
     params = {"name": "a", "state": "absent", "spec": None}
     assert apply_entry(Client(urls=[api.url]), params, False, "pools", "pools")["changed"] is False
     assert [asked[0] for asked in api.asked] == ["GET"]
+
+
+CIRCUIT = {"id": "a/n03", "provider": "n03", "bits_per_second": 10**9, "links": ["link/n01/r1", "link/n03/r1"]}
+ANALYTICS: dict[str, Any] = {
+    "name": "a",
+    "state": "composed",
+    "anchor": "n01",
+    "parts": [
+        {"id": "1", "kind": "cpu", "amount": 1500, "provider": "n01", "devices": ["0"]},
+        {"id": "2", "kind": "memory", "amount": 128 << 20, "provider": "n03", "circuit": "a/n03"},
+        {"id": "3", "kind": "storage", "amount": 10**12, "provider": "n04", "circuit": "a/n04"},
+    ],
+    "circuits": [CIRCUIT],
+    "degraded": ["3"],
+}
+MADE_OF = [
+    "anchored on n01",
+    "cpu 1.5",
+    "memory 128MiB of n03 by circuit 1Gbit/s over link/n01/r1 link/n03/r1",
+    "storage 1TB of n04 by circuit a/n04, lost",
+]
+
+
+def test_what_a_host_is_made_of_is_said_in_lines() -> None:
+    assert made_of(ANALYTICS) == MADE_OF
+    assert made_of(ANALYTICS | {"executor": "vm", "parts": []}) == ["a virtual machine on n01"]
+    assert made_of({"name": "a", "anchor": "", "reason": "no node has 9 cpu"}) == ["nowhere yet: no node has 9 cpu"]
+    assert made_of({"name": "a"}) == []
+
+
+class Hosts:
+    """Enough of /v1 for one entry under logical_hosts and its hosts."""
+
+    def __init__(self, api: Any) -> None:
+        self.entries: dict[str, Any] = {"a": {"cpu": 1}}
+        self.hosts: dict[str, dict[str, Any]] = {"a": ANALYTICS | {"drained": False}}
+        self.would_be = dict(ANALYTICS)
+        self.looks_until_free = 0
+        self.posts: list[str] = []
+        api.answer = self.answer
+        self.client = Client(urls=[api.url])
+
+    def answer(self, method: str, path: str, query: str, body: Any) -> Any:
+        kind, _slash, name = path.removeprefix("/v1/").partition("/")
+        if kind == "definition" and method == "GET":
+            return 200, {}, {"version": 1, "logical_hosts": self.entries}
+        if method == "POST":
+            self.posts.append(path)
+            host, _slash, verb = name.partition("/")
+            self.hosts[host] = self.hosts[host] | {"drained": verb == "drain"}
+            return 200, {}, self.hosts[host]
+        if method == "PUT":
+            section = {"logical_hosts": {"a": body.get("spec")}}
+            before = {"logical_hosts": self.entries}
+            return (
+                200,
+                {},
+                {"changed": True, "version": 2, "before": before, "after": section, "hosts": [self.would_be]},
+            )
+        if not name:
+            return 200, {}, {"items": list(self.hosts.values()), "next_cursor": None}
+        if name not in self.hosts:
+            return 404, {}, {"errors": [{"code": "unknown_name", "message": f"there is no host {name}"}]}
+        self.looks_until_free -= 1
+        return 200, {}, self.hosts[name] | {"resources": {"cpu": {"committed": 500 * (self.looks_until_free > 0)}}}
+
+
+HOST = {"name": "a", "state": "present", "spec": {"cpu": 2}, "wait": False, "timeout": 5}
+
+
+def test_the_diff_of_a_host_says_what_it_is_made_of_and_would_be(api: Any) -> None:
+    hosts = Hosts(api)
+    hosts.would_be["parts"] = ANALYTICS["parts"][:1]
+    diff = logical_host.apply(hosts.client, HOST, True, True)["diff"]
+    assert diff["before"] == {"a": {"cpu": 1}, "a has": MADE_OF}
+    assert diff["after"] == {"a": {"cpu": 2}, "a has": MADE_OF[:2]}
+    assert "a has" not in logical_host.apply(hosts.client, HOST, True)["diff"]["after"]
+
+
+def test_the_diff_of_a_definition_says_what_all_hosts_are_made_of_and_would_be(api: Any) -> None:
+    hosts = Hosts(api)
+    hosts.hosts["b"] = {"name": "b", "state": "composed", "anchor": "n02", "parts": []}
+    hosts.would_be["parts"] = ANALYTICS["parts"][:1]
+    params = {"path": None, "content": "x", "file": "p.yml", "purge": False, "wait": False, "timeout": 5}
+    diff = definition.apply(hosts.client, params, True, True)["diff"]
+    assert diff["before"]["hosts"] == {"a": MADE_OF, "b": ["anchored on n02"]}
+    assert diff["after"]["hosts"] == {"a": MADE_OF[:2], "b": ["anchored on n02"]}
+    purged = definition.apply(hosts.client, params | {"purge": True}, True, True)["diff"]
+    assert purged["after"]["hosts"] == {"a": MADE_OF[:2]}
+    assert "hosts" not in definition.apply(hosts.client, params, True)["diff"]["after"]
+
+
+def test_only_a_host_that_is_there_is_resized(api: Any) -> None:
+    hosts = Hosts(api)
+    assert logical_host.apply(hosts.client, HOST | {"state": "resized"}, False)["changed"] is True
+    hosts.entries = {}
+    with pytest.raises(ApiError, match=r"name: there is no logical host a to resize. Write state: present"):
+        logical_host.apply(hosts.client, HOST | {"state": "resized"}, True)
+
+
+def test_a_drained_host_is_waited_for_and_taken_back(api: Any) -> None:
+    hosts = Hosts(api)
+    drained, active = HOST | {"state": "drained", "wait": True}, HOST | {"state": "active"}
+    foretold = logical_host.apply(hosts.client, drained, True)
+    assert (foretold["changed"], hosts.posts) == (True, [])
+    hosts.looks_until_free = 4
+    done = logical_host.apply(hosts.client, drained, False)
+    assert (done["changed"], done["diff"]) == (True, foretold["diff"])
+    assert hosts.posts == ["/v1/hosts/a/drain"] and hosts.looks_until_free < 1
+    assert logical_host.apply(hosts.client, drained, False)["changed"] is False
+    assert logical_host.apply(hosts.client, active, False)["changed"] is True
+    assert logical_host.apply(hosts.client, active, False)["changed"] is False
+    assert hosts.posts == ["/v1/hosts/a/drain", "/v1/hosts/a/resume"]
+
+
+def test_a_drained_host_on_which_work_runs_on_is_named(api: Any) -> None:
+    hosts = Hosts(api)
+    hosts.looks_until_free = 1000
+    with pytest.raises(ApiError, match=r"a: jobs still run there after 0 s. Raise timeout"):
+        logical_host.apply(hosts.client, HOST | {"state": "drained", "wait": True, "timeout": 0}, False)
+    with pytest.raises(ApiError, match="there is no host b"):
+        logical_host.apply(hosts.client, HOST | {"name": "b", "state": "drained"}, True)
+
+
+def test_hosts_that_are_late_say_at_which_step_they_are() -> None:
+    late = [
+        {"name": "a", "state": "composing", "step": "attach", "reason": "n01 does not answer"},
+        {"name": "b", "state": "planned"},
+    ]
+    said = unsettled_sentence([*late, {"name": "c", "state": "composed"}])
+    assert said == "a is composing (attach): n01 does not answer; b is planned"
 
 
 @pytest.mark.parametrize(

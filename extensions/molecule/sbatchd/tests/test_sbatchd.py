@@ -26,6 +26,13 @@ def test_its_configuration_is_one_that_it_takes(host: Host) -> None:
     host.run_expect([0], "/usr/sbin/lavalite-sbatchd --check-config --config /etc/lavalite/sbatchd.conf")
 
 
+def test_it_is_told_where_parts_lie_and_how_they_are_reached(host: Host) -> None:
+    said = host.file("/etc/lavalite/sbatchd.conf").content_string
+    assert 'storage_path: "/srv/lavalite"\n' in said and 'export_ports: "11000-11099"\n' in said
+    assert 'fabric_address: "198.18.0.' in said and "vm_bridge" not in said
+    assert host.file("/srv/lavalite").is_directory
+
+
 @pytest.mark.parametrize(
     ("path", "wanted"),
     [
