@@ -35,6 +35,7 @@ ENTRIES = {
         "lavalite-sbatchd": "lavalite.sbatchd.daemon",
         "lavalite-end-attempts": "lavalite.sbatchd.ending",
         "lavalite-node-key": "lavalite.wire.node_key",
+        "lavalite-host": "lavalite.sbatchd.ask",
     },
     "control": {"lavalite": "lavalite.cli.main", "lavalite-mbatchd": "lavalite.mbatchd.daemon"},
 }

@@ -20,6 +20,7 @@ from lavalite.control.events import (
     HoldRequested,
     HostApplied,
     HostDrained,
+    HostGrown,
     HostRemoved,
     HostReserved,
     LabelsSet,
@@ -41,7 +42,7 @@ from lavalite.control.events import (
     Submitted,
     Tick,
 )
-from lavalite.control.hosts import commitment, composer, steps, telling
+from lavalite.control.hosts import commitment, composer, growth, steps, telling
 from lavalite.control.outbox import Outbox
 from lavalite.control.retention import forget_finished
 from lavalite.control.scheduler import schedule
@@ -110,6 +111,8 @@ def _react(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             composer.applied(state, event)
         case HostRemoved(host):
             commitment.removed(state, host)
+        case HostGrown(host, amounts):
+            growth.grown(state, host, amounts)
         case HostApplied(host):
             composer.tried_anew(state, host)
         case HostReserved():

@@ -71,6 +71,14 @@ class HostRemoved:
 
 
 @dataclass(slots=True, frozen=True)
+class HostGrown:
+    """The application inside wants so much of these kinds, in all. growth.limits has let it through."""
+
+    host: str
+    amounts: dict[str, int]
+
+
+@dataclass(slots=True, frozen=True)
 class HostApplied:
     """What failed is tried again at once, and what is reserved is composed."""
 
@@ -318,6 +326,7 @@ Event = (
     | HostApplied
     | HostReserved
     | HostDrained
+    | HostGrown
     | Submitted
     | CancelRequested
     | SignalRequested

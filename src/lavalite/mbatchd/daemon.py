@@ -31,6 +31,7 @@ from lavalite.mbatchd.changes import Changes
 from lavalite.mbatchd.config import MbatchdConfig
 from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.document import stored_specs
+from lavalite.mbatchd.growth import GrowthDesk
 from lavalite.mbatchd.hosts import HostDesk
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.http import make_app
@@ -107,6 +108,7 @@ async def _serve_led(
     core.service.connect(sessions.post, sessions.close)
     news = HostNews(core.state, lead.epoch, sessions.post)
     sessions.on_hosts_applied = news.note_applied
+    sessions.on_host_ask = GrowthDesk(core.service, sessions.post).heard
     changes = Changes(core.state, core.service.time)
     core.service.on_applied += [news.heard, changes.heard]
     frames = FrameServer(

@@ -17,6 +17,7 @@ from lavalite.control.decisions import record_of
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.hosts.composer import planner
+from lavalite.control.hosts.growth import grown_spec
 from lavalite.control.supply import NodeState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
@@ -175,7 +176,8 @@ class Reader:
         """What these hosts are, or would be were they, these pools and these links asked for now."""
         wanted = list(specs)
         plan_all = planner(self._state, self._service.time.now(), list(pools), links)
-        found = await asyncio.to_thread(plan_all, wanted) if wanted else {}
+        wishes = [grown_spec(spec, self._state.hosts.get(spec.name)) for spec in wanted]
+        found = await asyncio.to_thread(plan_all, wishes) if wanted else {}
         hosts = []
         for spec in wanted:
             plan = found[spec.name]

@@ -44,6 +44,7 @@ from lavalite.wire.frames import (
     BeatAck,
     Bye,
     Hello,
+    HostAsk,
     HostsApplied,
     Output,
     PartsApplied,
@@ -94,6 +95,7 @@ class AgentSessions:
         self._leadership, self._bundle, self._clock, self._sink = leadership, bundle, clock, sink
         self._beat_seconds = beat_seconds
         self.on_hosts_applied: Callable[[str, dict[str, int]], None] = lambda node, versions: None
+        self.on_host_ask: Callable[[str, HostAsk], None] = lambda node, ask: None
         self._sessions: dict[str, Connection] = {}
         self._early: dict[str, list[tuple[AnyFrame, ...]] | None] = {}
         """By node that is registering: what comes after its Registered; None where control has turned it away."""
@@ -264,6 +266,8 @@ class AgentSessions:
             self.on_hosts_applied(node, frame.versions)
         elif isinstance(frame, PartsApplied):
             self._sink.apply(PartsReported(node, tuple(map(_part, frame.parts))))
+        elif isinstance(frame, HostAsk):
+            self.on_host_ask(node, frame)
         elif isinstance(frame, Bye):
             return False
         else:

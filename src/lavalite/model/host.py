@@ -124,6 +124,8 @@ class LogicalHost(Stored):
     executor: str = BARE
     vm: VmAsk | None = None
     on_loss: str = FAIL
+    grown: dict[str, int] = {}
+    """What the application inside asked for, by kind, in all: it stands where the definition says less."""
     degraded: list[str] = []
     """Parts, by id, that are lost and that it goes on without."""
     was: Holding | None = None

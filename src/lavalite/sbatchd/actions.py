@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lavalite.sbatchd.entry import Entry, Record
-from lavalite.wire.frames import AnyFrame, Attempt, HostsHere, PartOrder, Read
+from lavalite.wire.frames import AnyFrame, Attempt, HostAnswer, HostsHere, PartOrder, Read
 
 
 @dataclass(slots=True, frozen=True)
@@ -82,6 +82,13 @@ class ApplyHosts:
 
 
 @dataclass(slots=True, frozen=True)
+class PassOn:
+    """The leader's answer, to who asked from inside a logical host."""
+
+    answer: HostAnswer
+
+
+@dataclass(slots=True, frozen=True)
 class ApplyParts:
     """Have these, and have those no more. It takes its time, and is answered by itself."""
 
@@ -106,4 +113,5 @@ Action = (
     | ApplyHosts
     | ApplyParts
     | ShowParts
+    | PassOn
 )

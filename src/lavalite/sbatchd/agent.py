@@ -32,6 +32,7 @@ from lavalite.sbatchd.actions import (
     CloseStream,
     Forget,
     OpenStream,
+    PassOn,
     RenewContact,
     Send,
     ShowParts,
@@ -47,7 +48,16 @@ from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.launch import Launcher
 from lavalite.sbatchd.output import OutputStreams, prune
 from lavalite.wire.connection import Connection
-from lavalite.wire.frames import HostHere, HostsApplied, Output, PartOrder, PartsApplied, PartState
+from lavalite.wire.frames import (
+    AnyFrame,
+    HostAnswer,
+    HostHere,
+    HostsApplied,
+    Output,
+    PartOrder,
+    PartsApplied,
+    PartState,
+)
 
 PRUNE_SECONDS = 3600.0
 EXECUTOR_RETRY_SECONDS = 1.0
@@ -104,6 +114,7 @@ class Agent:
         self._apply_hosts, self._parts = apply_hosts, parts
         if parts:
             parts.tell = self._tell_parts
+        self.on_answer: Callable[[HostAnswer], None] = lambda answer: None
         self._events: asyncio.Queue[Event | _Errand] = asyncio.Queue()
         self._heard: list[ExecutorEvent] = []
         """What became of attempts, and is not taken yet."""
@@ -118,6 +129,16 @@ class Agent:
 
     def tell(self, event: Event) -> None:
         self._events.put_nowait(event)
+
+    def post(self, frame: AnyFrame) -> bool:
+        """To the leader, who answers to `on_answer`. False where there is no session with one."""
+        if self._connection is None or not self.core.registered:
+            return False
+        try:
+            self._connection.post(frame)
+        except LavaLiteError:
+            return False
+        return True
 
     def stop(self) -> None:
         """End after what is being done: an attempt that is journalled but not yet started would count as lost."""
@@ -261,6 +282,8 @@ class Agent:
             case CloseStream(stream_id):
                 if self._streams:
                     self._streams.cancel(stream_id)
+            case PassOn(answer):
+                self.on_answer(answer)
             case Send() | Close() | ApplyHosts():
                 await self._answer(action)
             case ApplyParts(orders):

@@ -27,6 +27,7 @@ from lavalite.sbatchd.actions import (
     CloseStream,
     Forget,
     OpenStream,
+    PassOn,
     RenewContact,
     ShowParts,
     Signal,
@@ -59,6 +60,7 @@ from lavalite.wire.frames import (
     CancelRead,
     Dispatch,
     EpochPair,
+    HostAnswer,
     HostsHere,
     PartsHere,
     Read,
@@ -156,6 +158,8 @@ class AgentCore:
                 actions.append(ApplyHosts(frame))
             case PartsHere():
                 actions.append(ApplyParts(tuple(frame.orders)))
+            case HostAnswer():
+                actions.append(PassOn(frame))
             case _:
                 pass
         return actions

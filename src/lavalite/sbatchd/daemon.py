@@ -28,12 +28,14 @@ from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
 from lavalite.sbatchd.executors import Executor
 from lavalite.sbatchd.hosts import HostFolder
+from lavalite.sbatchd.inside import SOCKET_NAME, InsideDesk
 from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.keeper.files import lock
 from lavalite.sbatchd.keeper.proc import boot_id
 from lavalite.sbatchd.launch import Launcher, Policy
 from lavalite.sbatchd.process import ProcessExecutor
 from lavalite.sbatchd.session import LocalLim, Session
+from lavalite.wire.connection import FrameServer
 from lavalite.wire.tls import TlsConfig
 
 
@@ -205,6 +207,7 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         grace_seconds=config.grace_seconds,
         enforce_memory=config.enforce_memory,
         find_host=hosts.find,
+        inside_socket=str(config.state_path / SOCKET_NAME),
     )
     core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
     executor = make_executor(config, clock)
@@ -221,6 +224,12 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         fabric_address=config.fabric_address,
         at_address=attachments.listen_at,
     )
+    inside = InsideDesk(config.node, core.entries.get, agent.post, uid)
+    agent.on_answer = inside.answered
+    door = FrameServer(
+        f"unix:{config.state_path / SOCKET_NAME}", inside.greet, inside.serve, socket_mode=0o666, max_connections=1000
+    )
+    await door.start()
     # What is there by now stays: to look through it for garbage takes longer than to start an attempt.
     gc.freeze()
     async with asyncio.TaskGroup() as tasks:
@@ -228,6 +237,7 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
         attaching = tasks.create_task(attachments.run())
         conversation = tasks.create_task(session.run())
         await stop.wait()
+        await door.close()
         conversation.cancel()
         attaching.cancel()
         agent.stop()

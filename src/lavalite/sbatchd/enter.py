@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
     try:
         with open(arguments[0], encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs more than all the rest
             host = json.load(file)
-        environment = {**os.environ, **confine(host)}
+        state = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))  # noqa: PTH100, PTH120
+        environment = {**os.environ, **confine(host), "LAVALITE_AGENT_SOCKET": f"{state}/inside.sock"}
     except (OSError, ValueError, KeyError, IndexError) as error:
         named = arguments[0] if arguments else "no host was named"
         print(

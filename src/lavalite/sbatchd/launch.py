@@ -54,11 +54,13 @@ class Launcher:
         *,
         grace_seconds: float,
         enforce_memory: bool,
+        inside_socket: str = "",
         find_host: Callable[[str], HostHere | None] = lambda name: None,
     ) -> None:
-        """`find_host`: a logical host that is anchored on this node."""
+        """`find_host`: a logical host that is anchored on this node; `inside_socket`: where what runs there may ask
+        for more."""
         self.output_folder = output_folder
-        self._find_host = find_host
+        self._inside_socket, self._find_host = inside_socket, find_host
         self._accounts = Accounts(clock)
         self._policy = policy
         self._grace_seconds = grace_seconds
@@ -111,7 +113,7 @@ class Launcher:
             id=attempt.id,
             argv=attempt.command,
             cwd=self._cwd(attempt),
-            environment=environment(attempt, account, host),
+            environment=environment(attempt, account, host, self._inside_socket),
             stdout_path=start.stdout_path,
             stderr_path=start.stderr_path,
             own_outputs=[name for name in ("stdout_path", "stderr_path") if self._is_own(getattr(start, name))],
@@ -142,7 +144,9 @@ class Launcher:
         return home if os.path.isdir(home) else "/"  # noqa: PTH112 - Path.is_dir raises where it may not look
 
 
-def environment(attempt: Attempt, account: Account, host: HostHere | None = None) -> dict[str, str]:
+def environment(
+    attempt: Attempt, account: Account, host: HostHere | None = None, inside_socket: str = ""
+) -> dict[str, str]:
     """A clean base, then the job's own, then what says which attempt this is, on which logical host: that cannot be
     overridden."""
     user, home = attempt.user or account.name, account.home
@@ -161,6 +165,8 @@ def environment(attempt: Attempt, account: Account, host: HostHere | None = None
         # Set although there is none: an attempt without a GPU shall see none.
         "CUDA_VISIBLE_DEVICES": gpus,
     }
+    if attempt.host and inside_socket:
+        ours["LAVALITE_AGENT_SOCKET"] = inside_socket
     return base | attempt.environment | ours
 
 

@@ -3,10 +3,12 @@
 The first frame on a connection is a Hello; the answer is a Welcome or a Refused. Three conversations use them:
 
     agent ⇄ mbatchd     Hello Welcome Register Registered Dispatch Stop Report ReportAck Beat BeatAck
-                        HostsHere HostsApplied PartsHere PartsApplied Read CancelRead Output Bye
+                        HostsHere HostsApplied PartsHere PartsApplied HostAsk HostAnswer
+                        Read CancelRead Output Bye
     LIM ⇄ LIM           Hello Welcome Beat BeatAck WhoLeads Leader Exchange Granted
     local ⇄ LIM socket  Hello Welcome WhoLeads Leader AskToken Granted AskOffer Offer AskMembers Members
                         Ready Deadline Resign
+    local ⇄ agent       Hello Welcome HostAsk HostAnswer
 
 A field that a peer does not know is ignored; a tag that it does not know ends the connection with a reason.
 """
@@ -396,6 +398,37 @@ class PartsApplied(Frame):
     parts: list[PartState]
 
 
+class HostAsk(Frame):
+    """From inside a logical host, by way of its anchor's agent: let the host have so much in all of these kinds.
+
+    Local, `attempt` is who asks, or, for root alone, `host` is what is asked of. To mbatchd the agent says what it
+    has checked. No amounts: how much may it have?
+    """
+
+    type: Literal["host_ask"] = "host_ask"
+    seq: int = 0
+    attempt: str = ""
+    host: str = ""
+    amounts: dict[str, int] = {}
+
+
+class HostAnswer(Frame):
+    """What became of a HostAsk: `amounts` is what the host has now, `least` and `most` what it may ask for.
+
+    `message` is why it is not as was asked; `code` is stable.
+    """
+
+    type: Literal["host_answer"] = "host_answer"
+    epoch: EpochPair | None = None
+    seq: int = 0
+    code: str = ""
+    message: str = ""
+    host: str = ""
+    amounts: dict[str, int] = {}
+    least: dict[str, int] = {}
+    most: dict[str, int] = {}
+
+
 class Read(Frame):
     """mbatchd → agent: bytes of an attempt's output, until it ends if `follow`. `stream_id` names the answer."""
 
@@ -429,7 +462,7 @@ AnyFrame = Annotated[
     Hello | Welcome | Refused | Bye | Beat | BeatAck | WhoLeads | Leader | Deadline | Ready | Resign
     | AskToken | Exchange | Granted | AskOffer | Offer | AskMembers | Members | Register | Registered
     | Dispatch | Stop | Report | ReportAck | HostsHere | HostsApplied
-    | PartsHere | PartsApplied | Read | CancelRead | Output,
+    | PartsHere | PartsApplied | HostAsk | HostAnswer | Read | CancelRead | Output,
     Field(discriminator="type"),
 ]  # fmt: skip
 FRAMES: TypeAdapter[AnyFrame] = TypeAdapter(AnyFrame)

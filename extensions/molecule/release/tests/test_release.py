@@ -2,7 +2,7 @@
 
 from testinfra.host import Host
 
-NODE = {"lavalite-end-attempts", "lavalite-lim", "lavalite-node-key", "lavalite-sbatchd"}
+NODE = {"lavalite-end-attempts", "lavalite-host", "lavalite-lim", "lavalite-node-key", "lavalite-sbatchd"}
 CONTROL = NODE | {"lavalite", "lavalite-mbatchd"}
 
 

@@ -34,6 +34,7 @@ from lavalite.control.hosts.commitment import (
     resized,
     take_apart,
 )
+from lavalite.control.hosts.growth import grown_spec
 from lavalite.control.hosts.orders import ordered
 from lavalite.control.outbox import Outbox
 from lavalite.control.reservations import kept_shares
@@ -124,7 +125,8 @@ def compose(state: ClusterState, now: float, out: Outbox) -> None:
     state.refresh_links()
     for name in sorted(state.removals):
         _let_go(state, name)
-    specs = [s for s in state.specs.hosts.values() if _is_open(state, s, now)]
+    wanted = [s for s in state.specs.hosts.values() if _is_open(state, s, now)]
+    specs = [grown_spec(s, state.hosts.get(s.name)) for s in wanted]
     plans = planner(state, now)(specs) if specs else {}
     state.compose_wanted = False
     for spec in specs:
