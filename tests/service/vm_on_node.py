@@ -14,8 +14,10 @@ from pathlib import Path
 
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.vm import Made, VmRole, VmSettings
+from lavalite.sbatchd.attach.roles import Made
+from lavalite.sbatchd.vm.role import VmRole
 from lavalite.sbatchd.vm.runners import ChildRunner
+from lavalite.sbatchd.vm.settings import VmSettings
 from lavalite.wire.frames import PartOrder
 
 

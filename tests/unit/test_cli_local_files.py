@@ -13,7 +13,7 @@ from lavalite.base.errors import ConflictError, InputError, LavaLiteError
 from lavalite.cli.local_files import LONGEST_SOCKET, Ports, StateFolder, UpRecord, choose_ports, node_name
 from lavalite.lim.config import LimConfig
 from lavalite.mbatchd.config import MbatchdConfig
-from lavalite.sbatchd.daemon import SbatchdConfig
+from lavalite.sbatchd.config import SbatchdConfig
 
 
 @pytest.fixture

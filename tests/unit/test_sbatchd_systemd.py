@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import InputError, UnreachableError
-from lavalite.sbatchd.daemon import SbatchdConfig, uses_systemd
+from lavalite.sbatchd.config import SbatchdConfig, uses_systemd
 from lavalite.sbatchd.executors import Launch
 from lavalite.sbatchd.systemd import SystemdExecutor, fence
 from lavalite.sbatchd.systemd.bus import CallError, SystemdBus

@@ -213,10 +213,11 @@ def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
     there = _what_is_there(state, now)
     for spec in far[:MOST_LOOKED_AT]:
         host, pools = there.existing[spec.name], list(state.specs.pools.values())
-        plan = nearer(spec, host, there.nodes, pools, there.existing, there.taken, there.closed, state.specs.links)
+        wish, links = grown_spec(spec, host), state.specs.links
+        plan = nearer(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links)
         gpus_move = plan is not None and _gpus(plan) != _gpus(host) and state.host_in_use(spec.name)
         if plan is not None and not gpus_move:
-            _commit(state, spec, plan, now, out)
+            _commit(state, wish, plan, now, out)
             return  # the next one is planned beside it, at the next look
 
 

@@ -2,7 +2,7 @@
 
     role.py         make, remove and check: the steps in their order
     wanted.py       what is ordered, checked; how a machine, its unit, its tap and its disks are named
-    settings.py     what sbatchd.conf says;  made.py  what is given back
+    settings.py     what sbatchd.conf says
     images.py       where images lie;  accelerator.py  whether KVM works
     command.py      QEMU's command line, and what is plugged into it; pure
     seed.py         the guest's first instructions, as cloud-init reads them
@@ -16,9 +16,3 @@
 A machine outlives sbatchd, and all that it has lies in one folder. Nothing else has to be found again: its process is
 known by the folder's name, its tap goes with its process.
 """
-
-from lavalite.sbatchd.vm.made import Made
-from lavalite.sbatchd.vm.role import VmRole
-from lavalite.sbatchd.vm.settings import VmSettings
-
-__all__ = ["Made", "VmRole", "VmSettings"]

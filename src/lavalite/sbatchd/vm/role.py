@@ -18,11 +18,11 @@ import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import InputError, LavaLiteError, UnreachableError
+from lavalite.sbatchd.attach.roles import Made
 from lavalite.sbatchd.vm import files
 from lavalite.sbatchd.vm.accelerator import accelerator
 from lavalite.sbatchd.vm.command import CONSOLE, CONSOLE_LOG, QMP, Machine
 from lavalite.sbatchd.vm.images import find_image
-from lavalite.sbatchd.vm.made import Made
 from lavalite.sbatchd.vm.qmp import Qmp, connected
 from lavalite.sbatchd.vm.resize import Resize
 from lavalite.sbatchd.vm.runners import Place, Runner
