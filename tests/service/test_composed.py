@@ -44,6 +44,7 @@ def clean(site: ComposedSite) -> Iterator[ComposedSite]:
     site.apply()
     before = site.traces()
     yield site
+    site.end_jobs()  # those of a test that failed
     site.apply()
     until(lambda: site.host() is None, "the host is gone")
     assert site.traces() == before, "what a host took is given back, on all workers"
