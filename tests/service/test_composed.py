@@ -66,8 +66,11 @@ def hosts(site: ComposedSite, *, far: int = FAR_MIB, disk: int = DISK_MIB, **mor
 
 
 def amounts(host: dict[str, Any]) -> dict[tuple[str, str], int]:
-    """How much of each kind a host has of each provider."""
-    return {(part["kind"], part["provider"]): part["amount"] for part in host["parts"]}
+    """How much of each kind a host has of each provider, in however many parts."""
+    found: dict[tuple[str, str], int] = {}
+    for part in host["parts"]:
+        found[part["kind"], part["provider"]] = found.get((part["kind"], part["provider"]), 0) + part["amount"]
+    return found
 
 
 def lines(play: str) -> list[str]:
