@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from cluster import CLUSTER
-from deployed import Cluster
+from deployed import FINAL, Cluster
 from lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +156,14 @@ class ComposedSite:
         """The logical host as the API tells it; None where there is none."""
         with self.cluster.client() as client:
             return next((each.model_dump(mode="json") for each in client.hosts() if each.name == HOST), None)
+
+    def end_jobs(self) -> None:
+        """Whatever still waits or runs is cancelled, and has ended."""
+        with self.cluster.client() as client:
+            left = [job.id for job in client.jobs() if job.state not in FINAL]
+        for job in left:
+            self.cluster.cancel(job)
+            self.cluster.end(job)
 
     def offered(self, node: str, kind: str) -> int:
         with self.cluster.client() as client:
