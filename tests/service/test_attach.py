@@ -202,7 +202,7 @@ def test_a_disk_of_another_node(nodes: tuple[Node, Node], hosts: Lab) -> None:
     mode = giver.run(f"stat -c %a {STATE}/storage/*; stat -c %a {STATE}/parts/*.json").split()
     assert set(mode) == {"600"}
     # What goes out of it goes through its circuit.
-    assert "meta priority set 1a17:10" in giver.run("nft list table inet lavalite")
+    assert "meta priority set 1a17:10" in giver.run("nft list table inet lavalite_parts")
     taker.run(f"dd if=/dev/urandom of={path}/bulk bs=1M count=8 conv=fsync 2>&1")
     sent = [
         int(each) for each in re.findall(r"class htb 1a17:10.*\n Sent (\d+)", taker.run("tc -s class show dev host0"))

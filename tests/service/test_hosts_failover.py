@@ -53,7 +53,6 @@ class Site:
     def __init__(self, cluster: Whole, world: World, leader: LimProcess) -> None:
         self.cluster, self.world, self.leader = cluster, world, leader
         with cluster.client(leader) as client:
-            print("RES", client.node("n1").resources)
             self.near_bytes = client.node("n1").resources["memory"].capacity
 
     def host(self) -> Host | None:
@@ -65,7 +64,8 @@ class Site:
         text = POOLS
         if far_bytes is not None:
             memory = f"{self.near_bytes + far_bytes}"
-            text += f"logical_hosts:\n  a: {{cpu: 1, memory: {memory}B, far: {{memory: 50%}}, storage: 1GiB}}\n"
+            text += f"logical_hosts:\n  a: {{cpu: 1, memory: {memory}B, far: {{memory: 50%, circuit: 100Mbit/s}}, "
+            text += "storage: {size: 1GiB, circuit: 100Mbit/s}}\n"
         with self.cluster.client(self.leader) as client:
             client.put_definition(DefinitionPut(text=text, purge=True))
 

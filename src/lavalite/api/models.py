@@ -206,7 +206,8 @@ class Host(Shape):
 
     `step` is how far it is while it is put together or taken apart; `leaving` are the parts and circuits that go, and
     `degraded` the parts that are lost and that it goes on without. On one that is `drained` nothing new starts. One
-    that is reserved is given back at `reserved_until`, in seconds since the Unix epoch.
+    that is reserved is given back at `reserved_until`, in seconds since the Unix epoch. `address` is a virtual
+    machine's own; every other host is reached on its anchor.
     """
 
     name: str
@@ -222,6 +223,7 @@ class Host(Shape):
     degraded: list[str] = []
     drained: bool = False
     executor: str = "bare"
+    address: str = ""
     reserved_until: float | None = None
     spec: dict[str, Any] = {}
     version: int = 0

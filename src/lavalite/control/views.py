@@ -159,6 +159,7 @@ _HOST_FIELDS: dict[str, Callable[[ClusterState, LogicalHost], Any]] = {
     "degraded": lambda _, found: found.degraded,
     "drained": lambda _, found: found.drained,
     "executor": lambda _, found: found.executor,
+    "address": lambda _, found: found.vm.address.partition("/")[0] if found.vm else "",
     "reserved_until": lambda _, found: found.reserved_until if found.reserved_until > 0 else None,
     "version": lambda _, found: found.version,
 }

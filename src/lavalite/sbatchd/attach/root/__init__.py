@@ -8,7 +8,7 @@
     swap      an export of memory, as swap
     circuit   bandwidth on the way to a peer (HTB)
     nbd       the kernel's NBD client over netlink; handshake: how NBD begins
-    nft       the table `inet lavalite`
+    nft       the table `inet lavalite_parts`
 
 It runs as root, where mounts are the machine's and devices may be made, and holds no state of its own: a thing is
 found by its slug, wherever it was left. Without pydantic: under emulation and on a busy node each second is felt.

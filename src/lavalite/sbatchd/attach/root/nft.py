@@ -1,4 +1,4 @@
-"""The table `inet lavalite`: one chain for each thing, so that each is made and taken away by itself.
+"""The table `inet lavalite_parts`: one chain for each thing, so that each is made and taken away by itself.
 
 Every change is one transaction of nft's. The table goes with its last chain.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lavalite.sbatchd.attach.root.request import run
 
-TABLE = "inet lavalite"
+TABLE = "inet lavalite_parts"
 
 
 def family(address: str) -> str:
