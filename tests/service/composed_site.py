@@ -113,13 +113,22 @@ class ComposedSite:
 
     def apply(self, *arguments: str, **hosts: dict[str, Any]) -> str:
         """Ansible brings the cluster to a pools.yml with these hosts alone; what the play said."""
+        done = self._applied(*arguments, **hosts)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + self.journals()
+        return done.stdout
+
+    def refused(self, **hosts: dict[str, Any]) -> str:
+        """What the play said that could not bring it to these."""
+        done = self._applied("-e", "seconds=20", **hosts)
+        assert done.returncode == 2, done.stdout[-4000:] + done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    def _applied(self, *arguments: str, **hosts: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         self.write_pools(**hosts)
         play = self.folder / "apply.yml"
         play.write_text(yaml.safe_dump(APPLY))
-        done = self.run("ansible-playbook", "-i", str(self.inventory), str(play), "-e",
+        return self.run("ansible-playbook", "-i", str(self.inventory), str(play), "-e",
                         f"lavalite_api_socket={self.cluster.api_socket}", *arguments)  # fmt: skip
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + self.journals()
-        return done.stdout
 
     def module(self, module: str, /, *, check: bool = True, **options: Any) -> dict[str, Any]:
         """The result of a module of ours, run here; of one that failed too, unless `check`."""
@@ -220,7 +229,7 @@ APPLY = [
                     "unix_socket": "{{ lavalite_api_socket }}",
                     "purge": True,
                     "wait": True,
-                    "timeout": 240,
+                    "timeout": "{{ seconds | default(240) }}",
                 },
             }
         ],

@@ -72,7 +72,8 @@ def test_a_job_grows_its_host_within_its_limits_and_gives_back(one: One) -> None
     assert [line for line in lines if line.startswith("exit")] == ["exit 1"] * 3 + ["exit 2"] * 2
     assert "Traceback" not in refused
     assert memory(one) == 192 << 20
-    said(one, f"{ASK} grow --memory 64MiB", host="desk")
+    text = said(one, f"{sys.executable} -m lavalite.cli.main host grow --memory 64MiB", host="desk")
+    assert "memory   64MiB  (64MiB to 192MiB)" in text
     assert memory(one) == 64 << 20
 
 

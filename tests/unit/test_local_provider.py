@@ -147,13 +147,19 @@ def test_a_bond_counts_instead_of_its_cards(root: Path) -> None:
     assert [card.id for card in look(root).devices("network")] == ["bond0"]
 
 
-def test_an_unreadable_machine_offers_nothing_and_says_so(tmp_path: Path) -> None:
+def test_an_unreadable_machine_offers_no_more_than_its_disk_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
-    offer = discover(
-        "n1", {}, 1, storage_path=tmp_path / "gone", root=tmp_path, gpus=lambda warn: [], warn=said.append
-    )
-    assert offer.resources == []
-    assert [sentence.split(" is ")[0] for sentence in said] == ["no CPU", "no memory", f"storage {tmp_path}/gone"]
+    offer = discover("n1", {}, 1, storage_path=tmp_path, root=tmp_path, gpus=lambda warn: [], warn=said.append)
+    assert [resource.kind for resource in offer.resources] == ["storage"]
+    assert [sentence.split(" is ")[0] for sentence in said] == ["no CPU", "no memory"]
+
+
+def test_a_storage_folder_that_nobody_has_made_yet_is_offered_all_the_same(tmp_path: Path) -> None:
+    offers = [
+        discover("n1", {}, 1, storage_path=path, root=tmp_path, gpus=lambda warn: [], warn=lambda text: None)
+        for path in (tmp_path, tmp_path / "not" / "yet")
+    ]
+    assert offers[0].amount("storage") == offers[1].amount("storage") > 0
 
 
 def test_versions_grow_only_with_changes_and_never_go_back(root: Path) -> None:

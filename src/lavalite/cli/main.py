@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, jobs, replay, reservations, simulate, store, submit, up_down
+from lavalite.cli import cluster, definition, inside, jobs, replay, reservations, simulate, store, submit, up_down
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -51,6 +51,7 @@ def make_app() -> typer.Typer:
     host = typer.Typer(help="One logical host.", no_args_is_help=True)
     for name, verb in (("drain", cluster.drain_host), ("resume", cluster.resume_host), ("apply", cluster.apply_host)):
         host.command(name)(verb)
+    host.command()(inside.grow)
     app.add_typer(host, name="host", rich_help_panel=CLUSTER)
     # The first word that is no option of ours is the command, and all after it are its own.
     app.command(rich_help_panel=JOBS, context_settings={"allow_interspersed_args": False})(submit.submit)

@@ -10,6 +10,7 @@ from lavalite.control.supply import takes_work
 from lavalite.control.tasks import JobState
 from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
+from lavalite.model.host import VM
 from lavalite.model.job import Dependency, JobSpec, Request
 from lavalite.model.resources import KINDS, WHOLE
 from lavalite.placement.columns import whole_gpus
@@ -75,6 +76,10 @@ def _names(state: ClusterState, spec: JobSpec) -> list[Fault]:
         faults.append(_unknown("queue", spec.queue, "queue", sorted(state.specs.queues) or [state.default_queue]))
     if spec.host and spec.host not in state.hosts:
         faults.append(_unknown("logical host", spec.host, "host", sorted(state.hosts)))
+    elif spec.host and state.hosts[spec.host].executor == VM:
+        hint = "Reach it by ssh, or with Ansible; jobs run on hosts whose executor is bare."
+        message = f"{spec.host} is a virtual machine, and jobs do not run inside of those"
+        faults.append(Fault("not_bare", message, "host", hint))
     faults += _reservation(state, spec)
     if spec.policy and spec.policy not in POLICIES:
         faults.append(_unknown("policy", spec.policy, "policy", list(POLICIES)))

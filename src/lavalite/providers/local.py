@@ -115,9 +115,13 @@ def _memory(node: str, tree: Tree) -> Resource:
 
 
 def _storage(node: str, path: Path, warn: Warn) -> Resource | None:
-    """The size of the file system that `path` is on: how full it is at the moment is no capacity."""
+    """The size of the file system that `path` is on: how full it is at the moment is no capacity.
+
+    A folder that nobody has made yet will be on that of the nearest one above it.
+    """
+    nearest = next((folder for folder in (path, *path.parents) if os.path.exists(folder)), path)  # noqa: PTH110 - never raises
     try:
-        found = os.statvfs(path)
+        found = os.statvfs(nearest)
     except OSError as error:
         warn(f"storage {path} is not offered: {error.strerror}")
         return None

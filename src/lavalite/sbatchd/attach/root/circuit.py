@@ -89,7 +89,8 @@ def _take_up(request: Request, route: Any, noted: dict[str, Any]) -> None:
     if found and _ours(route, found[0]):
         others = [each for each in _circuits(request, noted["interface"]) if each["minor"] != noted["minor"]]
         if others:
-            _gone(lambda: route.tc("del-class", "htb", found[0], MAJOR << 16 | noted["minor"]))
+            # Without a kind: pyroute2 would want to know the rate of a class that goes.
+            _gone(lambda: route.tc("del-class", index=found[0], handle=MAJOR << 16 | noted["minor"]))
             line = _line_bits(request, noted["interface"])
             left = line - sum(other["bits"] for other in others)
             _class(route, found[0], DEFAULT, WHOLE, max(left, line // LEAST_SHARE), line, prio=1)

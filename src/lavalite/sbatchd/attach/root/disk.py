@@ -56,8 +56,6 @@ def remove(request: Request) -> dict[str, Any]:
     _fuse_away(request)
     nbd.detach(request.slug)
     request.storage.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        request.storage.parent.rmdir()
     return {}
 
 

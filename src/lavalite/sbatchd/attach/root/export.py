@@ -6,7 +6,6 @@ what it held is lost, and it is not begun anew under the same name.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from typing import Any
 
@@ -52,8 +51,6 @@ def remove(request: Request) -> dict[str, Any]:
     nft.drop(f"export_{int(request.order['port'])}")
     for file in (request.storage, request.file("psk"), request.file("served")):
         file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        request.storage.parent.rmdir()  # only when it was the last
     return {}
 
 
