@@ -102,17 +102,19 @@ class Whole:
 
     async def serving(self, seconds: float = 30, *, above: tuple[int, int] = (0, 0), nodes: int = 0) -> LimProcess:
         """The LIM that leads above an epoch, once its mbatchd answers and so many nodes (default: all) are ready."""
-        leader = await self.lims.leader(seconds, above=above)
 
-        async def ready() -> bool:
+        async def look() -> LimProcess | None:
+            # Anew each time: who leads may hand over before its scheduler serves.
+            leader = await self.lims.leader(seconds, above=above)
             try:
-                status = self.client(leader).status()
+                with self.client(leader) as client:
+                    ready = client.status().nodes.get("ready", 0)
             except LavaLiteError:
-                return False
-            return status.nodes.get("ready", 0) >= (nodes or len(self.agents))
+                return None
+            return leader if ready >= (nodes or len(self.agents)) else None
 
-        await until(ready, seconds, "mbatchd answers and its nodes are ready")
-        return leader
+        found: LimProcess = await until(look, seconds, "mbatchd answers and its nodes are ready")
+        return found
 
     def client(self, lim: LimProcess) -> Client:
         """To the API of one node, over its Unix socket. Does not follow the leader."""

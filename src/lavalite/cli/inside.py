@@ -1,4 +1,4 @@
-"""`lavalite host grow`: for what runs inside a logical host. It asks the agent of this node, as `lavalite-host` does."""
+"""`lavalite host grow`, for what runs inside a logical host: asks the agent of this node, as `lavalite-host` does."""
 
 from __future__ import annotations
 

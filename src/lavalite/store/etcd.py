@@ -8,10 +8,15 @@ has no deadlines of its own. So deadlines, fail-over, keepalives and watches are
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
+
+# Read by gRPC when it is loaded. Nobody here speaks to etcd after a fork: what is started becomes another program at
+# once. With gRPC's own handlers of forks such a child has died of SIGSEGV before that.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 import grpc.aio
