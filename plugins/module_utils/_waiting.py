@@ -44,8 +44,13 @@ def hosts_settled(client, wanted):
 
 
 def unsettled_sentence(hosts):
-    """Why hosts are not composed: a sentence for people, or nothing when all are."""
-    late = [host for host in hosts if host.get("state") != COMPOSED]
+    """Why hosts are not composed as they are asked for: a sentence for people, or nothing when all are.
+
+    One that goes on without a part says so as well, and is what its entry asks for all the same.
+    """
+    late = [
+        host for host in hosts if host.get("state") != COMPOSED or (host.get("reason") and not host.get("degraded"))
+    ]
     return "; ".join(_how_far(host) for host in late[:20])
 
 

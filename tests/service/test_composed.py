@@ -235,7 +235,9 @@ def test_a_new_leader_goes_on_where_the_one_before_was_killed(clean: ComposedSit
     os.kill(first, signal.SIGKILL)
 
     def composed_by_another() -> bool:
-        return int(pid_file.read_text().split()[0]) != first and (clean.host() or {}).get("state") == "composed"
+        # While nothing runs, there is no such file.
+        another = pid_file.exists() and int(pid_file.read_text().split()[0]) != first
+        return another and (clean.host() or {}).get("state") == "composed"
 
     until(composed_by_another, "another leader has composed it", 300)
 

@@ -335,8 +335,10 @@ def test_hosts_that_are_late_say_at_which_step_they_are() -> None:
         {"name": "a", "state": "composing", "step": "attach", "reason": "n01 does not answer"},
         {"name": "b", "state": "planned"},
     ]
-    said = unsettled_sentence([*late, {"name": "c", "state": "composed"}])
-    assert said == "a is composing (attach): n01 does not answer; b is planned"
+    kept = {"name": "d", "state": "composed", "reason": "jobs use more of it than it is to have"}
+    without = {"name": "e", "state": "composed", "reason": "e/memory/n2 is lost", "degraded": ["e/memory/n2"]}
+    said = unsettled_sentence([*late, {"name": "c", "state": "composed"}, kept, without])
+    assert said == f"a is composing (attach): n01 does not answer; b is planned; d is composed: {kept['reason']}"
 
 
 @pytest.mark.parametrize(
