@@ -359,5 +359,5 @@ def test_a_definition_waits_until_its_hosts_are_composed_and_says_why_not(api: A
     with pytest.raises(ApiError, match="b is failed: no node has a GPU"):
         definition.apply(Client(urls=[api.url]), params, False)
     assert definition.apply(Client(urls=[api.url]), params, True)["changed"] is True
-    hosts[1]["state"] = "composed"
+    hosts[1] = {"name": "b", "state": "composed"}
     assert len(definition.apply(Client(urls=[api.url]), params, False)["hosts"]) == 2
