@@ -54,9 +54,9 @@ TRACES_OF_A_KERNEL = {
 
 
 class ComposedSite:
-    """`variables` of the roles come on top of those that give the workers what they need."""
+    """`variables` of the roles, by worker; where there are none, those that give the workers what they need."""
 
-    def __init__(self, folder: Path, lab: Lab, variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, lab: Lab, variables: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.lab, self.folder = lab, folder
         for node in NODES:
             lab.run(node, f"id -u {PERSON} >/dev/null 2>&1 || useradd --uid {UID} --create-home {PERSON}")
@@ -65,7 +65,7 @@ class ComposedSite:
             node: {
                 "lim_labels": {"rack": "r1", "gives": GIVES[node]},
                 "lim_storage_path": STORAGE_PATH,
-                **(variables if variables is not None else settings(lab, node)),
+                **(variables[node] if variables is not None else settings(lab, node)),
             }
             for node in NODES
         }
@@ -179,11 +179,11 @@ class ComposedSite:
             (found,) = [each for each in client.nodes() if each.name == node]
             return found.resources[kind].capacity if kind in found.resources else 0
 
-    def traces(self) -> dict[str, int]:
-        """What hosts leave behind, counted on all workers."""
+    def traces(self, *, kernel: bool = True) -> dict[str, int]:
+        """What hosts leave behind, counted on all workers; `kernel`: the anchor has one of its own."""
         counts: dict[str, int] = {}
         for node in NODES:
-            looks = TRACES_EVERYWHERE | (TRACES_OF_A_KERNEL if node == ANCHOR else {})
+            looks = TRACES_EVERYWHERE | (TRACES_OF_A_KERNEL if kernel and node == ANCHOR else {})
             line = "; ".join(f"( {command} )" for command in looks.values())
             numbers = self.lab.run(node, line).stdout.split()
             assert len(numbers) == len(looks), (node, numbers)
