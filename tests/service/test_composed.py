@@ -78,7 +78,7 @@ def lines(play: str) -> list[str]:
     return [line[1:].strip(' ",') for line in play.splitlines() if line.startswith("+")]
 
 
-def test_what_would_be_composed_is_shown_and_nothing_is_done(clean: ComposedSite) -> None:
+def test_what_would_be_composed_is_shown_and_nothing_is_done_until_it_is_asked_for(clean: ComposedSite) -> None:
     before = clean.traces()
     planned = lines(clean.apply("--check", "--diff", **hosts(clean)))
     assert f"anchored on {ANCHOR}" in planned
@@ -86,6 +86,12 @@ def test_what_would_be_composed_is_shown_and_nothing_is_done(clean: ComposedSite
         found = next((line for line in planned if line.startswith(part)), f"no {part} in {planned}")
         assert f"by circuit {CIRCUIT} over " in found
     assert clean.host() is None and clean.traces() == before
+    taken = lines(clean.apply("--diff", **hosts(clean)))
+    assert taken == planned, "nothing has changed in between, so it takes exactly what was shown"
+    made = clean.host()
+    assert made is not None and made["state"] == "composed"
+    for circuit in made["circuits"]:
+        assert any(" ".join(circuit["links"]) in line for line in planned)
 
 
 # On the host, as its user: fill the memory, wait for `go`, find all of it again, and write and read the disk.
