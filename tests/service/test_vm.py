@@ -89,7 +89,8 @@ class Node:
         return {each["ifname"] for each in json.loads(self.lab.here(["ip", "-json", "link"]).stdout)}
 
     def mounts(self) -> list[str]:
-        return Path("/proc/mounts").read_text().splitlines()
+        """Of its own: others come and go on this machine."""
+        return [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.folder) in line]
 
 
 def until(done: Callable[[], Any], what: str) -> None:
