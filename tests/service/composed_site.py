@@ -128,7 +128,7 @@ class ComposedSite:
         play = self.folder / "apply.yml"
         play.write_text(yaml.safe_dump(APPLY))
         return self.run("ansible-playbook", "-i", str(self.inventory), str(play), "-e",
-                        f"lavalite_api_socket={self.cluster.api_socket}", *arguments)  # fmt: skip
+                        f"lavalite_api_socket={self.cluster.api_socket}", *arguments, seconds=900)  # fmt: skip
 
     def module(self, module: str, /, *, check: bool = True, **options: Any) -> dict[str, Any]:
         """The result of a module of ours, run here; of one that failed too, unless `check`."""

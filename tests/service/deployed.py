@@ -102,6 +102,7 @@ class Cluster:
             "listen": f"{HERE}:6881",
             "api_listen": f"{HERE}:6880",
             "api_socket_path": self.api_socket,
+            "compose_seconds": 900,  # a machine that is emulated may take long, beside others
         }
         (home / "mbatchd.conf").write_text(json.dumps(scheduler))
         command = [sys.executable, "-m", "lavalite.mbatchd.daemon", "--config", str(home / "mbatchd.conf")]
