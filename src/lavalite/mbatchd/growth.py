@@ -79,7 +79,9 @@ class GrowthDesk:
             state = self._service.state
             before = state.hosts[name]
             spec = growth.check(state, name, ask.amounts)
-            plan = composer.planner(state, self._service.time.now())([spec])[name]
+            # In a thread: who asks again and again keeps nobody else waiting.
+            plan_all = composer.planner(state, self._service.time.now())
+            plan = (await asyncio.to_thread(plan_all, [spec]))[name]
             if isinstance(plan, Refusal):
                 raise ConflictError(f"there is no room for that now. {plan.sentence()}", code="no_room")
             await self._service.obey(HostGrown(name, dict(ask.amounts)))
