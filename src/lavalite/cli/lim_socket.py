@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TypeVar
 
-from lavalite import __version__
-from lavalite.base.errors import LavaLiteError, RefusedError
-from lavalite.wire.connection import Connection
-from lavalite.wire.frames import AnyFrame, AskToken, Bye, Frame, Granted, Hello, Leader, Refused, Resign, WhoLeads
-
-Answer = TypeVar("Answer", bound=Frame)
+from lavalite.wire.frames import AnyFrame, AskToken, Bye, Granted, Leader, Resign, WhoLeads
+from lavalite.wire.question import Answer, ask_here
 
 
 def who_leads(socket: Path) -> Leader:
@@ -30,20 +25,4 @@ def resign(socket: Path) -> str:
 
 
 async def _ask(socket: Path, question: AnyFrame, answer: type[Answer], *, timeout_seconds: float = 5) -> Answer:
-    hello = Hello(software_version=__version__, cluster="", node="", role="local")
-    connection, _ = await Connection.open(f"unix:{socket}", hello, timeout_seconds=timeout_seconds)
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            await connection.send(question)
-            frame = await connection.receive()
-    except TimeoutError:
-        raise LavaLiteError(f"LIM at {socket} did not answer within {timeout_seconds:g} s", code="timeout") from None
-    finally:
-        await connection.close()
-    if isinstance(frame, answer):
-        return frame
-    if isinstance(frame, Refused):
-        raise RefusedError(frame.message, code=frame.code)
-    raise LavaLiteError(
-        f"LIM at {socket} answered with {frame.type!r}, which is no answer to that", code="bad_answer"
-    )
+    return await ask_here(str(socket), f"LIM at {socket}", question, answer, timeout_seconds=timeout_seconds)

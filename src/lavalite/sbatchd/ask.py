@@ -16,8 +16,8 @@ from lavalite import __version__
 from lavalite.base.errors import InputError, LavaLiteError, RefusedError
 from lavalite.model.amounts import asked, format_amount, parse_bandwidth, parse_bytes, parse_cpu, parse_gpu
 from lavalite.model.resources import KINDS
-from lavalite.wire.connection import Connection
-from lavalite.wire.frames import Hello, HostAnswer, HostAsk, Refused
+from lavalite.wire.frames import HostAnswer, HostAsk
+from lavalite.wire.question import ask_here
 
 SOCKET_VARIABLE = "LAVALITE_AGENT_SOCKET"
 SOCKET = "/var/lib/lavalite/sbatchd/inside.sock"
@@ -50,23 +50,10 @@ def ask(host: str, amounts: Mapping[str, int], environment: Mapping[str, str] = 
 
 
 async def _ask(socket: str, question: HostAsk) -> HostAnswer:
-    hello = Hello(software_version=__version__, cluster="", node="", role="local")
-    connection, _ = await Connection.open(f"unix:{socket}", hello)
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await connection.send(question)
-            answer = await connection.receive()
-    except TimeoutError:
-        raise LavaLiteError(f"the agent did not answer within {ANSWER_SECONDS:g} s", code="timeout") from None
-    finally:
-        await connection.close()
-    if isinstance(answer, HostAnswer):
-        if answer.code:
-            raise RefusedError(answer.message, code=answer.code)
-        return answer
-    if isinstance(answer, Refused):
+    answer = await ask_here(socket, "the agent", question, HostAnswer, timeout_seconds=ANSWER_SECONDS)
+    if answer.code:
         raise RefusedError(answer.message, code=answer.code)
-    raise LavaLiteError(f"the agent answered with {answer.type!r}, which is no answer to that", code="bad_answer")
+    return answer
 
 
 def table(answer: HostAnswer) -> str:
