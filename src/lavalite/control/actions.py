@@ -64,6 +64,7 @@ class PartOrdered:
     tls: bool = False
     secret: str = field(default="", repr=False)
     iops: int = 0
+    mirrors: str = ""
     vm: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -340,6 +340,10 @@ class PartOrder(Frame):
 
     The same `part`, `role` and `incarnation` is the same thing, however often it is ordered. A higher `version` may
     change its amount. `secret` opens an export that is encrypted (TLS-PSK, hexadecimal).
+
+    A disk that `mirrors` another part of its host takes that one's place, under the same device, while it is in use:
+    it is ready once it holds all that the other one holds, and from then on both get whatever is written. Whichever
+    of the two is ordered absent then, the device goes on with the other one.
     """
 
     part: str
@@ -357,6 +361,7 @@ class PartOrder(Frame):
     tls: bool = False
     secret: str = Field(default="", repr=False)
     iops: int = 0
+    mirrors: str = ""
     vm: dict[str, Any] = {}
 
 

@@ -35,7 +35,7 @@ PskHex = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$
 
 
 class Disk(Config):
-    """A disk of the guest. One without an address is a file of this node."""
+    """A disk of the guest. One without an address is a file of this node. `mirrors` is as in PartOrder."""
 
     part: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
     kind: Literal["storage", "memory"] = "storage"
@@ -43,6 +43,7 @@ class Disk(Config):
     address: Text = ""
     port: int = Field(default=0, ge=0, le=65_535)
     secret: PskHex = Field(default="", repr=False)
+    mirrors: Text = ""
 
     @model_validator(mode="after")
     def _of_one_place(self) -> Disk:
