@@ -33,8 +33,11 @@ def entry_arguments(**options):
 ENTRY_RULES = dict(supports_check_mode=True, required_if=[("state", "present", ("spec",))])
 
 
-def apply_entry(client, params, check_mode, collection, section):
-    """PUT or DELETE one entry. `collection` is its name in the API's paths, `section` its place in the document."""
+def apply_entry(client, params, check_mode, collection, section, **ask):
+    """PUT or DELETE one entry. `collection` is its name in the API's paths, `section` its place in the document.
+
+    `ask` is what a PUT says beside `spec`.
+    """
     name = params["name"]
     path = path_of(collection, name)
     query = dict(dry_run="true") if check_mode else None
@@ -43,7 +46,7 @@ def apply_entry(client, params, check_mode, collection, section):
             return dict(changed=False, diff=dict(before={}, after={}), hosts=[])
         body = client.delete(path, query).body
     else:
-        body = client.put(path, dict(spec=params["spec"]), query).body
+        body = client.put(path, dict(ask, spec=params["spec"]), query).body
     diff = dict(
         before=_entry(body, "before", section, name),
         after=_entry(body, "after", section, name),

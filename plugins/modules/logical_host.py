@@ -26,17 +26,26 @@ options:
   state:
     description:
       - V(present) is as O(spec) says. V(resized) is the same for a host that there is, and fails where there is none.
+      - V(reserved) is the same, but what the host would take is only held for it, for O(reserve_seconds), and nothing is
+        done yet. V(present) composes it later. A host that is composed already stays so.
       - V(drained) takes no new work; what runs on it runs on. V(active) takes work again.
       - V(absent) is taken apart. What is in use is not removed, and the module fails.
     type: str
-    choices: [present, resized, drained, active, absent]
+    choices: [present, resized, reserved, drained, active, absent]
     default: present
   spec:
-    description: The entry as it would stand in C(pools.yml). Required with O(state=present) and O(state=resized).
+    description: The entry as it would stand in C(pools.yml). Required with O(state=present), O(state=resized) and
+      O(state=reserved).
     type: dict
+  reserve_seconds:
+    description:
+      - For how long O(state=reserved) holds it, in seconds from each such task on. Then it is given back.
+    type: int
+    default: 3600
   wait:
     description:
-      - Whether to wait until the host is composed, with O(state=absent) gone, or with O(state=drained) without work.
+      - Whether to wait until the host is composed, with O(state=reserved) held, with O(state=absent) gone, or with
+        O(state=drained) without work.
     type: bool
     default: true
   timeout:
@@ -70,6 +79,14 @@ EXAMPLES = r"""
       storage: {size: 4TiB, pool: flash}
     unix_socket: /run/lavalite/api.sock
 
+- name: What it would take is held for it until the maintenance is over
+  lavalite.cluster.logical_host:
+    name: nightly
+    state: reserved
+    reserve_seconds: 7200
+    spec: {cpu: 32, memory: 128GiB}
+    unix_socket: /run/lavalite/api.sock
+
 - name: Nothing new starts on it, and what runs has ended
   lavalite.cluster.logical_host:
     name: analytics
@@ -87,7 +104,7 @@ EXAMPLES = r"""
 RETURN = r"""
 version:
   description: The version of the definition. It grows with every change.
-  returned: when O(state) is V(present), V(resized) or V(absent)
+  returned: when O(state) is V(present), V(resized), V(reserved) or V(absent)
   type: int
   sample: 7
 hosts:
@@ -109,8 +126,10 @@ from ansible_collections.lavalite.cluster.plugins.module_utils._waiting import (
     until,
 )
 
-STATES = ["present", "resized", "drained", "active", "absent"]
+STATES = ["present", "resized", "reserved", "drained", "active", "absent"]
 CALLS = dict(drained="drain", active="resume")
+RESERVED = "reserved"
+SPELLED = [("state", state, ("spec",)) for state in ("present", "resized", RESERVED)]
 
 
 def apply(client, params, check_mode, diff_mode=False):
@@ -119,11 +138,18 @@ def apply(client, params, check_mode, diff_mode=False):
     if params["state"] == "resized":
         demand_entry(client, params["name"])
         params = dict(params, state="present")
-    there = list(client.items("/v1/hosts")) if diff_mode else []
-    result = apply_entry(client, params, check_mode, "hosts", "logical_hosts")
+    there = list(client.items("/v1/hosts"))
+    ask = dict(reserve_seconds=params["reserve_seconds"]) if params["state"] == RESERVED else {}
+    result = apply_entry(client, params, check_mode, "hosts", "logical_hosts", **ask)
     before = result["diff"]["before"].get(params["name"])
-    names = host_names(params["name"], params["spec"] if params["state"] == "present" else before)
+    names = host_names(params["name"], before if params["state"] == "absent" else params["spec"])
     result["hosts"] = [host for host in result["hosts"] if host.get("name") in names]
+    held = set(host["name"] for host in there if host["name"] in names and host.get("state") == RESERVED)
+    if params["state"] == "present" and held:
+        result["changed"] = True
+    elif params["state"] == RESERVED:
+        composed = set(host["name"] for host in there if host.get("parts"))
+        result["changed"] = result["changed"] or not names <= held | composed
     if params["wait"] and not check_mode:
         wait_for(client, params, names, result)
     if diff_mode:
@@ -148,6 +174,8 @@ def wait_for(client, params, names, result):
     """Until the hosts are composed, or gone. Raises ApiError when the time is over."""
     if params["state"] == "absent":
         late = removal_sentence(client, names if result["changed"] else (), params["timeout"])
+    elif params["state"] == RESERVED:
+        late = unheld_sentence(client, names, params["timeout"], result)
     else:
         settled = until(hosts_settled(client, lambda host: host.get("name") in names), params["timeout"])
         result["hosts"] = (settled or {}).get("hosts", result["hosts"])
@@ -155,6 +183,18 @@ def wait_for(client, params, names, result):
     if late:
         hint = "See `lavalite hosts`, lower what it asks for, or raise timeout."
         raise ApiError(0, [Fault("not_composed", late, "logical_hosts." + params["name"], hint)])
+
+
+def unheld_sentence(client, names, timeout_seconds, result):
+    """Which of the hosts hold nothing yet when the time is over, and why; nothing when all do."""
+
+    def poll():
+        result["hosts"] = [host for host in client.items("/v1/hosts") if host.get("name") in names]
+        return len(result["hosts"]) == len(names) and all(host.get("parts") for host in result["hosts"])
+
+    if until(poll, timeout_seconds):
+        return ""
+    return unsettled_sentence([host for host in result["hosts"] if not host.get("parts")])
 
 
 def removal_sentence(client, names, timeout_seconds):
@@ -206,11 +246,12 @@ def main():
     module = AnsibleModule(
         argument_spec=entry_arguments(
             state=dict(type="str", choices=STATES, default="present"),
+            reserve_seconds=dict(type="int", default=3600),
             wait=dict(type="bool", default=True),
             timeout=dict(type="int", default=120),
         ),
         supports_check_mode=True,
-        required_if=[("state", "present", ("spec",)), ("state", "resized", ("spec",))],
+        required_if=SPELLED,
     )
     run(module, lambda client: apply(client, module.params, module.check_mode, module._diff))
 

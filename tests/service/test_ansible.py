@@ -203,6 +203,23 @@ def test_a_logical_host_comes_and_goes_by_module(checkout: Checkout, site: str) 
     assert "extra" not in checkout.graph()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the only core belongs to the host demo")
+def test_a_logical_host_is_reserved_and_composed_later(checkout: Checkout, site: str) -> None:
+    wanted = {"name": "later", "spec": {"cpu": 0.1, "memory": "64MiB"}}
+    assert checkout.module("logical_host", "--check", state="reserved", **wanted)["changed"] is True
+    held = checkout.module("logical_host", state="reserved", reserve_seconds=600, **wanted)
+    assert (held["changed"], held["hosts"][0]["state"]) == (True, "reserved"), held
+    again = checkout.module("logical_host", state="reserved", **wanted)
+    assert (again["changed"], again["hosts"][0]["state"]) == (False, "reserved"), again
+    assert again["hosts"][0]["reserved_until"] > held["hosts"][0]["reserved_until"] + 600, "from the last task on"
+    assert checkout.module("logical_host", "--check", **wanted)["changed"] is True
+    made = checkout.module("logical_host", **wanted)
+    assert (made["changed"], made["hosts"][0]["state"]) == (True, "composed"), made
+    kept = checkout.module("logical_host", state="reserved", **wanted)
+    assert (kept["changed"], kept["hosts"][0]["state"]) == (False, "composed"), "what is composed stays so"
+    checkout.module("logical_host", name="later", state="absent")
+
+
 def test_queues_and_pools_by_module(checkout: Checkout, site: str) -> None:
     queue = {"name": "night", "spec": {"priority": 10}}
     assert checkout.module("queue", **queue)["changed"] is True

@@ -371,6 +371,30 @@ async def test_an_entry_may_be_reserved_and_is_composed_when_it_is_applied(world
         await desk.put_entry("queues", "q", reserved, dry_run=False)
 
 
+async def test_an_entry_that_is_written_without_a_reservation_is_composed(world: World) -> None:
+    """Also where its reservation ran out, and by no other entry of that name."""
+
+    async def planned(*asked: object) -> list[Host]:
+        return []
+
+    desk = DefinitionDesk(world.service, SimpleNamespace(planned=planned, hosts=list), "test")  # type: ignore[arg-type]
+    world.through.set()
+    world.service.apply(events.NodeRegistered("n1", "boot-1", "j", offer("n1")))
+    await desk.put_entry("hosts", "x", EntryPut(spec={"cpu": 1}, reserve_seconds=60), dry_run=False)
+    await world.service.settled()
+    await desk.put_entry("queues", "x", EntryPut(spec={}), dry_run=False)
+    await world.service.settled()
+    assert world.state.hosts["x"].state is HostState.RESERVED
+    world.clock.advance(61)
+    world.service.apply(events.NodeRegistered("n1", "boot-1", "j", offer("n1")))
+    world.service.apply(events.Tick())
+    await world.service.settled()
+    assert world.state.hosts["x"].state is HostState.PLANNED and not world.state.hosts["x"].parts
+    await desk.put_entry("hosts", "x", EntryPut(spec={"cpu": 1}), dry_run=False)
+    await world.service.settled()
+    assert world.state.hosts["x"].state is HostState.COMPOSED
+
+
 # --- what is told -------------------------------------------------------------------------------------------
 
 

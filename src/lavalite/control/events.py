@@ -60,7 +60,7 @@ class DefinitionApplied:
     specs: Specs
     purge: bool = False
     reserve: dict[str, float] = field(default_factory=dict)
-    """Hosts that are only to be held, and until when."""
+    """Hosts that are only to be held, and until when; 0 where they are to be composed, also if they were held."""
 
 
 @dataclass(slots=True, frozen=True)

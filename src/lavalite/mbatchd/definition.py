@@ -78,8 +78,9 @@ class DefinitionDesk:
             after = {**before, section: {**before[section], name: ask.spec}}
             if path != "hosts" and ask.reserve_seconds is not None:
                 raise InputError("only logical hosts are reserved", field="reserve_seconds", hint="Leave it out.")
+            entry = name if path == "hosts" else ""
             return await self._change(
-                before, after, purge=False, dry_run=dry_run, reserve=name, seconds=ask.reserve_seconds
+                before, after, purge=False, dry_run=dry_run, reserve=entry, seconds=ask.reserve_seconds
             )
 
     async def delete_entry(
@@ -106,7 +107,9 @@ class DefinitionDesk:
         reserve: str = "",
         seconds: int | None = None,
     ) -> models.DefinitionResult:
-        """`reserve` is an entry of logical hosts of which what they would take is held for so many seconds."""
+        """`reserve` is an entry of logical hosts: for so many seconds, what they would take is held, or, without, they
+        are composed where that was held so far.
+        """
         specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
         leaving = self._leaving(before, specs, purge=purge)
         changed = typed(before) != typed(after) or not set(leaving) <= set(before["leaving"])
@@ -120,10 +123,8 @@ class DefinitionDesk:
             after=sections(after),
             hosts=await self._reader.planned(specs.hosts.values(), specs.pools.values(), specs.links),
         )
-        reserved: dict[str, float] = {}
-        if seconds is not None:
-            until = self._service.time.now() + seconds
-            reserved = {spec.name: until for spec in specs.hosts.values() if spec.entry == reserve}
+        until = 0.0 if seconds is None else self._service.time.now() + seconds
+        reserved = {spec.name: until for spec in specs.hosts.values() if spec.entry == reserve}
         if not noted:
             if not dry_run:
                 self._again(specs, reserved)
@@ -135,11 +136,11 @@ class DefinitionDesk:
 
     def _again(self, specs: Specs, reserved: dict[str, float]) -> None:
         """Who applies what is applied already does not want to wait for the next try of hosts that failed."""
-        for name, until in reserved.items():
-            self._service.apply(HostReserved(name, until))
         hosts = self._service.state.hosts
-        for name in [name for name in specs.hosts if name not in reserved]:
-            if name in hosts and hosts[name].retry_at:
+        for name in specs.hosts:
+            if until := reserved.get(name, 0.0):
+                self._service.apply(HostReserved(name, until))
+            elif name in hosts and (hosts[name].retry_at or (name in reserved and hosts[name].reserved_until)):
                 self._service.apply(HostApplied(name))
 
     def _leaving(self, before: dict[str, Any], specs: Specs, *, purge: bool) -> list[str]:

@@ -63,9 +63,9 @@ def applied(state: ClusterState, event: DefinitionApplied) -> None:
         if event.purge or extra.state is PLANNED or (extra.state is FAILED and not extra.parts):
             removed(state, name)
     for name, spec in event.specs.hosts.items():
-        if name in event.reserve:
-            reserved(state, HostReserved(name, event.reserve[name]))
-        elif before.get(name) != spec:
+        if until := event.reserve.get(name, 0.0):
+            reserved(state, HostReserved(name, until))
+        elif name in event.reserve or before.get(name) != spec:
             tried_anew(state, name)
 
 
