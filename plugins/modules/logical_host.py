@@ -26,8 +26,8 @@ options:
   state:
     description:
       - V(present) is as O(spec) says. V(resized) is the same for a host that there is, and fails where there is none.
-      - V(reserved) is the same, but what the host would take is only held for it, for O(reserve_seconds), and nothing is
-        done yet. V(present) composes it later. A host that is composed already stays so.
+      - V(reserved) is the same, but what the host would take is only held for it, for O(reserve_seconds), and nothing
+        is done yet. V(present) composes it later. A host that is composed already stays so.
       - V(drained) takes no new work; what runs on it runs on. V(active) takes work again.
       - V(absent) is taken apart. What is in use is not removed, and the module fails.
     type: str
@@ -144,11 +144,11 @@ def apply(client, params, check_mode, diff_mode=False):
     before = result["diff"]["before"].get(params["name"])
     names = host_names(params["name"], before if params["state"] == "absent" else params["spec"])
     result["hosts"] = [host for host in result["hosts"] if host.get("name") in names]
-    held = set(host["name"] for host in there if host["name"] in names and host.get("state") == RESERVED)
+    held = {host["name"] for host in there if host["name"] in names and host.get("state") == RESERVED}
     if params["state"] == "present" and held:
         result["changed"] = True
     elif params["state"] == RESERVED:
-        composed = set(host["name"] for host in there if host.get("parts"))
+        composed = {host["name"] for host in there if host.get("parts")}
         result["changed"] = result["changed"] or not names <= held | composed
     if params["wait"] and not check_mode:
         wait_for(client, params, names, result)

@@ -107,8 +107,8 @@ class DefinitionDesk:
         reserve: str = "",
         seconds: int | None = None,
     ) -> models.DefinitionResult:
-        """`reserve` is an entry of logical hosts: for so many seconds, what they would take is held, or, without, they
-        are composed where that was held so far.
+        """`reserve` is an entry of logical hosts: for so many seconds, what they would take is held; without, what was
+        held is composed.
         """
         specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
         leaving = self._leaving(before, specs, purge=purge)
