@@ -107,7 +107,7 @@ class DefinitionDesk:
         reserve: str = "",
         seconds: int | None = None,
     ) -> models.DefinitionResult:
-        """`reserve` is an entry of logical hosts: for so many seconds, what they would take is held; without, what was
+        """`reserve` is an entry of logical hosts: what they would take is held for so many seconds; without, what was
         held is composed.
         """
         specs = await asyncio.to_thread(_specs, typed(after), self._nodes())
