@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from control_world import GIB, World
 from hosts_world import NODES, QUEUES, TIB, check, host, roles, settle, whole, wide_offer
 
 from lavalite.control.events import Specs
+from lavalite.control.hosts import composer
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HostSpec, LinkSpec
+from lavalite.placement.compose import plan_hosts
 
 GBIT = 10**9
 LINKS = (
@@ -59,6 +64,29 @@ def test_circuits_are_held_on_every_link_and_given_back() -> None:
     again(w)
     assert w.state.book.committed("link/r1/core", "network") == 0 and "h" not in w.state.hosts
     check(w)
+
+
+def test_what_waits_is_planned_again_after_a_pause_and_what_is_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(composer, "SOON_SEEN_NODES", 0)
+    monkeypatch.setattr(composer, "PAUSE_SECONDS_PER_NODE", 10.0)
+    plans = []
+
+    def counted(*asked: Any, **more: Any) -> dict[str, Any]:
+        plans.append(asked)
+        return plan_hosts(*asked, **more)
+
+    monkeypatch.setattr(composer, "plan_hosts", counted)
+    w = linked(HostSpec("h", {"cpu": 400_000}))
+    w.advance(31)
+    before = len(plans)
+    for _ in range(29):
+        w.advance(1)
+        w.connect("n2")
+    assert len(plans) - before <= 1, "three nodes: a pause of 30 seconds"
+    again(w, HostSpec("h", {"cpu": 1000}))
+    assert host(w).state == "composed"
 
 
 def test_far_memory_comes_near_when_there_is_room() -> None:

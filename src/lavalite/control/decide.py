@@ -58,7 +58,7 @@ def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
         gangs.settle(state, now, out)
     state.wake(now)  # what the event made due as well: else it would wait for the next one
     steps.go_on(state, now, out)
-    if state.compose_wanted:
+    if state.compose_wanted and now >= state.compose_at:
         composer.compose(state, now, out)
         steps.go_on(state, now, out)
     telling.tell(state, out)

@@ -147,7 +147,8 @@ def load(
     for rest, value in found.get("resources", ()):
         record = _read(NodeRecord, f"resources/{rest}", value)
         node = state.set_node(record.offer, record.journal_id)
-        node.drain, node.operator_labels = record.drain, record.operator_labels
+        node.drain = record.drain
+        node.set_labels(record.operator_labels)
         node.generation, node.owes_parts = record.generation, record.owes_parts
         node.fabric_address = record.fabric_address
         if record.generation < epoch[0]:

@@ -80,6 +80,8 @@ class ClusterState(Demand):
         """Host → when it was last tried to attach what it lost."""
         self.short = ""
         """What kept the last host from being committed."""
+        self.compose_at = 0.0
+        """Before then hosts are not planned again, but for what people ask (composer.PAUSE_SECONDS_PER_NODE)."""
         self.reanchor_at = 0.0
         self.quarantine: dict[tuple[str, AttemptId], AttemptReported] = {}
         self.stopping: dict[TaskKey, None] = {}

@@ -61,6 +61,7 @@ class NodeState:
     doubtful: bool = False
     """Whether it may have something of which its agent can never tell what became of it (`TaskRun.lost_since`)."""
     runs: dict[TaskKey, TaskRun] = field(default_factory=dict)
+    _capacity: NodeCapacity | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, offer: NodeOffer) -> NodeState:
@@ -73,15 +74,22 @@ class NodeState:
 
     def set_offer(self, offer: NodeOffer) -> None:
         self.packed, self.boot_id, self.told_labels = _packed(offer), offer.boot_id, offer.labels
+        self._capacity = None
 
     @property
     def labels(self) -> dict[str, list[str]]:
         """What selectors go by: what people gave it, over what its LIM tells."""
         return self.told_labels | self.operator_labels if self.operator_labels else self.told_labels
 
+    def set_labels(self, labels: dict[str, list[str]]) -> None:
+        """What people say of it."""
+        self.operator_labels, self._capacity = labels, None
+
     def capacity(self) -> NodeCapacity:
-        """The node as planning sees it."""
-        return NodeCapacity.from_offer(self.offer, self.labels)
+        """The node as planning sees it: kept, since every plan sees all nodes. Not to be changed in place."""
+        if self._capacity is None:
+            self._capacity = NodeCapacity.from_offer(NodeOffer.model_validate_json(self.packed), self.labels)
+        return self._capacity
 
 
 def _packed(offer: NodeOffer) -> bytes:
@@ -348,7 +356,7 @@ class Supply:
     def set_labels(self, node: NodeState, labels: dict[str, list[str]]) -> None:
         """Take over what people say of a node; it may be in other pools by that."""
         if node.operator_labels != labels:
-            node.operator_labels = labels
+            node.set_labels(labels)
             self.nodes_version += 1
             self.dirty.nodes[node.name] = None
             self._pools_stale = self._links_stale = self.schedule_wanted = self.compose_wanted = True

@@ -208,11 +208,39 @@ class NodeCapacity:
             name=offer.node,
             labels={label: list(values) for label, values in (offer.labels if labels is None else labels).items()},
             amounts={kind: offer.amount(kind) for kind in kinds},
-            devices={kind: tuple(found) for kind in kinds if (found := offer.devices(kind))},
+            devices={kind: _shared(tuple(found)) for kind in kinds if (found := offer.devices(kind))},
         )
 
     def gpu_models(self) -> set[str]:
         return {device.model for device in self.devices.get(GPU, ()) if device.model}
+
+
+def _shared(devices: tuple[Device, ...]) -> tuple[Device, ...]:
+    """Cores of machines of one make are alike, and kept once for all of them."""
+    if any(device.attributes for device in devices):
+        return devices
+    return _kept_once(_Alike(devices))
+
+
+class _Alike:
+    """Devices, equal to others of the same fields."""
+
+    __slots__ = ("_fields", "devices")
+
+    def __init__(self, devices: tuple[Device, ...]) -> None:
+        self.devices = devices
+        self._fields = tuple((d.id, d.model, d.memory_bytes, d.numa_node, d.pci_address) for d in devices)
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Alike) and self._fields == other._fields
+
+
+@lru_cache(maxsize=1024)
+def _kept_once(alike: _Alike) -> tuple[Device, ...]:
+    return alike.devices
 
 
 def fits_model(device: Device, model: str, memory_bytes: int) -> bool:

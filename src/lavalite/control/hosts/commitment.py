@@ -160,7 +160,7 @@ def removed(state: ClusterState, name: str) -> None:
     if host is None:
         return
     state.removals.add(name)
-    state.compose_wanted = True
+    state.compose_wanted, state.compose_at = True, 0.0
     if host.state is COMPOSED and name not in state.flying:
         state.set_host(host.model_copy(update={"state": DRAINING, "reason": "to be removed"}))
 

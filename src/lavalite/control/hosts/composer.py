@@ -50,6 +50,11 @@ from lavalite.placement.reasons import Reason, Refusal
 MOST_LOOKED_AT = 8
 """Of hosts with far parts, in one look whether they may come near."""
 Planner = Callable[[Sequence[HostSpec]], dict[str, LogicalHost | Refusal]]
+PAUSE_SECONDS_PER_NODE = 0.0005
+"""Between two plans of what nobody just asked for: each looks at all nodes, and while something waits, one is due
+each second, and at any event."""
+SOON_SEEN_NODES = 500
+"""So many are looked at without a pause."""
 RAN_OUT = -1.0
 """`reserved_until` of a host whose reservation ran out: it is not planned until it is applied."""
 
@@ -58,6 +63,7 @@ def applied(state: ClusterState, event: DefinitionApplied) -> None:
     """Take the definition over. With `purge`, hosts it has no more are to go; those that hold nothing go anyway."""
     before = state.specs.hosts
     state.set_definition(event.document, event.specs)
+    state.compose_at = 0.0
     for name in state.hosts.keys() - event.specs.hosts.keys():
         extra = state.hosts[name]
         if event.purge or extra.state is PLANNED or (extra.state is FAILED and not extra.parts):
@@ -76,7 +82,7 @@ def tried_anew(state: ClusterState, name: str) -> None:
         return
     if host.retry_at or host.reserved_until:
         change(state, host, retry_at=0.0, reserved_until=0.0)
-    state.compose_wanted = True
+    state.compose_wanted, state.compose_at = True, 0.0
 
 
 def reserved(state: ClusterState, event: HostReserved) -> None:
@@ -90,6 +96,7 @@ def reserved(state: ClusterState, event: HostReserved) -> None:
             change(state, host, reserved_until=event.until)
     elif host.state is RESERVED or not host.parts:
         give_up(state, host, PLANNED, "", reserved_until=event.until)
+        state.compose_at = 0.0
 
 
 def drained(state: ClusterState, event: HostDrained) -> None:
@@ -122,6 +129,7 @@ def _waits(host: LogicalHost, now: float) -> bool:
 def compose(state: ClusterState, now: float, out: Outbox) -> None:
     """Let go what is to go, then plan and commit what is asked for and not there, or not so."""
     state.compose_wanted = False
+    state.compose_at = now + max(0, len(state.nodes) - SOON_SEEN_NODES) * PAUSE_SECONDS_PER_NODE
     state.refresh_links()
     for name in sorted(state.removals):
         _let_go(state, name)

@@ -67,4 +67,4 @@ def grown(state: ClusterState, name: str, amounts: Mapping[str, int]) -> None:
     host = state.hosts.get(name)
     if host is not None and {**host.grown, **amounts} != host.grown:
         state.set_host(host.model_copy(update={"grown": {**host.grown, **amounts}}))
-        state.compose_wanted = True
+        state.compose_wanted, state.compose_at = True, 0.0
