@@ -39,9 +39,9 @@ from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec
 
 NODES = ("n1", "n2", "n3")
 OFFERS = {
-    "n1": offer("n1", cpu=4, gpus=2),
+    "n1": offer("n1", cpu=4, gpus=2, fpgas=2),
     "n2": offer("n2", cpu=2),
-    "n3": offer("n3", cpu=3, gpus=1, model="V100"),
+    "n3": offer("n3", cpu=3, gpus=1, model="V100", fpgas=1),
 }
 QUEUES = {
     "normal": QueueSpec(
@@ -57,7 +57,10 @@ QUEUES = {
     ),
 }
 POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
-HOSTS = {"trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000}), "small": HostSpec("small", {"cpu": 1000})}
+HOSTS = {
+    "trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000, "fpga": 1}),
+    "small": HostSpec("small", {"cpu": 1000}),
+}
 JOBS = st.fixed_dictionaries(
     {
         "cpu_milli": st.sampled_from([500, 1000, 2000]),
@@ -71,6 +74,7 @@ JOBS = st.fixed_dictionaries(
         "queue": st.sampled_from(["normal", "few"]),
         "host": st.sampled_from(["", "", "", "trainer"]),
         "floating": st.sampled_from([{}, {}, {"matlab": 1}]),
+        "special": st.sampled_from([{}, {}, {"fpga": 1}]),
         "user": st.sampled_from(["ada", "bob"]),
         "exclusive": st.sampled_from([False, False, False, False, True]),
     }
@@ -131,7 +135,9 @@ class Cluster(ClusterRules):
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
             if more is not None:
-                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating", "exclusive")}
+                request = {
+                    name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "special", "floating", "exclusive")
+                }
                 tasks = min(2, len(job.pop("array").indices()))
                 first = Part(name="first", tasks=tasks, request=Request(**request))
                 job["parts"] = [first, Part(name="more", request=Request(**more))]
@@ -273,7 +279,7 @@ class Cluster(ClusterRules):
             w.state.book.committed(name, kind)
             == sum(p.amount for h in w.state.hosts.values() for p in h.parts if (p.provider, p.kind) == (name, kind))
             for name in NODES
-            for kind in ("cpu", "gpu")
+            for kind in ("cpu", "gpu", "fpga")
         )
 
 

@@ -1,14 +1,18 @@
 """Resources as first-class, versioned objects: what providers offer.
 
 Kinds and their units, all integers: cpu milli-cores, memory bytes, gpu milli-GPUs, storage bytes, network bits a
-second. A FLOATING resource (a licence) belongs to no node; its kind is the name the operator gave it.
+second. A FLOATING resource (a licence) belongs to no node; its kind is the name the operator gave it. So is that of a
+special resource, which is of a node: devices (an FPGA, a SmartNIC) that are counted, and given out whole by name.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 CPU, MEMORY, GPU, STORAGE, NETWORK = "cpu", "memory", "gpu", "storage", "network"
 KINDS = (CPU, MEMORY, GPU, STORAGE, NETWORK)
@@ -20,6 +24,50 @@ PLACES = "places"
 ALL_PLACES = 2**30
 """A node has so many places, beside what it offers. Whoever holds anything of it takes one; a task that is to have
 the node for itself takes all. Nobody is shown them, and they count in no limit and no quota."""
+DEVICE = "device"
+"""The unit of a special kind."""
+_SPECIAL = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+_NOT_SPECIAL = frozenset({*KINDS, PLACES, "tasks", "floating", "special", "circuit", "pool", "pools"})
+"""What is said beside kinds, where kinds are said."""
+
+
+def is_special(kind: str) -> bool:
+    """Whether a kind that nodes offer is none of the five."""
+    return kind not in KINDS and kind != PLACES
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """The five in their order, then special ones by name."""
+    return sorted(kinds, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
+
+
+def amount_of(kind: str, devices: int) -> int:
+    """How much so many whole devices are."""
+    return devices if is_special(kind) else devices * WHOLE
+
+
+def load_of(kind: str, amount: int, devices: int) -> int:
+    """How much an amount takes of each of its devices, out of WHOLE: of special kinds all."""
+    return WHOLE if is_special(kind) else amount // devices
+
+
+def special_fault(name: str) -> str:
+    """Why nothing special can be called that; empty if it can."""
+    if name in _NOT_SPECIAL:
+        return f"{name} has a meaning already"
+    if not _SPECIAL.fullmatch(name):
+        return f"{name[:40] or 'nothing'} is no name of a kind: up to 31 of a-z, 0-9, _ and -, a letter first"
+    return ""
+
+
+def _may_be_special(name: str) -> str:
+    if fault := special_fault(name):
+        raise ValueError(fault)
+    return name
+
+
+SpecialName = Annotated[str, AfterValidator(_may_be_special)]
+"""The name of a special kind, which an operator chose."""
 
 
 class Stored(BaseModel):

@@ -87,8 +87,9 @@ def survey(
         found.turn_away(~floor.members(spec, kind), Reason.NOT_IN_POOL)
     for kind in whole:
         found.turn_away(floor.total[kind] == 0, Reason.NO_KIND)
-    if GPU in whole and (spec.gpu_model or spec.gpu_memory_bytes):
-        found.turn_away(~floor.has_model(spec), Reason.NO_MODEL)
+    for kind in whole:
+        if spec.model_of(kind) or (kind == GPU and spec.gpu_memory_bytes):
+            found.turn_away(~floor.has_model(spec, kind), Reason.NO_MODEL)
     for kind, amount in whole.items():
         found.turn_away(floor.has(spec, kind, empty=True) < amount, Reason.TOO_SMALL)
     if growing:
@@ -150,12 +151,12 @@ def in_order(spec: HostSpec, floor: Floor, found: Survey) -> Ints:
 
 
 def leftover(spec: HostSpec, floor: Floor, found: Survey, rows: Ints) -> Ints:
-    """Per mille of each asked kind that stays free, summed: less is a better fit. Strands no GPU if it can."""
+    """Per mille of each asked kind that stays free, summed: less is a better fit. Strands no device if it can."""
     left = np.zeros(len(rows), dtype=np.int64)
     for kind, asked in spec.amounts.items():
         left += per_mille(floor, kind, rows, found.local[kind][rows] if kind in found.local else asked)
-    if GPU not in spec.amounts:
-        left += np.where(floor.total[GPU][rows] > 0, 1000 * (len(spec.amounts) + 1), 0)
+    for kind in {GPU, *floor.special} - spec.amounts.keys():
+        left += np.where(floor.total[kind][rows] > 0, 1000 * (len(spec.amounts) + 1), 0)
     return left
 
 

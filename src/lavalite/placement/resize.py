@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lavalite.model.host import LogicalHost, Part
-from lavalite.model.resources import GPU, MEMORY, STORAGE, WHOLE
+from lavalite.model.resources import GPU, MEMORY, STORAGE, WHOLE, is_special
 from lavalite.model.specs import HostSpec
 from lavalite.placement.anchors import attachable, may_be_far, survey
 from lavalite.placement.assemble import assemble, wanted_bandwidth
@@ -62,11 +62,8 @@ def is_as_asked(spec: HostSpec, host: LogicalHost, floor: Floor) -> bool:
         return False
     if (host.executor, host.vm, host.on_loss) != (spec.executor, spec.vm, spec.on_loss):
         return False
-    for name in {part.provider for part in host.parts if part.kind == GPU}:
-        gpus = {device for part in host.parts if (part.kind, part.provider) == (GPU, name) for device in part.devices}
-        row = floor.rows.get(name)
-        if row is not None and not floor.room(row).keeps(spec, gpus):
-            return False
+    if not all(_is_of_model(spec, part, floor) for part in host.parts):
+        return False
     far = [part for part in host.parts if host.is_far(part)]
     return not far or _far_is_as_asked(spec, host, far, floor)
 
@@ -167,8 +164,15 @@ def _suits(spec: HostSpec, host: LogicalHost, part: Part, floor: Floor) -> bool:
     """Whether a part of another node is of the right pool and model, and near enough."""
     if part.pool != spec.pools.get(part.kind, "") or not _spans(spec, host, part, floor):
         return False
+    return _is_of_model(spec, part, floor)
+
+
+def _is_of_model(spec: HostSpec, part: Part, floor: Floor) -> bool:
+    """Whether its devices, where it is of such as have a model, are what is asked for."""
     row = floor.rows.get(part.provider)
-    return part.kind != GPU or row is None or floor.room(row).keeps(spec, part.devices)
+    if row is None or not (part.kind == GPU or is_special(part.kind)):
+        return True
+    return floor.room(row).keeps(spec, part.kind, part.devices)
 
 
 def _spans(spec: HostSpec, host: LogicalHost, part: Part, floor: Floor) -> bool:

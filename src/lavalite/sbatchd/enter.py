@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SHELL = "/bin/sh"
 
 
+USUAL = ("cpu", "memory", "gpu", "storage", "network")
+"""Kinds that an operator did not name."""
+
+
 def core_numbers(names: list[str]) -> set[int]:
     """CPU numbers of device ids: `3`, `cpu3` or `core3`."""
     return {int(name.removeprefix("cpu").removeprefix("core")) for name in names}
@@ -43,6 +47,7 @@ def confine(host: dict[str, Any]) -> dict[str, str]:
         "LAVALITE_CPUS": ",".join(cores),
         "LAVALITE_GPUS": ",".join(gpus),
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        **special_environment(devices),
     }
 
 
@@ -59,6 +64,15 @@ def host_environment(host: dict[str, Any]) -> dict[str, str]:
     if host.get("scratch"):
         found["LAVALITE_SCRATCH"] = host["scratch"]
     return found
+
+
+def special_environment(devices: dict[str, list[str]]) -> dict[str, str]:
+    """`LAVALITE_SPECIAL_FPGA=/dev/xdma0,/dev/xdma1`: the devices of kinds that an operator named, by kind."""
+    found: dict[str, list[str]] = {}
+    for kind in sorted(devices):
+        if kind not in USUAL and devices[kind]:
+            found.setdefault(f"LAVALITE_SPECIAL_{kind.upper().replace('-', '_')}", []).extend(devices[kind])
+    return {name: ",".join(paths) for name, paths in found.items()}
 
 
 def main(arguments: list[str]) -> int:
