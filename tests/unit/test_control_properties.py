@@ -30,6 +30,7 @@ from lavalite.control.events import (
 )
 from lavalite.control.seating import RoomsNow, find, seats_in
 from lavalite.control.settings import Settings
+from lavalite.control.tasks import JobState
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
 from lavalite.ledger.book import FLOATING
@@ -272,7 +273,8 @@ class Cluster(ClusterRules):
                 seats = find(w.state, w.state.classes[job.class_key], job, w.now)
                 assert seats.fit < len(job.codes) and not seats.seats, f"gang {job.id} has room and does not start"
                 continue
-            assert job.unmet or b"B" in job.codes or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
+            waits = job.unmet or b"B" in job.codes or job.spec.host or _is_kept_out(w, job)
+            assert waits, f"job {job.id} never ended: {bytes(job.codes)!r}"
         assert not [o for o in w.state.book.owners() if o.startswith("job/")]
         assert not [key for key in w.store if "/commitments/job/" in key]
         assert all(
@@ -281,6 +283,14 @@ class Cluster(ClusterRules):
             for name in NODES
             for kind in ("cpu", "gpu", "fpga")
         )
+
+
+def _is_kept_out(world: World, job: JobState) -> bool:
+    """Whether it is to have a node for itself, and hosts have parts of all that it could be on."""
+    request, book = job.spec.request, world.state.book
+    hosts = {part.provider for host in world.state.hosts.values() for part in host.parts}
+    large = {name for name in NODES if all(book.capacity(name, k) >= n for k, n in request.amounts().items())}
+    return request.exclusive and large <= hosts
 
 
 def _nothing_sleeps_that_fits(world: World) -> None:

@@ -24,6 +24,7 @@ from lavalite.model.specs import NodeCapacity
 from lavalite.providers.local import discover
 from lavalite.providers.special import find_special
 from lavalite.sbatchd.accounts import Account
+from lavalite.sbatchd.enter import host_environment
 from lavalite.sbatchd.launch import environment
 from lavalite.wire.frames import Attempt
 
@@ -43,6 +44,7 @@ pools:
     limits: {special: {fpga: 2}, per_user: {special: {fpga: 1}}}
 logical_hosts:
   dsp: {cpu: 4, special: {fpga: {count: 1, pool: accel}}}
+  wide: {cpu: 4, special: {fpga: {count: 2, pool: accel}}, far: {special: {fpga: 1}, circuit: 5Gbit/s}}
   net: {cpu: 4, special: {smart-nic: {count: 1, model: BlueField, pool: accel}}}
 """
 )
@@ -96,7 +98,8 @@ def test_pools_and_capacity() -> None:
     accel = document.pool_specs()[1]
     assert accel.quota["research"]["fpga"].nominal == 1
     assert (accel.limits.whole, accel.limits.per_user) == ({"fpga": 2}, {"fpga": 1})
-    dsp, net = document.hosts()
+    dsp, wide, net = document.hosts()
+    assert (wide.far, wide.circuits) == ({"fpga": 1}, {"fpga": 5 * 10**9})
     assert (dsp.amounts, dsp.pools["fpga"]) == ({"cpu": 4000, "fpga": 1}, "accel")
     assert net.asked() == "4 cpu, 1 smart-nic BlueField, pool accel, pool general"
 
@@ -156,6 +159,15 @@ def test_pools_and_capacity() -> None:
             "capacity: {n: {cpu: 4, special: {fpga: {count: 1, model: U250}}}}\n"
             "logical_hosts: {h: {cpu: 1, special: {fpga: {count: 1, model: U280}}}}",
             "logical_hosts.h.special.fpga.model: no node of the cluster has U280. Did you mean U250?",
+        ),
+        (
+            "logical_hosts: {h: {cpu: 1, special: {fpga: 1}, far: {special: {fpga: 2}}}}",
+            "logical_hosts.h.far.special.fpga: more may be far than the 1 asked for. Write 1 or less.",
+        ),
+        (
+            "logical_hosts: {h: {cpu: 1, near: node, special: {fpga: 1}, far: {special: {fpga: 1}}}}",
+            "logical_hosts.h.far.special.fpga: with near: node nothing comes from another node. "
+            "Leave it out, or write near: rack or near: any.",
         ),
         (
             "capacity: {n: {cpu: 4, specials: {fpga: 1}}}",
@@ -279,6 +291,13 @@ def test_a_job_is_told_its_devices_by_kind() -> None:
         "LAVALITE_SPECIAL_FPGA",
         "LAVALITE_SPECIAL_SMART_NIC",
     ]
+
+
+def test_devices_on_other_nodes_are_named_by_node() -> None:
+    there = {"fpga": {"n8": ["/dev/xdma1"], "n7": ["/dev/xdma0", "/dev/xdma2"]}}
+    found = host_environment({"name": "h", "special_nodes": there})
+    assert found["LAVALITE_SPECIAL_FPGA_NODES"] == "n7:/dev/xdma0,/dev/xdma2;n8:/dev/xdma1"
+    assert "LAVALITE_SPECIAL_FPGA" not in found
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------

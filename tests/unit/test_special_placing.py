@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from control_world import World, offer, spec, world
+from hosts_world import check, define, far_world, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from lavalite.control.events import Specs
 from lavalite.control.explain import explain
 from lavalite.control.views import job as job_view
 from lavalite.control.views import task as task_view
+from lavalite.mbatchd.hosts_here import _as_frame
 from lavalite.model.decision import DecisionRecord
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import Request, Share
@@ -344,3 +346,83 @@ def test_a_host_gets_and_gives_back_devices_while_jobs_run_on_it() -> None:
     made.settle()
     assert made.state.hosts["dsp"].amount("fpga") == 1, "what a running job holds is not taken from it"
     made.check()
+
+
+# --- of other nodes -------------------------------------------------------------------------------------------------
+
+
+def wide(node: NodeCapacity) -> NodeCapacity:
+    """With a card of 10Gbit/s."""
+    return replace(node, amounts={**node.amounts, "network": 10**10})
+
+
+def far_of(host: LogicalHost) -> list[tuple[str, int, list[str]]]:
+    return [(p.provider, p.amount, p.devices) for p in host.parts if p.kind == "fpga" and host.is_far(p)]
+
+
+def test_what_the_anchor_lacks_comes_from_others_whole_and_over_a_circuit() -> None:
+    nodes = [wide(node("n1", 1)), wide(node("n2", 1, "U280")), wide(node("n3", 3))]
+    nodes[2] = replace(nodes[2], amounts={**nodes[2].amounts, "cpu": 1000})
+    asked = replace(dsp(boards=3, model="U250", cpu=4), far={"fpga": 2}, circuits={"fpga": 4 * 10**9})
+    planned = plan_hosts([asked], nodes, [])["dsp"]
+    assert isinstance(planned, LogicalHost), planned.sentence()
+    assert planned.anchor == "n1" and far_of(planned) == [("n3", 2, ["/dev/n3-fpga0", "/dev/n3-fpga1"])]
+    assert [(c.provider, c.bits_per_second) for c in planned.circuits] == [("n3", 4 * 10**9)]
+    assert plan_hosts([asked], nodes, [], {"dsp": planned})["dsp"] == planned
+    too_far = plan_hosts([replace(asked, far={"fpga": 1})], nodes, [])["dsp"]
+    assert isinstance(too_far, Refusal) and "lack more than may come from other nodes" in too_far.sentence()
+    fewer = plan_hosts([replace(asked, amounts={"cpu": 4000, "fpga": 2})], nodes, [], {"dsp": planned})["dsp"]
+    assert isinstance(fewer, LogicalHost) and far_of(fewer) == [("n3", 1, ["/dev/n3-fpga0"])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    boards=st.lists(st.integers(0, 3), min_size=2, max_size=4),
+    asked=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
+    again=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
+)
+def test_no_plan_over_several_nodes_gives_a_device_twice(
+    boards: list[int], asked: list[tuple[int, int]], again: list[tuple[int, int]]
+) -> None:
+    nodes = [wide(node(f"n{at}", count)) for at, count in enumerate(boards)]
+    hosts: dict[str, LogicalHost] = {}
+    for counts in (asked, again):
+        specs_now = [replace(dsp(f"h{at}", n), far={"fpga": min(n, far)}) for at, (n, far) in enumerate(counts)]
+        plan = plan_hosts(specs_now, nodes, [], hosts)
+        hosts |= {name: answer for name, answer in plan.items() if isinstance(answer, LogicalHost)}
+        held = [device for host in hosts.values() for part in host.parts for device in part.devices]
+        assert len(held) == len(set(held))
+        for one in specs_now:
+            if isinstance(plan[one.name], LogicalHost):
+                host = hosts[one.name]
+                assert host.amount("fpga") == one.amounts["fpga"]
+                assert sum(amount for _, amount, _ in far_of(host)) <= one.far["fpga"]
+                assert all(len(devices) == amount for _, amount, devices in far_of(host))
+        assert all(
+            plan_hosts(specs_now, nodes, [], hosts)[o.name] == hosts[o.name]
+            for o in specs_now
+            if o.name in hosts and plan[o.name] is hosts[o.name]
+        )
+
+
+def test_a_host_over_several_nodes_holds_them_and_jobs_have_those_of_the_anchor() -> None:
+    made = far_world()
+    for name, boards in (("n1", 1), ("n2", 2)):
+        offered, more = made.agents[name].offer, offer(name, fpgas=boards).resources[-1]
+        made.agents[name].offer = offered.model_copy(update={"resources": [*offered.resources, more], "version": 2})
+        made.disconnect(name)
+        made.connect(name)
+    define(made, HostSpec("dsp", {"cpu": 2000, "fpga": 3}, far={"fpga": 2}))
+    settle(made)
+    host = made.state.hosts["dsp"]
+    assert host.state is HostState.COMPOSED, host.reason
+    near, far = {"n1": (1, 2), "n2": (2, 1)}[host.anchor]
+    assert sum(amount for _, amount, _ in far_of(host)) == far and host.circuits
+    inside = [made.submit(spec(host="dsp", cpu_milli=500, special={"fpga": 1})) for _ in range(3)]
+    settle(made)
+    assert sum(bool(given_to(made, job)) for job in inside) == near
+    assert not made.state.book.free("n1", "fpga") and not made.state.book.free("n2", "fpga")
+    here = _as_frame(host)
+    assert sum(len(devices) for devices in here.special_nodes["fpga"].values()) == far
+    assert len(here.devices["fpga"]) == near
+    check(made)

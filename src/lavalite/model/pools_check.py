@@ -120,11 +120,17 @@ def _far(entry: HostEntry, asked: dict[str, int], path: Path, faults: FaultList)
         text = format_amount(GPU, asked.get(GPU, 0))
         hint = f"Write {text} or less." if asked.get(GPU) else "Leave it out, or ask for gpu."
         faults.add("out_of_range", (*path, "far", "gpu"), f"more may be far than the {text} asked for", hint)
+    for kind, may in entry.far.special.items():
+        if may > (has := asked.get(kind, 0)):
+            hint = f"Write {has} or less." if has else f"Leave it out, or ask for {kind}."
+            message = f"more may be far than the {has} asked for"
+            faults.add("out_of_range", (*path, "far", "special", kind), message, hint)
     if entry.far.gpu and entry.gpu and entry.gpu.topology:
         message = f"GPUs that have {entry.gpu.topology} in common are all of one node"
         faults.add("out_of_range", (*path, "far", "gpu"), message, "Leave it out, or leave out gpu.topology.")
     if entry.near == "node":
-        for below in [("far", kind) for kind in entry.far_amounts()] + [("storage", "circuit")]:
+        far: list[Path] = [("far", *(("special",) if is_special(k) else ()), k) for k in entry.far_amounts()]
+        for below in [*far, ("storage", "circuit")]:
             if below[0] == "far" or (entry.storage and entry.storage.circuit is not None):
                 message = "with near: node nothing comes from another node"
                 faults.add(

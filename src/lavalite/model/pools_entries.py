@@ -157,12 +157,13 @@ class NetworkAsk(Entry):
 
 
 class FarAsk(Entry):
-    """How much may come from other nodes where the host's own has too little, GPUs whole; `circuit` is reserved to
+    """How much may come from other nodes where the host's own has too little, devices whole; `circuit` is reserved to
     each node that something of it comes from.
     """
 
     memory: FarAmount | None = None
     gpu: AskedGpu | None = None
+    special: dict[Special, Annotated[int, reads(amounts.asked(amounts.parse_count))]] = {}
     circuit: AskedBandwidth | None = None
 
     @model_validator(mode="after")
@@ -170,7 +171,7 @@ class FarAsk(Entry):
         if self.gpu is not None and self.gpu % WHOLE:
             more = amounts.format_gpu(self.gpu - self.gpu % WHOLE + WHOLE)
             raise custom("out_of_range", "a GPU of another node is had whole", f"Write gpu: {more}.")
-        if self.circuit is not None and self.memory is None and self.gpu is None:
+        if self.circuit is not None and self.memory is None and self.gpu is None and not self.special:
             raise custom("missing", "a circuit to nothing", "Write memory or gpu: what may be far.")
         return self
 
@@ -275,11 +276,13 @@ class HostEntry(Entry):
     def far_amounts(self) -> dict[str, int]:
         """How much of each kind may come from other nodes, beside storage, of which all may; zeros left out."""
         memory = self.far.memory.of(self.memory) if self.far.memory else 0
-        return {kind: amount for kind, amount in ((MEMORY, memory), (GPU, self.far.gpu or 0)) if amount}
+        far = {MEMORY: memory, GPU: self.far.gpu or 0} | self.far.special
+        return {kind: amount for kind, amount in far.items() if amount}
 
     def circuits(self) -> dict[str, int]:
         """Bits a second of the circuit to what of a kind is far, where that is said."""
         said = {kind: self.far.circuit for kind in (MEMORY, GPU) if getattr(self.far, kind) is not None}
+        said |= dict.fromkeys(self.far.special, self.far.circuit)
         said |= {STORAGE: self.storage.circuit} if self.storage else {}
         return {kind: bandwidth for kind, bandwidth in said.items() if bandwidth is not None}
 

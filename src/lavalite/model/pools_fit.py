@@ -160,7 +160,7 @@ class _Room:
         elif self._kind != NETWORK and each - far > max(offered):
             message = f"{format_kind(self._kind, each - far, model)} asked of one node, "
             message += f"the largest of {self._where} has {format_amount(self._kind, max(offered))}"
-            more = ", or let some be far" if self._kind in (MEMORY, GPU) else ""
+            more = ", or let some be far" if self._kind in (MEMORY, GPU) or is_special(self._kind) else ""
             faults.add("larger_than_node", path, message, f"Lower {self._kind}{more}.")
 
     def _nested(self) -> bool:

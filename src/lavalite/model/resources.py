@@ -36,7 +36,7 @@ def is_special(kind: str) -> bool:
     return kind not in KINDS and kind != PLACES
 
 
-def in_order(kinds: Iterable[str]) -> list[str]:
+def kinds_in_order(kinds: Iterable[str]) -> list[str]:
     """The five in their order, then special ones by name."""
     return sorted(kinds, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
 
@@ -44,6 +44,11 @@ def in_order(kinds: Iterable[str]) -> list[str]:
 def amount_of(kind: str, devices: int) -> int:
     """How much so many whole devices are."""
     return devices if is_special(kind) else devices * WHOLE
+
+
+def grain_of(kind: str) -> int:
+    """Of what is divided between nodes, what cannot be: a whole device; 1 of what is no devices."""
+    return WHOLE if kind == GPU else 1
 
 
 def load_of(kind: str, amount: int, devices: int) -> int:

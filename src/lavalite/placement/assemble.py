@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lavalite.model.host import Circuit, HostState, LogicalHost, Part
-from lavalite.model.resources import CPU, GPU, NETWORK, in_order, is_special
+from lavalite.model.resources import CPU, GPU, NETWORK, is_special, kinds_in_order
 from lavalite.model.specs import HostSpec
 from lavalite.placement.anchors import circuit_bandwidth
 from lavalite.placement.floor import Floor
@@ -71,7 +71,9 @@ def _here(
     far = dict(lacking)
     for part in kept:
         far[part.kind] = far.get(part.kind, 0) + part.amount
-    amounts = {kind: left for kind in in_order(spec.amounts) if (left := spec.amounts[kind] - far.get(kind, 0)) > 0}
+    amounts = {
+        kind: left for kind in kinds_in_order(spec.amounts) if (left := spec.amounts[kind] - far.get(kind, 0)) > 0
+    }
     local, room, name = replace(spec, amounts=amounts), floor.room(row), floor.nodes[row].name
     held = {part.kind: part.devices for part in before.parts if part.provider == name} if before else {}
     devices: dict[str, list[str]] = {}
@@ -141,7 +143,7 @@ def _host(
     spec: HostSpec, floor: Floor, row: int, here: list[Part], there: list[Part], before: LogicalHost | None
 ) -> LogicalHost:
     there = [part.model_copy(update={"circuit": circuit_id(spec.name, part.provider)}) for part in there]
-    kinds = in_order({part.kind for part in (*here, *there)})
+    kinds = kinds_in_order({part.kind for part in (*here, *there)})
     parts = [part for kind in kinds for part in (*here, *there) if part.kind == kind]
     pools = sorted(set(spec.pools.values()))
     if before is None:

@@ -53,14 +53,15 @@ def confine(host: dict[str, Any]) -> dict[str, str]:
 
 def host_environment(host: dict[str, Any]) -> dict[str, str]:
     """What tells any process of a host what that has, wherever it is: its memory near and far, its GPUs elsewhere."""
-    elsewhere = host.get("gpu_nodes", {})
     found = {
         "LAVALITE_HOST": host["name"],
-        "LAVALITE_GPU_NODES": ";".join(f"{node}:{','.join(elsewhere[node])}" for node in sorted(elsewhere)),
+        "LAVALITE_GPU_NODES": _by_node(host.get("gpu_nodes", {})),
         "LAVALITE_MEMORY_BYTES": str(host.get("memory_bytes", 0)),
         "LAVALITE_FAR_MEMORY_BYTES": str(host.get("far_memory_bytes", 0)),
         "LAVALITE_POOLS": ",".join(host.get("pools", [])),
     }
+    for kind, elsewhere in sorted(host.get("special_nodes", {}).items()):
+        found[f"{_variable(kind)}_NODES"] = _by_node(elsewhere)
     if host.get("scratch"):
         found["LAVALITE_SCRATCH"] = host["scratch"]
     return found
@@ -71,8 +72,17 @@ def special_environment(devices: dict[str, list[str]]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for kind in sorted(devices):
         if kind not in USUAL and devices[kind]:
-            found.setdefault(f"LAVALITE_SPECIAL_{kind.upper().replace('-', '_')}", []).extend(devices[kind])
+            found.setdefault(_variable(kind), []).extend(devices[kind])
     return {name: ",".join(paths) for name, paths in found.items()}
+
+
+def _variable(kind: str) -> str:
+    return f"LAVALITE_SPECIAL_{kind.upper().replace('-', '_')}"
+
+
+def _by_node(devices: dict[str, list[str]]) -> str:
+    """`n07:UUID,UUID;n08:UUID`."""
+    return ";".join(f"{node}:{','.join(devices[node])}" for node in sorted(devices))
 
 
 def main(arguments: list[str]) -> int:
