@@ -19,7 +19,7 @@ from lavalite.lim.config import LimConfig
 from lavalite.model.job import Request
 from lavalite.model.pools import check_pools_file, load_pools
 from lavalite.model.request import TYPED
-from lavalite.model.resources import special_fault
+from lavalite.model.resources import MOST_SPECIAL, Device, NodeOffer, Resource, special_fault
 from lavalite.model.specs import NodeCapacity
 from lavalite.providers.local import discover
 from lavalite.providers.special import find_special
@@ -244,6 +244,19 @@ def test_an_offer_has_them_and_grows_its_version_when_one_vanishes(tmp_path: Pat
     (tmp_path / "dev/xdma1").unlink()
     after = look(before)
     assert (after.amount("fpga"), after.version > before.version) == (1, True)  # type: ignore[attr-defined]
+
+
+def test_what_a_node_says_of_itself_is_held_to_its_devices() -> None:
+    """Text from nodes is not to be trusted: neither names of kinds, nor how many there are of each."""
+    kinds = ["fpga", "FPGA", "x\x1b[1m", *(f"k{n:02}" for n in range(99))]
+    resources = [
+        Resource(name=f"n1/{k}", kind=k, amount=10**6, unit="device", owner="n1", devices=[Device(id="/dev/a")])
+        for k in kinds
+    ]
+    found = NodeOffer(node="n1", boot_id="b", resources=resources)
+    assert len(found.kinds()) == MOST_SPECIAL and found.kinds()[0] == "fpga"
+    node = NodeCapacity.from_offer(found)
+    assert set(node.amounts.values()) == {1} and len(node.amounts) == MOST_SPECIAL
 
 
 LIM = "cluster: c\nnode: n\nstate_path: /s\ncandidates: ['a:1']\n"

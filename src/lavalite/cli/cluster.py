@@ -40,7 +40,7 @@ from lavalite.cli.output import (
     working,
 )
 from lavalite.model.amounts import approximate_bytes, format_amount, format_duration, parse_duration
-from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, is_special
+from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, is_special, special_fault
 
 Named = TypeVar("Named", bound=BaseModel)
 NEVER = "never"
@@ -253,7 +253,7 @@ def host_columns(hosts: Iterable[Host]) -> list[Column[Host]]:
 
 
 def special_kinds(found: Iterable[Iterable[str]]) -> list[str]:
-    return sorted({kind for kinds in found for kind in kinds if is_special(kind)})
+    return sorted({kind for kinds in found for kind in kinds if is_special(kind) and not special_fault(kind)})
 
 
 def _with_kinds(

@@ -14,7 +14,7 @@ from lavalite.base.config import Config
 from lavalite.base.errors import InputError
 from lavalite.lim.core import Timing
 from lavalite.model.job import Name
-from lavalite.model.resources import SpecialName
+from lavalite.model.resources import MOST_SPECIAL, SpecialName
 from lavalite.store.open import StoreConfig
 from lavalite.wire.address import check_listener, parse_address
 from lavalite.wire.tls import TlsConfig
@@ -95,7 +95,7 @@ class LimConfig(Config):
     beat_seconds: float = Field(1.0, gt=0, le=60)
     discover_seconds: float = Field(30.0, gt=0, le=3600, description="Between looks at this node's resources.")
     storage_path: Path | None = Field(None, description="What is offered as storage; default: state_path.")
-    special: dict[SpecialName, SpecialConfig] = Field(default_factory=dict, description="Devices by kind.")
+    special: dict[SpecialName, SpecialConfig] = Field(default_factory=dict, max_length=MOST_SPECIAL)
     trust_bundle_path: Path | None = None
     key_path: Path | None = None
     labels: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)

@@ -26,6 +26,8 @@ ALL_PLACES = 2**30
 the node for itself takes all. Nobody is shown them, and they count in no limit and no quota."""
 DEVICE = "device"
 """The unit of a special kind."""
+MOST_SPECIAL = 32
+"""Kinds of which a node may have devices: each has a column for all nodes."""
 _SPECIAL = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _NOT_SPECIAL = frozenset({*KINDS, PLACES, "tasks", "floating", "special", "circuit", "pool", "pools"})
 """What is said beside kinds, where kinds are said."""
@@ -125,8 +127,16 @@ class NodeOffer(Stored):
     labels: dict[str, list[str]] = {}
     resources: list[Resource] = []
 
+    def kinds(self) -> list[str]:
+        """What is offered: of special kinds those that may be called so, and so many at most."""
+        found = dict.fromkeys(resource.kind for resource in self.resources)
+        special = [kind for kind in found if is_special(kind) and not special_fault(kind)]
+        return [kind for kind in found if kind in KINDS] + sorted(special)[:MOST_SPECIAL]
+
     def amount(self, kind: str) -> int:
-        """The sum of what is offered of a kind, in the kind's unit."""
+        """The sum of what is offered of a kind, in the kind's unit; of a special one its devices."""
+        if is_special(kind):
+            return len({device.id for device in self.devices(kind)})
         return sum(r.amount for r in self.resources if r.kind == kind)
 
     def devices(self, kind: str) -> list[Device]:

@@ -209,7 +209,7 @@ class NodeCapacity:
     @classmethod
     def from_offer(cls, offer: NodeOffer, labels: Mapping[str, list[str]] | None = None) -> NodeCapacity:
         """What a node's LIM found; `labels`, where there are others than it tells."""
-        kinds = {resource.kind for resource in offer.resources}
+        kinds = offer.kinds()
         return cls(
             name=offer.node,
             labels={label: list(values) for label, values in (offer.labels if labels is None else labels).items()},
