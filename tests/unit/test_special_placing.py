@@ -22,7 +22,7 @@ from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import Request, Share
 from lavalite.model.resources import WHOLE, Device
 from lavalite.model.selector import Selector
-from lavalite.model.specs import HostSpec, Limits, NodeCapacity, PoolSpec, QueueSpec, Quota
+from lavalite.model.specs import HostSpec, Limits, NodeCapacity, PoolSpec, Preemption, QueueSpec, Quota
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import Columns
 from lavalite.placement.compose import plan_hosts
@@ -152,6 +152,19 @@ def test_a_job_that_waits_has_its_start_planned_by_when_devices_come_free() -> N
     beside = made.submit(spec(special={"fpga": 1}, walltime_seconds=10))
     made.settle()
     assert not given_to(made, beside)
+
+
+def test_others_are_preempted_for_a_device() -> None:
+    urgent = QueueSpec("urgent", 90, preemption=Preemption("requeue"))
+    made = world(offer("n1", cpu=16, fpgas=1))
+    made.apply(Specs({}, QUEUES | {"urgent": urgent}, {}))
+    first = made.submit(spec(special={"fpga": 1}, rerunnable=True))
+    made.settle()
+    second = made.submit(spec(special={"fpga": 1}, queue="urgent"))
+    made.settle()
+    made.report("n1")
+    made.settle()
+    assert (given_to(made, first), given_to(made, second)) == ([], ["/dev/n1-fpga0"])
 
 
 def test_a_gang_has_all_its_devices_or_none() -> None:
