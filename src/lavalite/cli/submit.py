@@ -148,7 +148,7 @@ def submit(
     storage: Annotated[str, typer.Option(help="Local storage: 1TiB.", rich_help_panel=_RESOURCES)] = "",
     network: Annotated[str, typer.Option(help="Bandwidth: 10Gbit/s.", rich_help_panel=_RESOURCES)] = "",
     special: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=N", help="Special devices.", rich_help_panel=_RESOURCES)
+        list[str] | None, typer.Option(metavar="KIND=N", help="Special devices: fpga=1.", rich_help_panel=_RESOURCES)
     ] = None,
     floating: Annotated[
         list[str] | None, typer.Option(metavar="NAME=N", help="Licences.", rich_help_panel=_RESOURCES)
