@@ -25,7 +25,7 @@ _AMOUNTS = (
     ("network", "network_bits_per_second", _amounts.bits_per_second),
 )
 _NEEDS = tuple(option for option, _field, _parse in _AMOUNTS)
-_NEEDS += ("gpu_model", "gpu_mig", "gpu_topology", "pools", "floating")
+_NEEDS += ("gpu_model", "gpu_mig", "gpu_topology", "pools", "special", "floating")
 _PLAIN = (
     "queue",
     "host",
@@ -132,10 +132,10 @@ def _request(params):
             request[name] = params[name]
     if params.get("pools"):
         request["pools"] = dict((str(k), str(v)) for k, v in params["pools"].items())
-    if params.get("floating"):
-        request["floating"] = {}
-        for name, value in params["floating"].items():
-            request["floating"][str(name)] = _amounts.asked(_amounts.count, value, "floating.%s" % name)
+    for place in ("special", "floating"):
+        for name, value in (params.get(place) or {}).items():
+            found = _amounts.asked(_amounts.count, value, "%s.%s" % (place, name))
+            request.setdefault(place, {})[str(name)] = found
     return request
 
 

@@ -103,6 +103,9 @@ options:
       network:
         description: As O(network).
         type: str
+      special:
+        description: As O(special).
+        type: dict
       floating:
         description: As O(floating).
         type: dict
@@ -149,6 +152,9 @@ options:
   network:
     description: Bandwidth a task, as V(10Gbit/s).
     type: str
+  special:
+    description: "How many devices of each special kind a task takes, as V({fpga: 1}). They are given out whole."
+    type: dict
   floating:
     description: How many of each floating resource, such as licences, a task takes.
     type: dict
@@ -461,7 +467,7 @@ def arguments():
     )
     texts += ("policy", "walltime", "cwd", "stdout_path", "stderr_path")
     options = dict((name, dict(type="str")) for name in texts)
-    options.update((name, dict(type="dict")) for name in ("floating", "pools", "environment"))
+    options.update((name, dict(type="dict")) for name in ("special", "floating", "pools", "environment"))
     options.update((name, dict(type="int")) for name in ("priority", "retries"))
     options.update((name, dict(type="bool")) for name in ("rerunnable", "hold"))
     kinds = dict(type="str", choices=["done", "exit", "ended", "started"], default="done")
@@ -474,7 +480,7 @@ def arguments():
     affinity.update(labels=dict(type="dict"), anti=dict(type="bool", default=False))
     part = dict((name, dict(type="str")) for name in ("cpu", "memory", "gpu", "gpu_model", "gpu_memory", "gpu_mig"))
     part.update((name, dict(type="str")) for name in ("storage", "network"))
-    part.update((name, dict(type="dict")) for name in ("floating", "pools"))
+    part.update((name, dict(type="dict")) for name in ("special", "floating", "pools"))
     part.update(name=dict(type="str", required=True), tasks=dict(type="int", default=1))
     part.update(command=dict(type="list", elements="str"))
     part.update(gpu_topology=dict(type="str", choices=["nvlink", "pcie", "numa"]))

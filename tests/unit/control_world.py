@@ -13,6 +13,7 @@ from part_agent import PartAgent
 from lavalite.control.actions import (
     Acknowledge,
     Action,
+    AttemptStart,
     CloseSession,
     Commit,
     Effect,
@@ -58,9 +59,17 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 def offer(
-    node: str, *, cpu: int = 4, memory: int = 8 * GIB, gpus: int = 0, model: str = "A100", **labels: str
+    node: str,
+    *,
+    cpu: int = 4,
+    memory: int = 8 * GIB,
+    gpus: int = 0,
+    model: str = "A100",
+    fpgas: int = 0,
+    board: str = "U250",
+    **labels: str,
 ) -> NodeOffer:
-    """A node with so many cores, bytes and GPUs."""
+    """A node with so many cores, bytes, GPUs, and devices of a special kind."""
     devices = [Device(id=f"{node}-gpu{i}", model=model, memory_bytes=80 * GIB) for i in range(gpus)]
     resources = [
         Resource(name=f"{node}/cpu", kind="cpu", amount=cpu * WHOLE, unit="milli-core", owner=node),
@@ -71,6 +80,11 @@ def offer(
             Resource(
                 name=f"{node}/gpu", kind="gpu", amount=gpus * WHOLE, unit="milli-GPU", owner=node, devices=devices
             )
+        )
+    if fpgas:
+        boards = [Device(id=f"/dev/{node}-fpga{i}", model=board) for i in range(fpgas)]
+        resources.append(
+            Resource(name=f"{node}/fpga", kind="fpga", amount=fpgas, unit="device", owner=node, devices=boards)
         )
     return NodeOffer(node=node, boot_id="boot-1", labels={k: [v] for k, v in labels.items()}, resources=resources)
 
@@ -110,6 +124,8 @@ class Agent:
     settled: dict[AttemptId, AttemptReported] = field(default_factory=dict)
     """Over, and acknowledged: told again to who may have forgotten."""
     parts: PartAgent = field(default_factory=PartAgent)
+    boards: dict[AttemptId, list[str]] = field(default_factory=dict)
+    """Attempt → the devices of special kinds that it was given."""
     ghosts: dict[AttemptId, float] = field(default_factory=dict)
     """Started by an agent whose journal is lost: they run on, unknown to this one, until their keeper fences them."""
 
@@ -177,6 +193,7 @@ class World:
                 agent = self.agents.get(effect.node)
                 if agent and agent.connected:
                     self._start(agent, start.id, start.journal_id, start.fence_after_seconds)
+                    self._note_devices(agent, start)
         elif isinstance(effect, SendStop):
             self.stops.append(effect)
             agent = self.agents.get(effect.node)
@@ -306,6 +323,13 @@ class World:
 
     def running(self) -> list[AttemptId]:
         return [attempt for agent in self.agents.values() for attempt in agent.running]
+
+    def _note_devices(self, agent: Agent, start: AttemptStart) -> None:
+        """Nobody is given a device of a special kind that somebody runs with who is known of."""
+        agent.boards[start.id] = boards = [d for kind, ids in start.devices.items() if kind == "fpga" for d in ids]
+        for other in agent.running:
+            shared = set(boards) & set(agent.boards.get(other, [])) if other != start.id else set()
+            assert not shared, f"{start.id} is given {shared}, with which {other} runs"
 
     def _start(self, agent: Agent, attempt: AttemptId, journal_id: str, fence_after: float) -> None:
         if journal_id != agent.journal_id or attempt in agent.known:

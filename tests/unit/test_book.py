@@ -11,6 +11,8 @@ from lavalite.ledger.book import FLOATING, Book, LedgerBroken, Shortage
 from lavalite.model.job import CommitmentRecord, Share
 
 DEVICES = ["g0", "g1", "g2"]
+BOARDS = ["/dev/f0", "/dev/f1", "/dev/f2"]
+"""Of a special kind: counted, and whole."""
 
 
 def commitment(owner: str, *shares: Share) -> CommitmentRecord:
@@ -52,6 +54,18 @@ def test_a_device_is_held_once_whole_or_by_parts() -> None:
     assert book.assume(commitment("d", share("n1", "gpu", 500, "g9"))) == Shortage("n1", "gpu", 500, 0, "g9")
     assert book.assume(commitment("e", share("n1", "gpu", 500, "g1"))) is None
     assert book.device_free("n1", "gpu") == {"g0": 0, "g1": 0}
+    book.check()
+
+
+def test_a_device_of_a_special_kind_is_one_and_whole() -> None:
+    book = Book()
+    book.set_capacity("n1", "fpga", 2, BOARDS[:2])
+    assert book.assume(commitment("a", share("n1", "fpga", 1, "/dev/f0"))) is None
+    assert book.assume(commitment("b", share("n1", "fpga", 1, "/dev/f0"))) == Shortage(
+        "n1", "fpga", 1000, 0, "/dev/f0"
+    )
+    assert book.assume(commitment("c", share("n1", "fpga", 2, *BOARDS[:2]))) == Shortage("n1", "fpga", 2, 1)
+    assert book.device_free("n1", "fpga") == {"/dev/f0": 0, "/dev/f1": 1000} and book.free("n1", "fpga") == 1
     book.check()
 
 
@@ -106,6 +120,7 @@ SHARES = st.lists(
             lambda ids: share("n1", "gpu", 1000 * len(ids), *ids), st.sets(st.sampled_from(DEVICES), min_size=1)
         ),
         st.builds(lambda d, part: share("n1", "gpu", part, d), st.sampled_from(DEVICES), st.integers(1, 999)),
+        st.builds(lambda ids: share("n1", "fpga", len(ids), *ids), st.sets(st.sampled_from(BOARDS), min_size=1)),
     ),
     max_size=4,
 )
@@ -126,6 +141,10 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(devices=st.sets(st.sampled_from(DEVICES)))
     def devices(self, devices: set[str]) -> None:
         self.book.set_capacity("n1", "gpu", 1000 * len(devices), sorted(devices))
+
+    @rule(devices=st.sets(st.sampled_from(BOARDS)))
+    def boards(self, devices: set[str]) -> None:
+        self.book.set_capacity("n1", "fpga", len(devices), sorted(devices))
 
     @rule(shares=SHARES)
     def assume(self, shares: list[Share]) -> None:
@@ -160,6 +179,10 @@ class Bookkeeping(RuleBasedStateMachine):
             assert account.committed + account.free == account.capacity
             assert self.book.free(provider, kind) == max(0, account.free)
         assert set(self.book.owners()) == {*self.assumed, *self.confirmed}
+        held = [
+            d for owner in self.book.owners() for s in self.book.shares(owner) if s.kind == "fpga" for d in s.devices
+        ]
+        assert len(held) == len(set(held))
 
     def teardown(self) -> None:
         for owner in self.assumed:

@@ -30,6 +30,7 @@ from lavalite.control.events import (
 )
 from lavalite.control.seating import RoomsNow, find, seats_in
 from lavalite.control.settings import Settings
+from lavalite.control.tasks import JobState
 from lavalite.control.views import job as job_view
 from lavalite.control.views import nodes, tasks
 from lavalite.ledger.book import FLOATING
@@ -39,9 +40,9 @@ from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec
 
 NODES = ("n1", "n2", "n3")
 OFFERS = {
-    "n1": offer("n1", cpu=4, gpus=2),
+    "n1": offer("n1", cpu=4, gpus=2, fpgas=2),
     "n2": offer("n2", cpu=2),
-    "n3": offer("n3", cpu=3, gpus=1, model="V100"),
+    "n3": offer("n3", cpu=3, gpus=1, model="V100", fpgas=1),
 }
 QUEUES = {
     "normal": QueueSpec(
@@ -57,7 +58,10 @@ QUEUES = {
     ),
 }
 POOLS = {"licences": PoolSpec("licences", floating={"matlab": 2})}
-HOSTS = {"trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000}), "small": HostSpec("small", {"cpu": 1000})}
+HOSTS = {
+    "trainer": HostSpec("trainer", {"cpu": 2000, "gpu": 1000, "fpga": 1}),
+    "small": HostSpec("small", {"cpu": 1000}),
+}
 JOBS = st.fixed_dictionaries(
     {
         "cpu_milli": st.sampled_from([500, 1000, 2000]),
@@ -71,6 +75,7 @@ JOBS = st.fixed_dictionaries(
         "queue": st.sampled_from(["normal", "few"]),
         "host": st.sampled_from(["", "", "", "trainer"]),
         "floating": st.sampled_from([{}, {}, {"matlab": 1}]),
+        "special": st.sampled_from([{}, {}, {"fpga": 1}]),
         "user": st.sampled_from(["ada", "bob"]),
         "exclusive": st.sampled_from([False, False, False, False, True]),
     }
@@ -131,7 +136,9 @@ class Cluster(ClusterRules):
         if gang is not None and isinstance(job["array"], Array):
             job |= {"gang": gang, "queue": "normal", "floating": {}}
             if more is not None:
-                request = {name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "floating", "exclusive")}
+                request = {
+                    name: job.pop(name) for name in ("cpu_milli", "gpu_milli", "special", "floating", "exclusive")
+                }
                 tasks = min(2, len(job.pop("array").indices()))
                 first = Part(name="first", tasks=tasks, request=Request(**request))
                 job["parts"] = [first, Part(name="more", request=Request(**more))]
@@ -266,15 +273,24 @@ class Cluster(ClusterRules):
                 seats = find(w.state, w.state.classes[job.class_key], job, w.now)
                 assert seats.fit < len(job.codes) and not seats.seats, f"gang {job.id} has room and does not start"
                 continue
-            assert job.unmet or b"B" in job.codes or job.spec.host, f"job {job.id} never ended: {bytes(job.codes)!r}"
+            waits = job.unmet or b"B" in job.codes or job.spec.host or _is_kept_out(w, job)
+            assert waits, f"job {job.id} never ended: {bytes(job.codes)!r}"
         assert not [o for o in w.state.book.owners() if o.startswith("job/")]
         assert not [key for key in w.store if "/commitments/job/" in key]
         assert all(
             w.state.book.committed(name, kind)
             == sum(p.amount for h in w.state.hosts.values() for p in h.parts if (p.provider, p.kind) == (name, kind))
             for name in NODES
-            for kind in ("cpu", "gpu")
+            for kind in ("cpu", "gpu", "fpga")
         )
+
+
+def _is_kept_out(world: World, job: JobState) -> bool:
+    """Whether it is to have a node for itself, and hosts have parts of all that it could be on."""
+    request, book = job.spec.request, world.state.book
+    hosts = {part.provider for host in world.state.hosts.values() for part in host.parts}
+    large = {name for name in NODES if all(book.capacity(name, k) >= n for k, n in request.amounts().items())}
+    return request.exclusive and large <= hosts
 
 
 def _nothing_sleeps_that_fits(world: World) -> None:

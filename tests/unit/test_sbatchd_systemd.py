@@ -131,6 +131,13 @@ def test_a_mask_has_a_bit_for_each_core(cores: set[int]) -> None:
     assert {core for core in range(1024) if mask >> core & 1} == cores
 
 
+def test_special_devices_may_be_opened_and_no_others() -> None:
+    """What is given out and no device file systemd would refuse to name: its owner and mode say who may open it."""
+    allowed = [path for path, _ in properties(special=["/dev/xdma0", "/srv/board"])["DeviceAllow"]]
+    assert "/dev/xdma0" in allowed and "/srv/board" not in allowed
+    assert not any("xdma" in path for path, _ in properties()["DeviceAllow"])
+
+
 def test_gpus_are_found_by_what_their_driver_says(tmp_path: Path) -> None:
     for minor, uuid in ((0, "GPU-a"), (7, "GPU-b")):
         folder = tmp_path / f"0000:0{minor}:00.0"

@@ -341,6 +341,8 @@ class Task(Shape):
     node: str = ""
     gpus: list[str] = []
     gpu_topology: str = ""
+    special: dict[str, list[str]] = {}
+    """Devices that it holds of kinds that an operator named, by kind."""
     exit_code: int | None = None
     reason: str = ""
     """Why it ended; while it runs, why it is about to."""

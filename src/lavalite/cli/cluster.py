@@ -28,6 +28,7 @@ from lavalite.cli.connect import Place, at_place
 from lavalite.cli.output import (
     Column,
     Format,
+    Item,
     Output,
     Watch,
     fields,
@@ -39,7 +40,7 @@ from lavalite.cli.output import (
     working,
 )
 from lavalite.model.amounts import approximate_bytes, format_amount, format_duration, parse_duration
-from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE
+from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, is_special, special_fault
 
 Named = TypeVar("Named", bound=BaseModel)
 NEVER = "never"
@@ -58,8 +59,9 @@ def free_text(resources: dict[str, Amounts], kind: str) -> str:
     return f"{amount_text(kind, found.free)}/{amount_text(kind, found.capacity)}" if found and found.capacity else ""
 
 
-def floating_text(resources: dict[str, Amounts]) -> str:
-    kinds = sorted(set(resources) - {CPU, MEMORY, GPU, STORAGE, NETWORK})
+def floating_text(pool: Pool) -> str:
+    resources = pool.resources
+    kinds = sorted(set(resources) & set(pool.spec.get("floating") or ()))
     return " ".join(f"{kind} {resources[kind].free}/{resources[kind].capacity}" for kind in kinds)
 
 
@@ -119,7 +121,7 @@ POOL_COLUMNS: list[Column[Pool]] = [
     Column("MEMORY", lambda p: free_text(p.resources, MEMORY)),
     Column("GPU", lambda p: free_text(p.resources, GPU)),
     Column("STORAGE", lambda p: free_text(p.resources, STORAGE)),
-    Column("FLOATING", lambda p: floating_text(p.resources)),
+    Column("FLOATING", floating_text),
     Column("QUOTA", lambda p: ", ".join(map(quota_text, p.quota)), wide=True),
     Column("MEMBERS", lambda p: " ".join(p.nodes), wide=True),
 ]
@@ -227,12 +229,42 @@ def _used_text(host: Host) -> str:
     return ", ".join(format_amount(kind, amount, named=True) for kind, amount in held)
 
 
+def node_columns(nodes: Iterable[Node]) -> list[Column[Node]]:
+    """Each special kind that any has is a column behind STORAGE."""
+    kinds = special_kinds(node.resources for node in nodes)
+    return _with_kinds(NODE_COLUMNS, kinds, lambda n, kind: free_text(n.resources, kind))
+
+
+def pool_columns(pools: Iterable[Pool]) -> list[Column[Pool]]:
+    """As `node_columns`."""
+    floating = [set(pool.spec.get("floating") or ()) for pool in pools]
+    kinds = special_kinds(pool.resources.keys() - less for pool, less in zip(pools, floating, strict=True))
+    return _with_kinds(POOL_COLUMNS, kinds, lambda p, kind: free_text(p.resources, kind))
+
+
 def host_columns(hosts: Iterable[Host]) -> list[Column[Host]]:
-    """REASON is shown as soon as there is one."""
+    """As `node_columns`; and REASON is shown as soon as there is one."""
+    kinds = special_kinds([part.kind for part in host.parts] for host in hosts)
+    columns = _with_kinds(HOST_COLUMNS, kinds, part_text)
     if not any(map(reason_text, hosts)):
-        return HOST_COLUMNS
-    last = HOST_COLUMNS[-1]
-    return [*HOST_COLUMNS[:-1], Column(last.header, last.text)]
+        return columns
+    last = columns[-1]
+    return [*columns[:-1], Column(last.header, last.text)]
+
+
+def special_kinds(found: Iterable[Iterable[str]]) -> list[str]:
+    return sorted({kind for kinds in found for kind in kinds if is_special(kind) and not special_fault(kind)})
+
+
+def _with_kinds(
+    columns: list[Column[Item]], kinds: list[str], text: Callable[[Item, str], str]
+) -> list[Column[Item]]:
+    at = 1 + next(number for number, column in enumerate(columns) if column.header == STORAGE.upper())
+    return [*columns[:at], *(Column(kind.upper(), _of_kind(text, kind)) for kind in kinds), *columns[at:]]
+
+
+def _of_kind(text: Callable[[Item, str], str], kind: str) -> Callable[[Item], str]:
+    return lambda item: text(item, kind)
 
 
 def chosen(names: list[str] | None, one: Callable[[str], Named], all_: Callable[[], Iterable[Named]]) -> list[Named]:
@@ -285,14 +317,14 @@ def status_text(found: Status) -> str:
 def nodes(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List nodes: what is free of what each has."""
     with place.client() as client:
-        show_lists(lambda: chosen(names, client.node, client.nodes), NODE_COLUMNS, output, watch)
+        show_lists(lambda: chosen(names, client.node, client.nodes), node_columns, output, watch)
 
 
 @at_place
 def pools(place: Place, names: Names = None, output: Output = Format.TABLE, watch: Watch = False) -> None:
     """List pools."""
     with place.client() as client:
-        show_lists(lambda: chosen(names, client.pool, client.pools), POOL_COLUMNS, output, watch)
+        show_lists(lambda: chosen(names, client.pool, client.pools), pool_columns, output, watch)
 
 
 @at_place

@@ -111,6 +111,7 @@ TASK_COLUMNS: list[Column[Task]] = [
     Column("STARTED", lambda t: moment(t.started_at)),
     Column("ENDED", lambda t: moment(t.ended_at)),
     Column("GPUS", lambda t: " ".join(t.gpus) + (f" ({t.gpu_topology})" if t.gpu_topology else ""), wide=True),
+    Column("SPECIAL", lambda t: " ".join(d for _, ids in sorted(t.special.items()) for d in ids), wide=True),
     Column("REASON", lambda t: t.reason),
     Column("PREEMPTED", lambda t: t.preemptions or "", wide=True),
     Column("PART", lambda t: t.part, wide=True),

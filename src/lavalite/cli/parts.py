@@ -12,10 +12,10 @@ from lavalite.model.amounts import asked, parse_count
 OPTION = "--part"
 _PLAIN = ("cpu", "memory", "gpu", "gpu-memory", "storage", "network")
 _TEXTS = {"gpu-model": "gpu_model", "mig": "gpu_mig", "gpu-topology": "gpu_topology"}
-_PAIRS = ("floating", "pool")
+_PAIRS = ("special", "floating", "pool")
 _HINT = (
     "Write name=worker,tasks=4,cpu=8,memory=16GiB,gpu=1; more it may have are"
-    " gpu-model, gpu-memory, mig, gpu-topology, storage, network, floating=NAME:N and pool=KIND:POOL."
+    " gpu-model, gpu-memory, mig, gpu-topology, storage, network, special=KIND:N, floating=NAME:N and pool=KIND:POOL."
 )
 
 
@@ -40,7 +40,7 @@ def parse_part(text: str) -> dict[str, Any]:
     try:
         tasks = asked(parse_count)(typed.get("tasks", "1"))
         amounts = {name.replace("-", "_"): typed[name] for name in _PLAIN if name in typed}
-        request = make_request(amounts, "", pairs["floating"], pairs["pool"])
+        request = make_request(amounts, "", pairs["floating"], pairs["pool"], pairs["special"])
     except InputError as error:
         raise InputError(faults=[_of_part(typed["name"], fault) for fault in error.faults]) from None
     request |= {field: typed[name] for name, field in _TEXTS.items() if name in typed}
@@ -58,7 +58,7 @@ def demand_no_request(parts: list[str] | None, typed: Mapping[str, object]) -> N
 def _pair(key: str, value: str) -> str:
     name, colon, rest = value.partition(":")
     if not colon or not name or not rest:
-        example = "floating=matlab:1" if key == "floating" else "pool=gpu:a100"
+        example = {"special": "special=fpga:1", "floating": "floating=matlab:1"}.get(key, "pool=gpu:a100")
         raise InputError(f"{key}={value} has no colon in it", field=OPTION, hint=f"Write it as {example}.")
     return f"{name}={rest}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lavalite.base.errors import Fault, InputError
@@ -29,23 +30,28 @@ def parse_pairs(texts: list[str], option: str, example: str) -> dict[str, str]:
     return pairs
 
 
-def make_request(typed: dict[str, str], gpu_model: str, floating: list[str], pools: list[str]) -> dict[str, Any]:
+def make_request(
+    typed: dict[str, str], gpu_model: str, floating: list[str], pools: list[str], special: Sequence[str] = ()
+) -> dict[str, Any]:
     """The request of one task, from amounts as people write them. Raises InputError with every fault."""
     faults: list[Fault] = []
     request: dict[str, Any] = {"gpu_model": gpu_model, "pools": parse_pairs(pools, "--pool", "gpu=gpus")}
     asked = [(name, *_AMOUNTS[name], text) for name, text in typed.items() if text]
-    counted = parse_pairs(floating, "--floating", "matlab=1")
-    request["floating"] = {}
+    counted = {
+        "floating": parse_pairs(floating, "--floating", "matlab=1"),
+        "special": parse_pairs(list(special), "--special", "fpga=1"),
+    }
+    request |= {place: {} for place in counted}
     for name, target, parse, text in asked:
         try:
             request[target] = amounts.asked(parse)(text)
         except InputError as error:
             faults += [at_option(fault, f"--{name.replace('_', '-')}") for fault in error.faults]
-    for name, text in counted.items():
+    for place, name, text in ((place, *pair) for place, pairs in counted.items() for pair in pairs.items()):
         try:
-            request["floating"][name] = amounts.asked(parse_count)(text)
+            request[place][name] = amounts.asked(parse_count)(text)
         except InputError as error:
-            faults += [at_option(fault, f"--floating {name}") for fault in error.faults]
+            faults += [at_option(fault, f"--{place} {name}") for fault in error.faults]
     if faults:
         raise InputError(faults=faults)
     return request

@@ -147,6 +147,9 @@ def submit(
     ] = "",
     storage: Annotated[str, typer.Option(help="Local storage: 1TiB.", rich_help_panel=_RESOURCES)] = "",
     network: Annotated[str, typer.Option(help="Bandwidth: 10Gbit/s.", rich_help_panel=_RESOURCES)] = "",
+    special: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=N", help="Special devices: fpga=1.", rich_help_panel=_RESOURCES)
+    ] = None,
     floating: Annotated[
         list[str] | None, typer.Option(metavar="NAME=N", help="Licences.", rich_help_panel=_RESOURCES)
     ] = None,
@@ -217,7 +220,7 @@ def submit(
     typed = {"cpu": cpu, "memory": memory, "gpu": gpu, "gpu_memory": gpu_memory}
     typed |= {"storage": storage, "network": network}
     more = {"gpu_model": gpu_model, "mig": mig, "gpu_topology": gpu_topology, "array": array}
-    demand_no_request(part, typed | more | {"floating": floating, "pool": pool})
+    demand_no_request(part, typed | more | {"special": special, "floating": floating, "pool": pool})
     spec = make_spec(
         {
             "name": name,
@@ -229,7 +232,7 @@ def submit(
             "queue": queue,
             "host": host,
             "reservation": reservation,
-            "request": make_request(typed, gpu_model, floating or [], pool or [])
+            "request": make_request(typed, gpu_model, floating or [], pool or [], special or [])
             | {"gpu_topology": gpu_topology, "gpu_mig": mig, "exclusive": exclusive},
             "parts": [parse_part(text) for text in part] if part else None,
             "group": group,

@@ -12,7 +12,7 @@ from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
 from lavalite.model.host import VM
 from lavalite.model.job import Dependency, JobSpec, Request
-from lavalite.model.resources import KINDS, WHOLE
+from lavalite.model.resources import WHOLE
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
 from lavalite.placement.registry import POLICIES
@@ -97,9 +97,13 @@ def _pools_and_floating(state: ClusterState, request: Request, field: str) -> li
         known = state.specs.pools.get(pool)
         if known is None:
             faults.append(_unknown("pool", pool, f"{field}.pools.{kind}", sorted(state.specs.pools)))
-        elif kind not in KINDS or kind not in known.kinds:
+        elif kind not in known.kinds:
             message = f"pool {pool} has no {kind}"
             faults.append(Fault("bad_pool", message, f"{field}.pools.{kind}", f"It has {', '.join(known.kinds)}."))
+    for kind in request.special:
+        if pool := state.floating_pool(kind):
+            message = f"{kind} is of no node: it floats, in pool {pool}"
+            faults.append(Fault("bad_input", message, f"{field}.special.{kind}", "Ask for it as floating."))
     for kind, amount in request.floating.items():
         capacity = state.book.capacity(FLOATING, kind)
         if amount > capacity:

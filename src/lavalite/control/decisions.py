@@ -151,8 +151,10 @@ def _node(name: str, row: RowThen, at: int, masks: dict[str, Bools], leaning: Le
         state=row.state,
         is_host=row.is_host,
         occupied="" if places == ALL_PLACES else "shared" if places > 0 else "alone",
-        free={kind: free for kind, free in zip(KINDS, row.free[:PLACES_AT].tolist(), strict=True) if free},
-        capacity={kind: has for kind, has in zip(KINDS, row.capacity[:PLACES_AT].tolist(), strict=True) if has},
+        free={kind: free for kind, free in zip(KINDS, row.free[:PLACES_AT].tolist(), strict=True) if free}
+        | {kind: free for kind, (free, _) in row.special.items() if free},
+        capacity={kind: has for kind, has in zip(KINDS, row.capacity[:PLACES_AT].tolist(), strict=True) if has}
+        | {kind: has for kind, (_, has) in row.special.items() if has},
         devices=[
             DeviceThen(id=d.id, model=d.model, memory_bytes=d.memory_bytes, free=d.free, near=d.near, mig=d.mig)
             for d in row.devices

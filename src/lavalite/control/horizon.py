@@ -63,7 +63,7 @@ class Horizon:
         ended = (self._at[:rows] <= at).sum(axis=1)
         tasks = np.where(wanted.eligible(columns) & columns.ready, NO_LIMIT, 0)
         for kind, amount in wanted.needs.items():
-            back = self._back[kind][np.arange(rows), np.maximum(ended, 1) - 1]
+            back = self._back_of(kind)[np.arange(rows), np.maximum(ended, 1) - 1]
             free = columns.free(kind) + np.where(ended > 0, back, 0)
             tasks = np.minimum(tasks, np.minimum(free, columns.capacity(kind)) // amount)
         return tasks.astype(np.int64)
@@ -73,7 +73,7 @@ class Horizon:
         columns, ended = state.columns, int((self._at[row] <= at).sum())
         found = {}
         for kind in wanted.needs:
-            back = int(self._back[kind][row, ended - 1]) if ended else 0
+            back = int(self._back_of(kind)[row, ended - 1]) if ended else 0
             found[kind] = min(int(columns.free(kind)[row]) + back, int(columns.capacity(kind)[row]))
         return found
 
@@ -87,7 +87,7 @@ class Horizon:
             free = columns.free(kind)
             can &= columns.capacity(kind) >= amount
             at_once &= free >= amount
-            enough &= free[:, None] + self._back[kind][:rows] >= amount
+            enough &= free[:, None] + self._back_of(kind)[:rows] >= amount
         first = np.argmax(enough, axis=1)
         found = np.where(enough.any(axis=1), self._at[np.arange(rows), first], np.inf)
         found = np.where(at_once, now, found)
@@ -99,13 +99,19 @@ class Horizon:
         for column in self._back.values():
             column[row] = 0
         self._ends[row] = len(releases)
-        sums = dict.fromkeys(KEPT, 0)
+        sums = dict.fromkeys(self._back, 0)
         for place, release in enumerate(releases):
             for kind, amount in release.amounts.items():
-                sums[kind] = min(MOST, sums[kind] + amount)
+                sums[kind] = min(MOST, sums.get(kind, 0) + amount)
             self._at[row, min(place, ENDS - 1)] = release.at
             for kind, total in sums.items():
-                self._back[kind][row, min(place, ENDS - 1)] = total
+                self._back_of(kind)[row, min(place, ENDS - 1)] = total
+
+    def _back_of(self, kind: str) -> Ints:
+        """Of a special kind that nobody has asked about yet, nothing is given back so far."""
+        if kind not in self._back:
+            self._back[kind] = np.zeros((len(self._at), ENDS), dtype=np.int64)
+        return self._back[kind]
 
     def _grow(self, rows: int) -> None:
         have = len(self._at)

@@ -67,7 +67,7 @@ def _shares(state: ClusterState, job: JobState, position: int, node: NodeState) 
     spec = job.spec.at(position)
     asked, pools = spec.request.amounts(), state.pools_of(spec)
     host = state.hosts.get(spec.host)
-    if GPU in asked or (spec.host and (host is None or host.anchor != node.name)):
+    if GPU in asked or spec.request.special or (spec.host and (host is None or host.anchor != node.name)):
         return None
     provider = spec.host or node.name
     shares = [Share(provider=provider, kind=kind, amount=n, pool=pools.get(kind, "")) for kind, n in asked.items()]

@@ -46,7 +46,7 @@ from lavalite.control.usage import Scope
 from lavalite.control.workload import look_ahead
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.resources import GPU
+from lavalite.model.resources import GPU, WHOLE
 from lavalite.model.specs import TASKS
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.ranking import PolicyFault, Run
@@ -356,7 +356,7 @@ def _shares(state: ClusterState, wanted: RequestClass, job: JobState, position: 
             provider=state.columns.names[row],
             kind=kind,
             amount=amount,
-            devices=wanted.pick_devices(state.columns.devices(row)) if kind == GPU else [],
+            devices=_devices(state, wanted, row, kind),
             pool=wanted.pools.get(kind, ""),
         )
         for kind, amount in wanted.amounts.items()
@@ -366,3 +366,13 @@ def _shares(state: ClusterState, wanted: RequestClass, job: JobState, position: 
         if amount:
             shares.append(Share(provider=FLOATING, kind=kind, amount=amount, pool=state.floating_pool(kind)))
     return shares
+
+
+def _devices(state: ClusterState, wanted: RequestClass, row: int, kind: str) -> list[str]:
+    """Those that one task is given by name: GPUs, and of special kinds the first that are free."""
+    if kind == GPU:
+        return wanted.pick_devices(state.columns.devices(row))
+    if kind not in wanted.special:
+        return []
+    free = state.book.device_free(state.columns.names[row], kind)
+    return [device for device, left in free.items() if left == WHOLE][: wanted.special[kind]]

@@ -405,7 +405,7 @@ class Supply:
 
     def _set_capacity(self, node: NodeState) -> None:
         offer = node.offer
-        kinds = {r.kind for r in offer.resources}
+        kinds = set(offer.kinds())
         for kind in set(self.book.kinds(node.name)) - kinds:
             self.book.set_capacity(node.name, kind, 0)
         for kind in kinds:

@@ -15,11 +15,11 @@ from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
-from lavalite.control.tasks import End, JobState, TaskKey, commitment_of
+from lavalite.control.tasks import End, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.host import LogicalHost
 from lavalite.model.reservation import Reservation
-from lavalite.model.resources import GPU
+from lavalite.model.resources import GPU, is_special
 from lavalite.model.specs import PoolSpec, QueueSpec
 from lavalite.model.task import TaskState
 from lavalite.placement.columns import READY
@@ -273,12 +273,19 @@ def task(state: ClusterState, found: JobState, position: int) -> View:
         "node": run.node if run is not None and live else end.node,
         "gpus": [gpu.id for gpu in numa.gpus_of(state, run)] if run is not None and live else [],
         "gpu_topology": numa.level_of(state, run) if run is not None and live else "",
+        "special": _special(state, run) if run is not None and live else {},
         "exit_code": None if live else end.exit_code,
         "reason": run.preempted if run is not None and live else "" if live else end.reason,
         "preemptions": found.preemptions.get(position, 0),
         "started_at": run.started_at if run is not None and live else end.started_at,
         "ended_at": None if live else end.ended_at,
     }
+
+
+def _special(state: ClusterState, run: TaskRun) -> dict[str, list[str]]:
+    """Its devices of special kinds, by kind."""
+    shares = state.book.shares(run.key.owner)
+    return {share.kind: share.devices for share in shares if share.devices and is_special(share.kind)}
 
 
 def commitments(state: ClusterState) -> Iterator[View]:

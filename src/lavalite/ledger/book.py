@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lavalite.model.job import CommitmentRecord, Share
-from lavalite.model.resources import ALL_PLACES, PLACES, WHOLE
+from lavalite.model.resources import ALL_PLACES, PLACES, WHOLE, load_of
 
 FLOATING = "floating"
 """The provider of everything that belongs to no node."""
@@ -365,7 +365,7 @@ def _providers(commitment: CommitmentRecord) -> tuple[str, ...]:
 def _loads(share: Share) -> Iterator[tuple[str, int]]:
     """How much of each device the share takes: whole ones, or a part of a single one."""
     if share.devices:
-        each = share.amount // len(share.devices)
+        each = load_of(share.kind, share.amount, len(share.devices))
         yield from ((device, each) for device in share.devices)
 
 

@@ -14,6 +14,7 @@ from lavalite.base.config import Config
 from lavalite.base.errors import InputError
 from lavalite.lim.core import Timing
 from lavalite.model.job import Name
+from lavalite.model.resources import MOST_SPECIAL, SpecialName
 from lavalite.store.open import StoreConfig
 from lavalite.wire.address import check_listener, parse_address
 from lavalite.wire.tls import TlsConfig
@@ -58,6 +59,21 @@ class VipConfig(Config):
         return value
 
 
+class SpecialConfig(Config):
+    """Devices of a kind that an operator named, each path that is there one. `*` and `?` are for parts of names."""
+
+    paths: tuple[str, ...] = Field(min_length=1, description="As /dev/xdma*.")
+    model: str = ""
+
+    @field_validator("paths")
+    @classmethod
+    def _are_paths(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or "," in path or ";" in path or not path.isprintable():
+                raise ValueError(f"{path[:60]!r} is no path of devices. Write it from / on, without , and ;.")
+        return paths
+
+
 class LimConfig(Config):
     """Addresses are `HOST:PORT`. `advertise` is what others dial where `listen` does not say it."""
 
@@ -79,6 +95,7 @@ class LimConfig(Config):
     beat_seconds: float = Field(1.0, gt=0, le=60)
     discover_seconds: float = Field(30.0, gt=0, le=3600, description="Between looks at this node's resources.")
     storage_path: Path | None = Field(None, description="What is offered as storage; default: state_path.")
+    special: dict[SpecialName, SpecialConfig] = Field(default_factory=dict, max_length=MOST_SPECIAL)
     trust_bundle_path: Path | None = None
     key_path: Path | None = None
     labels: dict[str, tuple[str, ...] | str] = Field(default_factory=dict)

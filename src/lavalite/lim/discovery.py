@@ -36,6 +36,7 @@ class OwnOffer:
             self._clock.now(),
             storage_path=self._config.storage_path or self._config.state_path,
             previous=self._previous,
+            special={k: (found.paths, found.model) for k, found in self._config.special.items()},
             warn=self._warn,
         )
         if self._previous is None or found.version != self._previous.version:

@@ -13,7 +13,7 @@ from lavalite.model.host import VM
 from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry, VmEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
-from lavalite.model.resources import GPU, KINDS, MEMORY
+from lavalite.model.resources import GPU, KINDS, MEMORY, is_special
 from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, TASKS
 
 MAX_HOSTS = 20_000
@@ -88,10 +88,11 @@ def _has_a_pool(document: PoolsDocument, faults: FaultList, entry_name: str, ent
     fit = [name for name, spec in document.pools.items() if kind in spec.kinds]
     if document.pool_of(entry, kind) or not fit or document.broken["pools"]:
         return
-    place = f"pool: {fit[0]}" if kind in ("gpu", "storage", "network") else f"pools: {{{kind}: {fit[0]}}}"
+    place = f"pools: {{{kind}: {fit[0]}}}" if kind in ("cpu", "memory") else f"pool: {fit[0]}"
     hint = f"Write {place}, or default: true at one pool for {kind}."
     message = f"no pool is named, and no pool for {kind} is the default"
-    faults.add("no_pool", ("logical_hosts", entry_name, kind), message, hint)
+    below = ("special", kind) if is_special(kind) else (kind,)
+    faults.add("no_pool", ("logical_hosts", entry_name, *below), message, hint)
 
 
 def _host_amounts(document: PoolsDocument, faults: FaultList) -> None:
@@ -119,11 +120,17 @@ def _far(entry: HostEntry, asked: dict[str, int], path: Path, faults: FaultList)
         text = format_amount(GPU, asked.get(GPU, 0))
         hint = f"Write {text} or less." if asked.get(GPU) else "Leave it out, or ask for gpu."
         faults.add("out_of_range", (*path, "far", "gpu"), f"more may be far than the {text} asked for", hint)
+    for kind, may in entry.far.special.items():
+        if may > (has := asked.get(kind, 0)):
+            hint = f"Write {has} or less." if has else f"Leave it out, or ask for {kind}."
+            message = f"more may be far than the {has} asked for"
+            faults.add("out_of_range", (*path, "far", "special", kind), message, hint)
     if entry.far.gpu and entry.gpu and entry.gpu.topology:
         message = f"GPUs that have {entry.gpu.topology} in common are all of one node"
         faults.add("out_of_range", (*path, "far", "gpu"), message, "Leave it out, or leave out gpu.topology.")
     if entry.near == "node":
-        for below in [("far", kind) for kind in entry.far_amounts()] + [("storage", "circuit")]:
+        far: list[Path] = [("far", *(("special",) if is_special(k) else ()), k) for k in entry.far_amounts()]
+        for below in [*far, ("storage", "circuit")]:
             if below[0] == "far" or (entry.storage and entry.storage.circuit is not None):
                 message = "with near: node nothing comes from another node"
                 faults.add(
@@ -138,6 +145,9 @@ def _vms(document: PoolsDocument, faults: FaultList) -> None:
         path: Path = ("logical_hosts", entry_name)
         if entry.executor == VM and entry.vm is None:
             faults.add("missing", (*path, "vm"), "missing", "Write vm: {image: …}, or executor: bare.")
+        if entry.executor == VM and entry.special:
+            message = "a virtual machine is given no special devices"
+            faults.add("out_of_range", (*path, "special"), message, "Leave it out, or write executor: bare.")
         if entry.vm is None:
             continue
         if entry.executor != VM:
@@ -176,7 +186,7 @@ def _addresses(entry: HostEntry, path: Path, faults: FaultList) -> None:
 
 
 def _default_pools(document: PoolsDocument, faults: FaultList) -> None:
-    for kind in KINDS:
+    for kind in dict.fromkeys(kind for pool in document.pools.values() for kind in pool.kinds):
         defaults = [name for name, pool in document.pools.items() if pool.default and kind in pool.kinds]
         for name in defaults[1:]:
             message = f"pool {defaults[0]} is the default for {kind} already"
@@ -185,10 +195,13 @@ def _default_pools(document: PoolsDocument, faults: FaultList) -> None:
 
 def _floating(document: PoolsDocument, faults: FaultList) -> None:
     owner: dict[str, str] = {}
+    of_nodes = {*KINDS, *(kind for pool in document.pools.values() for kind in pool.kinds)}
+    of_nodes.update(kind for entry in document.capacity.values() for kind in entry.special)
+    of_nodes.update(kind for entry in document.logical_hosts.values() for kind in entry.special)
     for name, pool in document.pools.items():
         for floating in pool.floating:
             path: Path = ("pools", name, "floating", floating)
-            if floating in KINDS:
+            if floating in of_nodes:
                 faults.add("bad_name", path, f"{floating} is a kind that nodes have", "Choose another name.")
             if floating in owner:
                 message = f"pool {owner[floating]} has {floating} already"
@@ -222,7 +235,8 @@ def _pool_limits(document: PoolsDocument, faults: FaultList) -> None:
         known = [*pool.kinds, *pool.floating]
         for path, limited in pool.limits.spelled():
             for kind in sorted(set(limited.amounts()) - {TASKS, *known}):
-                below = ("floating", kind) if kind in limited.floating else (kind,)
+                named = (place for place in ("special", "floating") if kind in getattr(limited, place))
+                below = (*named, kind)
                 message, hint = f"pool {name} is not for {kind}", f"It is for {', '.join(known)}."
                 faults.add("wrong_pool", ("pools", name, "limits", *path, *below), message, hint)
 
@@ -323,6 +337,6 @@ def _capacity_keys(document: PoolsDocument, faults: FaultList) -> None:
     """A label that is nearly a kind is a kind misspelled."""
     for name, entry in document.capacity.items():
         for label in entry.model_extra or {}:
-            if get_close_matches(label, KINDS, n=1, cutoff=0.75):
-                hint = did_you_mean(label, KINDS)
+            if get_close_matches(label, (*KINDS, "special"), n=1, cutoff=0.75):
+                hint = did_you_mean(label, (*KINDS, "special"))
                 faults.add("unknown_key", ("capacity", name, label), "unknown key", hint)

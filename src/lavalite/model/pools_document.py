@@ -94,8 +94,9 @@ class PoolsDocument:
             name=name,
             amounts=amounts,
             entry=entry_name,
-            gpu_model=entry.gpu.model if entry.gpu else "",
+            gpu_model=entry.model_of(GPU),
             gpu_memory_bytes=entry.gpu.memory if entry.gpu else 0,
+            special_models={kind: ask.model for kind, ask in entry.special.items() if ask.model},
             storage_iops=entry.storage.iops if entry.storage else 0,
             pools=pools,
             near=entry.near,
@@ -283,11 +284,17 @@ def capacity_of(name: str, entry: CapacityEntry, labels: Mapping[str, list[str]]
         STORAGE: entry.storage,
         NETWORK: entry.network,
     }
+    special = {
+        kind: tuple(Device(id=f"{kind}{n}", model=found.model) for n in range(found.count))
+        for kind, found in entry.special.items()
+        if found.count
+    }
+    amounts |= {kind: len(devices) for kind, devices in special.items()}
     return specs.NodeCapacity(
         name=name,
         labels={**entry.labels(), **(labels or {})},
         amounts={kind: amount for kind, amount in amounts.items() if amount},
-        devices={GPU: gpus} if gpus else {},
+        devices=special | ({GPU: gpus} if gpus else {}),
     )
 
 

@@ -7,6 +7,7 @@ nodes in pools_fit. Amounts come out as integers in the kind's unit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_interface
 from signal import Signals
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from lavalite.model import amounts
 from lavalite.model.exits import parse_exit
 from lavalite.model.host import VmAsk
 from lavalite.model.job import MAX_BACKOFF_SECONDS, Factor, Name, Retries
-from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE, WHOLE
+from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, STORAGE, WHOLE, special_fault
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HALF_LIFE_SECONDS, TASKS, Fairshare, Limits, Preemption
 
@@ -83,7 +84,26 @@ AskedBandwidth = Annotated[int, reads(amounts.asked(amounts.parse_bandwidth))]
 FarAmount = Annotated[Far, reads(_share_or_bytes)]
 Nodes = Annotated[Selector, reads(Selector.parse)]
 ExitCode = Annotated[int, reads(parse_exit)]
-Kind = Literal["cpu", "memory", "gpu", "storage", "network"]
+
+
+def _kind(value: Any) -> str:
+    """One of the five, or the name of a special kind; what is nearly one of the five is that misspelled."""
+    close = get_close_matches(value, KINDS, n=1, cutoff=0.75) if isinstance(value, str) else list(KINDS)
+    if value not in KINDS and close:
+        hint = f"Did you mean {close[0]}?" if len(close) == 1 else f"Write {' or '.join(close)}."
+        raise custom("unknown_value", f"{str(value)[:60]} is not known here", hint)
+    return str(value) if value in KINDS else _special(value)
+
+
+def _special(value: Any) -> str:
+    if not isinstance(value, str) or (fault := special_fault(value)):
+        fault = fault if isinstance(value, str) else f"{str(value)[:60]} is no name of a kind"
+        raise custom("bad_name", fault, "Write fpga, or whatever nodes call it in lim_special.")
+    return value
+
+
+Kind = Annotated[str, BeforeValidator(_kind)]
+Special = Annotated[str, BeforeValidator(_special)]
 
 
 def _spelled_short(field: str) -> Any:
@@ -121,6 +141,15 @@ class StorageAsk(Entry):
     _short = _spelled_short("size")
 
 
+class SpecialAsk(Entry):
+    """Whole devices of a kind that the operator named."""
+
+    count: Annotated[int, reads(amounts.asked(amounts.parse_count))]
+    model: str = ""
+    pool: str = ""
+    _short = _spelled_short("count")
+
+
 class NetworkAsk(Entry):
     bandwidth: AskedBandwidth
     pool: str = ""
@@ -128,12 +157,13 @@ class NetworkAsk(Entry):
 
 
 class FarAsk(Entry):
-    """How much may come from other nodes where the host's own has too little, GPUs whole; `circuit` is reserved to
+    """How much may come from other nodes where the host's own has too little, devices whole; `circuit` is reserved to
     each node that something of it comes from.
     """
 
     memory: FarAmount | None = None
     gpu: AskedGpu | None = None
+    special: dict[Special, Annotated[int, reads(amounts.asked(amounts.parse_count))]] = {}
     circuit: AskedBandwidth | None = None
 
     @model_validator(mode="after")
@@ -141,7 +171,7 @@ class FarAsk(Entry):
         if self.gpu is not None and self.gpu % WHOLE:
             more = amounts.format_gpu(self.gpu - self.gpu % WHOLE + WHOLE)
             raise custom("out_of_range", "a GPU of another node is had whole", f"Write gpu: {more}.")
-        if self.circuit is not None and self.memory is None and self.gpu is None:
+        if self.circuit is not None and self.memory is None and self.gpu is None and not self.special:
             raise custom("missing", "a circuit to nothing", "Write memory or gpu: what may be far.")
         return self
 
@@ -220,6 +250,7 @@ class HostEntry(Entry):
     gpu: GpuAsk | None = None
     storage: StorageAsk | None = None
     network: NetworkAsk | None = None
+    special: dict[Special, SpecialAsk] = {}
     pools: dict[Kind, str] = {}
     far: FarAsk = FarAsk()
     near: Literal["node", "rack", "any"] = "any"
@@ -238,17 +269,20 @@ class HostEntry(Entry):
             GPU: self.gpu.count if self.gpu else 0,
             STORAGE: self.storage.size if self.storage else 0,
             NETWORK: self.network.bandwidth if self.network else 0,
+            **{kind: ask.count for kind, ask in self.special.items()},
         }
         return {kind: amount for kind, amount in asked.items() if amount}
 
     def far_amounts(self) -> dict[str, int]:
         """How much of each kind may come from other nodes, beside storage, of which all may; zeros left out."""
         memory = self.far.memory.of(self.memory) if self.far.memory else 0
-        return {kind: amount for kind, amount in ((MEMORY, memory), (GPU, self.far.gpu or 0)) if amount}
+        far = {MEMORY: memory, GPU: self.far.gpu or 0} | self.far.special
+        return {kind: amount for kind, amount in far.items() if amount}
 
     def circuits(self) -> dict[str, int]:
         """Bits a second of the circuit to what of a kind is far, where that is said."""
         said = {kind: self.far.circuit for kind in (MEMORY, GPU) if getattr(self.far, kind) is not None}
+        said |= dict.fromkeys(self.far.special, self.far.circuit)
         said |= {STORAGE: self.storage.circuit} if self.storage else {}
         return {kind: bandwidth for kind, bandwidth in said.items() if bandwidth is not None}
 
@@ -260,7 +294,14 @@ class HostEntry(Entry):
         for kind, ask in ((GPU, self.gpu), (STORAGE, self.storage), (NETWORK, self.network)):
             if ask is not None and ask.pool:
                 named[kind] = (ask.pool, (kind, "pool"))
-        return named
+        special = {k: (ask.pool, ("special", k, "pool")) for k, ask in self.special.items() if ask.pool}
+        return named | special
+
+    def model_of(self, kind: str) -> str:
+        """The model that its devices of a kind must be of."""
+        if kind == GPU:
+            return self.gpu.model if self.gpu else ""
+        return self.special[kind].model if kind in self.special else ""
 
     def expanded(self, entry: str) -> list[str]:
         """The names of its hosts: its own, or with `count` numbered from 1."""
@@ -268,7 +309,7 @@ class HostEntry(Entry):
 
 
 class LimitAmounts(Entry):
-    """The most that may be held at a time, by kind; `floating` by name."""
+    """The most that may be held at a time, by kind; `special` and `floating` by name."""
 
     tasks: Annotated[int, Field(ge=0)] | None = None
     cpu: Cpu | None = None
@@ -276,12 +317,13 @@ class LimitAmounts(Entry):
     gpu: Gpu | None = None
     storage: Bytes | None = None
     network: Bandwidth | None = None
+    special: dict[Special, Count] = {}
     floating: dict[Name, Count] = {}
 
     def amounts(self) -> dict[str, int]:
         """By kind, those that are limited."""
         typed = {kind: getattr(self, kind) for kind in (TASKS, *KINDS)}
-        return {kind: amount for kind, amount in typed.items() if amount is not None} | self.floating
+        return {kind: amount for kind, amount in typed.items() if amount is not None} | self.special | self.floating
 
 
 class HolderLimits(LimitAmounts):
@@ -474,6 +516,12 @@ class CapacityGpu(Entry):
     _short = _spelled_short("count")
 
 
+class CapacitySpecial(Entry):
+    count: Annotated[int, Field(ge=0, le=1024)]
+    model: str = ""
+    _short = _spelled_short("count")
+
+
 class CapacityEntry(BaseModel):
     """`capacity.NODE`: amounts per kind; every other key is a label."""
 
@@ -484,6 +532,7 @@ class CapacityEntry(BaseModel):
     gpu: CapacityGpu | None = None
     storage: Bytes = 0
     network: Bandwidth = 0
+    special: dict[Special, CapacitySpecial] = {}
 
     @model_validator(mode="after")
     def _labels_are_text(self) -> CapacityEntry:

@@ -16,11 +16,13 @@ from lavalite.model.pools_check import GROUP_PREFIX
 from lavalite.model.pools_document import PoolsDocument, read_quota
 from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
-from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, WHOLE
+from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, amount_of, is_special
 from lavalite.model.selector import GROUP, Selector
 from lavalite.model.specs import NodeCapacity, fits_model, format_kind
 
 MAX_NAMED = 4
+_AMOUNT_AT = {"storage": "size", "network": "bandwidth"}
+"""Where an amount is below its kind; of other kinds that have more to say, it is the count."""
 
 
 def check_nodes(document: PoolsDocument, nodes: Sequence[NodeCapacity], faults: FaultList) -> None:
@@ -38,6 +40,7 @@ def check_nodes(document: PoolsDocument, nodes: Sequence[NodeCapacity], faults: 
         if isinstance(source, Selector) and not any(source.may_match(n.name, n.labels) for n in nodes):
             _selects_nothing(source, nodes, ("links", at, "from"), faults)
     _overlaps(document, members, faults)
+    _floating(document, nodes, faults)
     for name in document.pools:
         _quota_sums(document, name, members[name], faults)
     for name, entry in document.logical_hosts.items():
@@ -93,6 +96,15 @@ def _overlaps(document: PoolsDocument, members: dict[str, list[NodeCapacity]], f
             faults.add("pools_overlap", ("pools", second, "nodes"), message, "Narrow one of the two pools.")
 
 
+def _floating(document: PoolsDocument, nodes: Sequence[NodeCapacity], faults: FaultList) -> None:
+    """Nothing floats of which nodes have devices."""
+    has = {kind: node.name for node in nodes if node.name not in document.capacity for kind in node.devices}
+    for name, pool in document.pools.items():
+        for kind in pool.floating.keys() & has.keys():
+            message = f"{kind} is a kind that nodes have: {has[kind]} has devices of it"
+            faults.add("bad_name", ("pools", name, "floating", kind), message, "Choose another name.")
+
+
 def _quota_sums(document: PoolsDocument, name: str, inside: list[NodeCapacity], faults: FaultList) -> None:
     """What a pool's tenants are sure of, all together, is there: else somebody's would be lent, and never be back."""
     if not inside or not all(node.amounts for node in inside):
@@ -128,18 +140,16 @@ class _Room:
         self._where = f"pool {pool}" if pool else "the cluster"
 
     def check(self, name: str, entry: HostEntry, faults: FaultList) -> None:
-        model = entry.gpu.model if self._kind == GPU and entry.gpu else ""
+        model = entry.model_of(self._kind)
         memory = entry.gpu.memory if self._kind == GPU and entry.gpu else 0
-        path: Path = ("logical_hosts", name, self._kind)
+        path: Path = ("logical_hosts", name, *(("special",) if is_special(self._kind) else ()), self._kind)
         offered = [self._offer(node, model, memory) for node in self._nodes]
         if self._kind == NETWORK and not any(offered):
             return  # no node knows its speed: that is no reason to call the document wrong
-        if self._kind == GPU and not any(offered) and (model or memory):
-            self._no_such_gpu(model, path, faults)
+        if not any(offered) and (model or memory):
+            self._no_such_device(model, path, faults)
             return
-        path = (
-            (*path, {GPU: "count", "storage": "size", "network": "bandwidth"}[self._kind]) if self._nested() else path
-        )
+        path = (*path, _AMOUNT_AT.get(self._kind, "count")) if self._nested() else path
         each, count = entry.amounts()[self._kind], 1 if entry.count is None else entry.count
         far = entry.far_amounts().get(self._kind, 0)
         if each * count > sum(offered):
@@ -150,24 +160,26 @@ class _Room:
         elif self._kind != NETWORK and each - far > max(offered):
             message = f"{format_kind(self._kind, each - far, model)} asked of one node, "
             message += f"the largest of {self._where} has {format_amount(self._kind, max(offered))}"
-            more = ", or let some be far" if self._kind in (MEMORY, GPU) else ""
+            more = ", or let some be far" if self._kind in (MEMORY, GPU) or is_special(self._kind) else ""
             faults.add("larger_than_node", path, message, f"Lower {self._kind}{more}.")
 
     def _nested(self) -> bool:
         return self._kind not in (CPU, MEMORY)
 
     def _offer(self, node: NodeCapacity, model: str, memory_bytes: int) -> int:
-        if self._kind == GPU and (model or memory_bytes):
-            return sum(WHOLE for device in node.devices.get(GPU, ()) if fits_model(device, model, memory_bytes))
+        if model or memory_bytes:
+            fit = [device for device in node.devices.get(self._kind, ()) if fits_model(device, model, memory_bytes)]
+            return amount_of(self._kind, len(fit))
         return node.amounts.get(self._kind, 0)
 
     def _hint(self, count: int) -> str:
-        what = "count" if count > 1 or self._kind == GPU else self._kind
+        what = "count" if count > 1 or self._kind == GPU or is_special(self._kind) else self._kind
         return f"Lower {what}, or add nodes{f' to pool {self._pool}' if self._pool else ''}."
 
-    def _no_such_gpu(self, model: str, path: Path, faults: FaultList) -> None:
-        there = {found for node in self._nodes for found in node.gpu_models()}
-        if model and not any(fits_model(d, model, 0) for n in self._nodes for d in n.devices.get(GPU, ())):
+    def _no_such_device(self, model: str, path: Path, faults: FaultList) -> None:
+        devices = [device for node in self._nodes for device in node.devices.get(self._kind, ())]
+        there = {device.model for device in devices if device.model}
+        if model and not any(fits_model(device, model, 0) for device in devices):
             message = f"no node of {self._where} has {model}"
             faults.add("unknown_model", (*path, "model"), message, did_you_mean(model, there))
         else:

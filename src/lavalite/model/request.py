@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lavalite.model.resources import Stored
+from lavalite.model.resources import SpecialName, Stored
 
 MAX_AMOUNT = 2**63 - 1
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
@@ -18,7 +18,7 @@ TYPED = {"typed": True}
 
 _ASKED = (
     *("cpu_milli", "memory_bytes", "gpu_milli", "gpu_memory_bytes", "storage_bytes", "network_bits_per_second"),
-    "floating",
+    *("special", "floating"),
 )
 
 
@@ -36,6 +36,8 @@ class Request(Stored):
     """What all GPUs of a task must have in common; where it is not said, they are as near as can be."""
     storage_bytes: Amount = 0
     network_bits_per_second: Amount = 0
+    special: dict[SpecialName, Amount] = {}
+    """Whole devices of kinds that an operator named; such are of nodes, as GPUs are."""
     floating: dict[str, Amount] = {}
     pools: dict[str, str] = {}
     exclusive: bool = False
@@ -50,13 +52,20 @@ class Request(Stored):
                 raise PydanticCustomError("zero_amount", "{message}", {"message": message})
         return value
 
+    @model_validator(mode="after")
+    def _of_nodes_or_of_none(self) -> Request:
+        if both := sorted(self.special.keys() & self.floating.keys()):
+            raise ValueError(f"{both[0]} is asked for as special and as floating, and can be one of them")
+        return self
+
     def amounts(self) -> dict[str, int]:
-        """Amount per kind, zeros left out."""
+        """Amount per kind that nodes have, zeros left out."""
         asked = {
             "cpu": self.cpu_milli,
             "memory": self.memory_bytes,
             "gpu": self.gpu_milli,
             "storage": self.storage_bytes,
             "network": self.network_bits_per_second,
+            **self.special,
         }
         return {kind: amount for kind, amount in asked.items() if amount}

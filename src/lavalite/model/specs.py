@@ -12,7 +12,7 @@ from signal import SIGTERM
 
 from lavalite.model.amounts import format_amount
 from lavalite.model.host import BARE, FAIL, VmAsk
-from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer
+from lavalite.model.resources import CPU, GPU, KINDS, Device, NodeOffer, is_special
 from lavalite.model.selector import Selector
 
 BUILT_IN_POLICIES = ("first-fit", "best-fit", "round-robin", "binpack", "spread", "gpu-packing", "fgd")
@@ -32,8 +32,9 @@ class HostSpec:
     """One logical host as it is asked for. `entry` is the name it has in pools.yml (`trainer` of `trainer-1`).
 
     `far` is how much of a kind may come from another node, `limits` how far the application inside may grow a kind.
-    `pools` names the pool of each kind that has one. `circuits` is the bandwidth that is reserved to what of a kind
-    comes from another node, in bits a second (CIRCUIT_BITS_PER_SECOND where it is not said).
+    `pools` names the pool of each kind that has one, `special_models` the model of special kinds. `circuits` is the
+    bandwidth that is reserved to what of a kind comes from another node, in bits a second (CIRCUIT_BITS_PER_SECOND
+    where it is not said).
     """
 
     name: str
@@ -41,6 +42,7 @@ class HostSpec:
     entry: str = ""
     gpu_model: str = ""
     gpu_memory_bytes: int = 0
+    special_models: dict[str, str] = field(default_factory=dict)
     storage_iops: int = 0
     pools: dict[str, str] = field(default_factory=dict)
     near: str = "any"
@@ -53,9 +55,13 @@ class HostSpec:
     vm: VmAsk | None = None
     on_loss: str = FAIL
 
+    def model_of(self, kind: str) -> str:
+        """The model that its devices of a kind must be of; empty for any."""
+        return self.gpu_model if kind == GPU else self.special_models.get(kind, "")
+
     def asked(self) -> str:
         """`4 A100, 16 cpu, 128GiB memory, pool gpus`: for people."""
-        words = [format_kind(kind, self.amounts[kind], self.gpu_model) for kind in sorted_kinds(self.amounts)]
+        words = [format_kind(kind, self.amounts[kind], self.model_of(kind)) for kind in sorted_kinds(self.amounts)]
         words += [f"pool {pool}" for pool in sorted(set(self.pools.values()))]
         return ", ".join(words)
 
@@ -203,16 +209,13 @@ class NodeCapacity:
     @classmethod
     def from_offer(cls, offer: NodeOffer, labels: Mapping[str, list[str]] | None = None) -> NodeCapacity:
         """What a node's LIM found; `labels`, where there are others than it tells."""
-        kinds = {resource.kind for resource in offer.resources}
+        kinds = offer.kinds()
         return cls(
             name=offer.node,
             labels={label: list(values) for label, values in (offer.labels if labels is None else labels).items()},
             amounts={kind: offer.amount(kind) for kind in kinds},
             devices={kind: _shared(tuple(found)) for kind in kinds if (found := offer.devices(kind))},
         )
-
-    def gpu_models(self) -> set[str]:
-        return {device.model for device in self.devices.get(GPU, ()) if device.model}
 
 
 def _shared(devices: tuple[Device, ...]) -> tuple[Device, ...]:
@@ -263,8 +266,8 @@ def sorted_kinds(amounts: Mapping[str, int]) -> list[str]:
     return sorted(amounts, key=lambda kind: (order.get(kind, len(order)), kind))
 
 
-def format_kind(kind: str, amount: int, gpu_model: str = "") -> str:
-    """`4 A100`, `16 cpu`, `128GiB memory`."""
-    if kind == GPU and gpu_model:
-        return f"{format_amount(GPU, amount)} {gpu_model}"
-    return format_amount(kind, amount, named=True)
+def format_kind(kind: str, amount: int, model: str = "") -> str:
+    """`4 A100`, `1 fpga U250`, `16 cpu`, `128GiB memory`."""
+    if kind == GPU and model:
+        return f"{format_amount(GPU, amount)} {model}"
+    return f"{format_amount(kind, amount, named=True)} {model if is_special(kind) else ''}".rstrip()

@@ -1,6 +1,6 @@
 """Which nodes a logical host may be anchored on, what each would lack of it, and in which order they are tried.
 
-The CPU is where the anchor is, and so is the network. Of memory and GPUs so much may come from other nodes as the
+The CPU is where the anchor is, and so is the network. Of memory and devices so much may come from other nodes as the
 host says (`far`), of storage all or nothing, unless it is to be near: node. What there is here is taken first.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lavalite.model.host import BARE
-from lavalite.model.resources import GPU, KINDS, MEMORY, STORAGE, WHOLE
+from lavalite.model.resources import GPU, KINDS, MEMORY, STORAGE, WHOLE, grain_of, is_special, kinds_in_order
 from lavalite.model.specs import CIRCUIT_BITS_PER_SECOND, HostSpec
 from lavalite.placement.fabric import Bools, Ints
 from lavalite.placement.floor import Floor
@@ -31,12 +31,14 @@ def may_be_far(spec: HostSpec) -> dict[str, int]:
     asked = spec.amounts
     gpus = 0 if spec.topology else min(spec.far.get(GPU, 0), asked.get(GPU, 0)) // WHOLE * WHOLE
     far = {STORAGE: asked.get(STORAGE, 0), MEMORY: min(spec.far.get(MEMORY, 0), asked.get(MEMORY, 0)), GPU: gpus}
+    far |= {kind: min(amount, asked.get(kind, 0)) for kind, amount in spec.far.items() if is_special(kind)}
     return {kind: amount for kind, amount in far.items() if amount}
 
 
 def attachable(spec: HostSpec) -> frozenset[str]:
     """The kinds that the host means to have from other nodes where it must, be they allowed to be so far or not."""
-    kinds = {kind for kind in (MEMORY, GPU) if spec.far.get(kind) and spec.amounts.get(kind)}
+    may = (MEMORY, GPU, *filter(is_special, spec.far))
+    kinds = {kind for kind in may if spec.far.get(kind) and spec.amounts.get(kind)}
     return frozenset(kinds | ({STORAGE} if spec.amounts.get(STORAGE) else set()))
 
 
@@ -87,8 +89,9 @@ def survey(
         found.turn_away(~floor.members(spec, kind), Reason.NOT_IN_POOL)
     for kind in whole:
         found.turn_away(floor.total[kind] == 0, Reason.NO_KIND)
-    if GPU in whole and (spec.gpu_model or spec.gpu_memory_bytes):
-        found.turn_away(~floor.has_model(spec), Reason.NO_MODEL)
+    for kind in whole:
+        if spec.model_of(kind) or (kind == GPU and spec.gpu_memory_bytes):
+            found.turn_away(~floor.has_model(spec, kind), Reason.NO_MODEL)
     for kind, amount in whole.items():
         found.turn_away(floor.has(spec, kind, empty=True) < amount, Reason.TOO_SMALL)
     if growing:
@@ -97,8 +100,8 @@ def survey(
                 found.turn_away(floor.rows[name], reason)
     for kind, amount in whole.items():
         found.turn_away(floor.has(spec, kind) < amount, Reason.TOO_FEW_FREE)
-    for kind in KINDS:
-        if kind in split and kind in spec.amounts:
+    for kind in kinds_in_order(split):
+        if kind in spec.amounts:
             _split(spec, floor, kind, may.get(kind, 0), found)
     if MEMORY in found.far and spec.executor == BARE:
         found.turn_away((found.far[MEMORY] > 0) & floor.swaps(spec.name), Reason.FAR_MEMORY_TAKEN)
@@ -109,15 +112,16 @@ def _split(spec: HostSpec, floor: Floor, kind: str, may: int, found: Survey) -> 
     """How much of the kind each node would give itself, and how much others."""
     asked = spec.amounts[kind]
     here = np.where(floor.members(spec, kind), np.maximum(floor.has(spec, kind), 0), 0)
-    if kind == GPU and (spec.gpu_model or spec.gpu_memory_bytes):
-        here = np.where(floor.has_model(spec), here, 0)
+    if spec.model_of(kind) or (kind == GPU and spec.gpu_memory_bytes):
+        here = np.where(floor.has_model(spec, kind), here, 0)
     if kind == STORAGE:
         local = np.where(here >= asked, asked, 0)
     elif kind == MEMORY:
         even = here // GRAIN_BYTES * GRAIN_BYTES
         local = np.where(here >= asked, asked, np.where(asked - even <= may, even, here))
     else:
-        local = np.where(here >= asked, asked, here // WHOLE * WHOLE)
+        grain = grain_of(kind)
+        local = np.where(here >= asked, asked, here // grain * grain)
     far: Ints = asked - local
     found.turn_away(far > may, Reason.MAY_NOT_BE_FAR)
     found.local[kind], found.far[kind] = local, far
@@ -150,12 +154,12 @@ def in_order(spec: HostSpec, floor: Floor, found: Survey) -> Ints:
 
 
 def leftover(spec: HostSpec, floor: Floor, found: Survey, rows: Ints) -> Ints:
-    """Per mille of each asked kind that stays free, summed: less is a better fit. Strands no GPU if it can."""
+    """Per mille of each asked kind that stays free, summed: less is a better fit. Strands no device if it can."""
     left = np.zeros(len(rows), dtype=np.int64)
     for kind, asked in spec.amounts.items():
         left += per_mille(floor, kind, rows, found.local[kind][rows] if kind in found.local else asked)
-    if GPU not in spec.amounts:
-        left += np.where(floor.total[GPU][rows] > 0, 1000 * (len(spec.amounts) + 1), 0)
+    for kind in {GPU, *floor.special} - spec.amounts.keys():
+        left += np.where(floor.total[kind][rows] > 0, 1000 * (len(spec.amounts) + 1), 0)
     return left
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lavalite.model.host import Circuit, HostState, LogicalHost, Part
-from lavalite.model.resources import CPU, GPU, KINDS, NETWORK
+from lavalite.model.resources import CPU, GPU, NETWORK, is_special, kinds_in_order
 from lavalite.model.specs import HostSpec
 from lavalite.placement.anchors import circuit_bandwidth
 from lavalite.placement.floor import Floor
@@ -71,12 +71,16 @@ def _here(
     far = dict(lacking)
     for part in kept:
         far[part.kind] = far.get(part.kind, 0) + part.amount
-    amounts = {kind: left for kind in KINDS if (left := spec.amounts.get(kind, 0) - far.get(kind, 0)) > 0}
+    amounts = {
+        kind: left for kind in kinds_in_order(spec.amounts) if (left := spec.amounts[kind] - far.get(kind, 0)) > 0
+    }
     local, room, name = replace(spec, amounts=amounts), floor.room(row), floor.nodes[row].name
     held = {part.kind: part.devices for part in before.parts if part.provider == name} if before else {}
     devices: dict[str, list[str]] = {}
     if GPU in amounts:
         devices[GPU] = room.pick(local, GPU, held.get(GPU, ()))
+    for kind in filter(is_special, amounts):
+        devices[kind] = room.pick(local, kind, held.get(kind, ()))
     if CPU in amounts:
         devices[CPU] = room.pick(local, CPU, held.get(CPU, ()), room.numa_nodes(GPU, devices.get(GPU, ())))
     return [_part(spec, kind, name, amount, devices.get(kind, []), ()) for kind, amount in amounts.items()]
@@ -139,7 +143,8 @@ def _host(
     spec: HostSpec, floor: Floor, row: int, here: list[Part], there: list[Part], before: LogicalHost | None
 ) -> LogicalHost:
     there = [part.model_copy(update={"circuit": circuit_id(spec.name, part.provider)}) for part in there]
-    parts = [part for kind in KINDS for part in (*here, *there) if part.kind == kind]
+    kinds = kinds_in_order({part.kind for part in (*here, *there)})
+    parts = [part for kind in kinds for part in (*here, *there) if part.kind == kind]
     pools = sorted(set(spec.pools.values()))
     if before is None:
         name = floor.nodes[row].name

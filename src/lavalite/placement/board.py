@@ -125,7 +125,8 @@ class Member(Ranking):
 
     @staticmethod
     def may_be(wanted: RequestClass, policy: Policy) -> bool:
-        return policy.summed and bool(wanted.at) and wanted.gpu is None and not (wanted.host or wanted.exclusive)
+        alone = wanted.host or wanted.exclusive or wanted.special
+        return policy.summed and bool(wanted.at) and wanted.gpu is None and not alone
 
     def leave(self) -> None:
         """Give its place away; if it is asked again it has one for itself."""

@@ -63,7 +63,10 @@ class RequestClass:
         """A number for each kind, and for places."""
         self.need: Ints = self.line[:PLACES_AT].reshape(-1, 1)
         """The kinds alone, one below the other."""
-        cut = [(KIND_AT[kind], min(amount, MOST)) for kind, amount in self.amounts.items()]
+        self.special = {kind: amount for kind, amount in self.amounts.items() if kind not in KIND_AT}
+        """Of `amounts`, what is of special kinds."""
+        self._usual = [(kind, amount) for kind, amount in self.needs.items() if kind in KIND_AT]
+        cut = [(KIND_AT[kind], min(amount, MOST)) for kind, amount in self.amounts.items() if kind in KIND_AT]
         self.at = [(at, amount, 100 * amount) for at, amount in cut]
         """The kinds that are asked for as numbers, with how much and a hundred times that."""
         self.labels = tuple(labels) if not host else ()
@@ -105,6 +108,9 @@ class RequestClass:
             fits &= (places if rows is None else places[rows]) >= ALL_PLACES
         if self.gpu is not None:
             fits &= columns.gpus(self.gpu, rows) >= (self.whole_gpus or 1)
+        for kind, amount in self.special.items():
+            special = columns.free(kind)
+            fits &= (special if rows is None else special[rows]) >= amount
         return fits
 
     def rows_that_fit(self, columns: Columns) -> list[int]:
@@ -123,7 +129,9 @@ class RequestClass:
     def tasks_on(self, columns: Columns, row: int) -> int:
         """How many tasks the row has room for, if it takes any."""
         free = columns.free_on(row)
-        most = min(int(free[KIND_AT[kind]]) // amount for kind, amount in self.needs.items())
+        most = min(int(free[KIND_AT[kind]]) // amount for kind, amount in self._usual)
+        for kind, amount in self.special.items():
+            most = min(most, columns.special_free(row, kind) // amount)
         if self.gpu is not None:
             most = min(most, self.gpu_tasks(columns.devices(row)))
         return most

@@ -3,6 +3,8 @@
 Rows are only added and rewritten, never moved, so that a row number stays good and the order of rows, which policies
 break ties by, is the order in which providers came. Two logs of row numbers tell who keeps something up which rows
 to look at again: `changed_since` holds every change, `freed_since` only those that could let something more fit.
+
+Special kinds, which few ask for and few rows have, have columns beside the others: policies go by the five alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from lavalite.model.resources import ALL_PLACES, KINDS, PLACES, WHOLE, Device
 from lavalite.model.specs import fits_model
 from lavalite.placement.closeness import LEVELS, NOWHERE, Near, together
-from lavalite.placement.history import History, RowThen
+from lavalite.placement.history import NOTHING_SPECIAL, History, RowThen, SpecialThen
 from lavalite.placement.reasons import Reason
 
 Ints = NDArray[np.int64]
@@ -128,6 +130,10 @@ class Columns:
         """The rows that `line` was asked for, kept up."""
         self.exact = True
         """Whether no amount is above EXACT."""
+        self._special: list[SpecialThen] = []
+        """By row, what is free of each special kind that it has, and what it has of it."""
+        self._special_columns: dict[str, Ints] = {}
+        """The same by kind, two lines each; of all kinds that any row ever had."""
         self._ready = np.zeros(self._size, dtype=np.bool_)
         self._is_host = np.zeros(self._size, dtype=np.bool_)
         self._devices: list[tuple[DeviceRow, ...]] = []
@@ -184,6 +190,7 @@ class Columns:
             self._divisor[:, row] = [max(1, amount) for amount in has[:PLACES_AT]]
             self.exact = self.exact and max(has[:PLACES_AT]) <= EXACT
         freed = self._set_devices(row, tuple(devices)) or freed
+        freed = self._set_special(row, capacity, free) or freed
         self.states[row] = state
         self._ready[row] = state == READY
         self._is_host[row] = is_host
@@ -242,10 +249,14 @@ class Columns:
     # --- columns, cut to the rows that there are, or to those asked for -------------------------------------------
 
     def free(self, kind: str) -> Ints:
+        if kind not in KIND_AT:
+            return self._special_line(kind, 0)
         free: Ints = self._all_room[KIND_AT[kind], : len(self)] + self._closed[: len(self)]
         return free
 
     def capacity(self, kind: str) -> Ints:
+        if kind not in KIND_AT:
+            return self._special_line(kind, 1)
         return self._all_capacity[KIND_AT[kind], : len(self)]
 
     def room_at(self, rows: Ints | None) -> Ints:
@@ -305,7 +316,12 @@ class Columns:
             self._devices[row],
             self.states[row],
             bool(self._is_host[row]),
+            self._special[row],
         )
+
+    def special_free(self, row: int, kind: str) -> int:
+        """What is free of a special kind on one row."""
+        return self._special[row].get(kind, (0, 0))[0]
 
     @property
     def pool_masks(self) -> dict[str, Bools]:
@@ -400,6 +416,31 @@ class Columns:
                 island = device.near[at]
                 self._device_island[at, row, place] = numbers.setdefault(island, len(numbers))
 
+    # --- special kinds --------------------------------------------------------------------------------------------
+
+    def _special_line(self, kind: str, at: int) -> Ints:
+        """What is free (0), or capacity (1), cut to the rows that there are."""
+        lines = self._special_columns.get(kind)
+        found: Ints = np.zeros(len(self), dtype=np.int64) if lines is None else lines[at, : len(self)]
+        return found
+
+    def _set_special(self, row: int, capacity: Mapping[str, int], free: Mapping[str, int]) -> bool:
+        """Whether that could let something fit that did not before."""
+        before = self._special[row]
+        if not before and capacity.keys() <= KIND_AT.keys():
+            return False
+        now = {
+            kind: (max(0, min(free.get(kind, 0), MOST)), min(amount, MOST))
+            for kind, amount in capacity.items()
+            if kind not in KIND_AT
+        }
+        self._special[row] = now or NOTHING_SPECIAL
+        for kind in before.keys() | now.keys():
+            if kind not in self._special_columns:
+                self._special_columns[kind] = np.zeros((2, self._size), dtype=np.int64)
+            self._special_columns[kind][:, row] = now.get(kind, (0, 0))
+        return any(left > before.get(kind, (0, 0))[0] for kind, (left, _) in now.items())
+
     # --- growing --------------------------------------------------------------------------------------------------
 
     def _add(self, provider: str) -> int:
@@ -410,6 +451,7 @@ class Columns:
         self.names.append(provider)
         self.states.append(READY)
         self._devices.append(())
+        self._special.append(NOTHING_SPECIAL)
         return row
 
     def _grow(self) -> None:
@@ -426,6 +468,7 @@ class Columns:
         self._device_free = np.pad(self._device_free, ((0, more), (0, 0)))
         self._device_sort = np.pad(self._device_sort, ((0, more), (0, 0)))
         self._device_island = np.pad(self._device_island, ((0, 0), (0, more), (0, 0)))
+        self._special_columns = {k: np.pad(lines, ((0, 0), (0, more))) for k, lines in self._special_columns.items()}
         self._pools = {name: np.pad(mask, (0, more)) for name, mask in self._pools.items()}
 
     def _note(self, row: int, *, freed: bool) -> None:

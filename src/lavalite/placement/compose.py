@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lavalite.model.host import LogicalHost
 from lavalite.model.job import Share
-from lavalite.model.resources import CPU, GPU, MEMORY, STORAGE
+from lavalite.model.resources import CPU, GPU, MEMORY, STORAGE, is_special
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.floor import Closed, Floor
 from lavalite.placement.newcomers import Newcomers
@@ -168,4 +168,5 @@ def _cost(plan: Plan) -> tuple[int, int]:
 
 def _largest_first(spec: HostSpec) -> tuple[object, ...]:
     asked = spec.amounts
-    return (-asked.get(GPU, 0), -asked.get(CPU, 0), -asked.get(MEMORY, 0), natural(spec.name))
+    special = sum(amount for kind, amount in asked.items() if is_special(kind))
+    return (-special, -asked.get(GPU, 0), -asked.get(CPU, 0), -asked.get(MEMORY, 0), natural(spec.name))

@@ -6,15 +6,16 @@ Nodes stand in natural order, so that the first of equals is the first by name. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lavalite.model.host import BARE, HostState, LogicalHost
-from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, WHOLE
+from lavalite.model.resources import CPU, GPU, KINDS, MEMORY, NETWORK, WHOLE, amount_of, is_special
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.fabric import ENDLESS, Bools, Fabric, Ints
 from lavalite.placement.reasons import Reason
-from lavalite.placement.room import Room, natural
+from lavalite.placement.room import Room, named, natural
 from lavalite.placement.wiring import LINK, Wiring
 
 Closed = Mapping[str, Reason]
@@ -30,8 +31,12 @@ class Floor:
         wiring = Wiring.of(links, ordered)
         self.nodes = [wiring.with_card(node) for node in ordered]
         self.rows = {node.name: row for row, node in enumerate(self.nodes)}
-        self.total = {kind: _column(node.amounts.get(kind, 0) for node in self.nodes) for kind in KINDS}
-        self.free = {kind: column.copy() for kind, column in self.total.items()}
+        self.special = {kind for node in self.nodes for kind in node.amounts if is_special(kind)}
+        """Kinds that operators named, of which any node has some."""
+        kinds = (*KINDS, *self.special)
+        self.total = _Amounts({k: _column(node.amounts.get(k, 0) for node in self.nodes) for k in kinds})
+        self.free = _Amounts({kind: column.copy() for kind, column in self.total.items()})
+        self.total.nothing = self.free.nothing = np.zeros(len(self.nodes), dtype=np.int64)
         self.fabric = Fabric(wiring, self.nodes, self.free[NETWORK])
         self.closed = closed
         self.open: Bools = np.array([node.name not in closed for node in self.nodes], dtype=np.bool_)
@@ -61,15 +66,14 @@ class Floor:
     def has(self, spec: HostSpec, kind: str, *, empty: bool = False) -> Ints:
         """How much of what the host asks for of a kind each node could give it, now or with nothing taken."""
         amounts = (self.total if empty else self.free)[kind]
-        if not self._names_devices(spec, kind):
+        if not named(spec, kind):
             return amounts
         devices = self._devices_of(spec, kind)
         return np.minimum(amounts, devices.empty if empty else devices.now)
 
-    def has_model(self, spec: HostSpec) -> Bools:
-        """Which nodes have any GPU, free or not, that is what the host asks for."""
-        one = HostSpec("", {GPU: WHOLE}, gpu_model=spec.gpu_model, gpu_memory_bytes=spec.gpu_memory_bytes)
-        empty = self._devices_of(one, GPU).empty
+    def has_model(self, spec: HostSpec, kind: str = GPU) -> Bools:
+        """Which nodes have any device of the kind, free or not, that is what the host asks for."""
+        empty = self._devices_of(_alike(spec, kind, amount_of(kind, 1)), kind).empty
         found: Bools = (empty > 0) & (empty != ENDLESS)
         return found
 
@@ -129,25 +133,35 @@ class Floor:
 
     # --- devices ----------------------------------------------------------------------------------------------
 
-    def _names_devices(self, spec: HostSpec, kind: str) -> bool:
-        return kind == GPU or (kind == CPU and spec.amounts[CPU] % WHOLE == 0)
-
     def _devices_of(self, spec: HostSpec, kind: str) -> _Devices:
         """The column for all hosts that devices are counted alike for."""
-        asked = spec.amounts[kind]
-        count = 1 if asked < WHOLE else WHOLE if asked == WHOLE or not spec.topology else 2 * WHOLE
-        key = (kind,) if kind == CPU else (kind, spec.gpu_model, spec.gpu_memory_bytes, spec.topology, count)
+        asked, topology = spec.amounts[kind], spec.topology if kind == GPU else ""
+        count = 1 if asked < WHOLE else WHOLE if asked == WHOLE or not topology else 2 * WHOLE
+        count = count if kind == GPU else amount_of(kind, 1)
+        memory_bytes = spec.gpu_memory_bytes if kind == GPU else 0
+        key = (kind, spec.model_of(kind), memory_bytes, topology, count)
         known = self._devices.get(key)
         if known is None:
-            alike = HostSpec(
-                "",
-                {kind: WHOLE if kind == CPU else count},
-                gpu_model=spec.gpu_model,
-                gpu_memory_bytes=spec.gpu_memory_bytes,
-                topology=spec.topology,
-            )
+            alike = replace(_alike(spec, kind, count), topology=topology)
             known = self._devices[key] = _Devices(alike, kind, self.nodes, self._rooms)
         return known
+
+
+class _Amounts(dict[str, Ints]):
+    """By kind; of a kind that no node has there is nothing anywhere."""
+
+    nothing: Ints
+
+    def __missing__(self, kind: str) -> Ints:
+        return self.nothing
+
+
+def _alike(spec: HostSpec, kind: str, count: int) -> HostSpec:
+    """So many devices of the kind, described as the host describes them."""
+    alike = HostSpec("", {kind: count}, special_models=spec.special_models)
+    if kind != GPU:
+        return alike
+    return replace(alike, gpu_model=spec.gpu_model, gpu_memory_bytes=spec.gpu_memory_bytes)
 
 
 class _Devices:

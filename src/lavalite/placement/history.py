@@ -5,6 +5,7 @@ Writing one down costs a few copies of some numbers; what a row was is worked ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from lavalite.placement.columns import Columns, DeviceRow, Ints
 
 MOST_CHANGES = 2**15
+SpecialThen = Mapping[str, tuple[int, int]]
+"""By special kind, what is free and what there is. Not to be changed: another one takes its place."""
+NOTHING_SPECIAL: SpecialThen = {}
 
 
 class RowThen(NamedTuple):
@@ -25,6 +29,7 @@ class RowThen(NamedTuple):
     devices: tuple[DeviceRow, ...]
     state: str
     is_host: bool
+    special: SpecialThen = NOTHING_SPECIAL
 
 
 class History:
@@ -35,14 +40,16 @@ class History:
         self._most = most
         self._rows = np.zeros(most, dtype=np.int64)
         self._amounts = np.zeros((2, most, len(KINDS) + 1), dtype=np.int64)
-        self._others: list[tuple[tuple[DeviceRow, ...], str, bool]] = [((), "", False)] * most
+        self._others: list[tuple[tuple[DeviceRow, ...], str, bool, SpecialThen]] = [
+            ((), "", False, NOTHING_SPECIAL)
+        ] * most
 
     def note(self, row: int, now: RowThen) -> None:
         """The row is about to change."""
         at = self.mark % self._most
         self._rows[at] = row
         self._amounts[0, at], self._amounts[1, at] = now.free, now.capacity
-        self._others[at] = now.devices, now.state, now.is_host
+        self._others[at] = now.devices, now.state, now.is_host, now.special
         self.mark += 1
 
     def reaches(self, mark: int) -> bool:

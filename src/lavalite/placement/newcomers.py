@@ -131,7 +131,7 @@ def _rank(gap: Gap) -> int:
 
 def _shape(spec: HostSpec) -> object:
     """Alike for hosts that are placed alike."""
-    mappings = (spec.amounts, spec.pools, spec.far, spec.circuits)
+    mappings = (spec.amounts, spec.pools, spec.far, spec.circuits, spec.special_models)
     asked = tuple(tuple(sorted(mapping.items())) for mapping in mappings)
     gpus = (spec.gpu_model, spec.gpu_memory_bytes, spec.topology)
     return (*asked, *gpus, spec.near, spec.strategy, spec.executor)

@@ -121,7 +121,7 @@ class Spread(Policy):
     trusted = True
 
     def scores(self, wanted: RequestClass, rows: Rows) -> Ints:
-        if not wanted.amounts:
+        if not wanted.at:
             return np.zeros(len(rows), dtype=np.int64)
         fullest: Ints = rows.fullness().max(axis=0)
         return 100 - fullest

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lavalite.model.resources import GPU, MEMORY, STORAGE, WHOLE
+from lavalite.model.resources import GPU, MEMORY, STORAGE, grain_of, is_special, kinds_in_order
 from lavalite.model.specs import HostSpec
 from lavalite.placement.anchors import GRAIN_BYTES, circuit_bandwidth, emptiness, per_mille
 from lavalite.placement.fabric import ENDLESS, Bools, Full, Ints, Way
@@ -26,7 +26,7 @@ MOST_PARTS = 8
 MOST_LOOKED_AT = 32
 """Ways, until one is found that is full: to say which."""
 TAKING_ORDER = (STORAGE, GPU, MEMORY)
-"""What cannot be split comes first."""
+"""What cannot be split comes first; what is special, as it is rarest, before GPUs."""
 
 
 class FarPart(NamedTuple):
@@ -57,7 +57,7 @@ class Remote:
     def take_all(self, lacking: dict[str, int]) -> Gap | None:
         """Take so much of each kind, or nothing more than before, and say what is in the way."""
         parts, circuits = list(self.parts), {row: replace(laid) for row, laid in self.circuits.items()}
-        for kind in TAKING_ORDER:
+        for kind in (STORAGE, *kinds_in_order(filter(is_special, lacking)), *TAKING_ORDER[1:]):
             gap = self._take(kind, lacking[kind]) if kind in lacking else None
             if gap is not None:
                 self._back_to(parts, circuits)
@@ -103,8 +103,8 @@ class Remote:
                 return chosen
             row, given = chosen
             devices: list[str] = []
-            if kind == GPU:
-                devices = self._floor.room(row).pick(replace(self._spec, amounts={GPU: given}), GPU)
+            if kind == GPU or is_special(kind):
+                devices = self._floor.room(row).pick(replace(self._spec, amounts={kind: given}), kind)
             part = FarPart(kind, row, given, devices)
             self._move(part, -1)
             self.parts.append(part)
@@ -119,7 +119,7 @@ class Remote:
         tried: list[Full] = []
         row = self._nearest(kind, amount, others & self._span(), asked, tried)
         if row is None and may_split and kind != STORAGE:
-            grain = WHOLE if kind == GPU else GRAIN_BYTES
+            grain = _grain(kind)
             even = offers // grain * grain
             within = self._span() & self._reached(asked)
             if _together(kind, even[within]) >= amount:
@@ -131,9 +131,9 @@ class Remote:
         """How much of the kind each node has for the host, the anchor nothing."""
         offers = np.maximum(self._floor.has(self._spec, kind), 0)
         usable = self._floor.members(self._spec, kind) & self._floor.open
-        if kind == GPU:
-            offers = offers // WHOLE * WHOLE
-            usable = usable & self._floor.has_model(self._spec)
+        if kind == GPU or is_special(kind):
+            offers = offers // grain_of(kind) * grain_of(kind)
+            usable = usable & self._floor.has_model(self._spec, kind)
         offers = np.where(usable, offers, 0)
         offers[self._anchor] = 0
         return offers
@@ -273,10 +273,14 @@ def _together(kind: str, offers: Ints) -> int:
     """What may be had of these: of one for storage, else of the largest few."""
     if kind == STORAGE or len(offers) <= 1:
         return int(offers.max(initial=0))
-    grain = WHOLE if kind == GPU else GRAIN_BYTES
+    grain = _grain(kind)
     even = offers // grain * grain
     largest = np.partition(even, -MOST_PARTS)[-MOST_PARTS:] if len(even) > MOST_PARTS else even
     return max(int(offers.max()), int(sum(largest.tolist())))
+
+
+def _grain(kind: str) -> int:
+    return GRAIN_BYTES if kind == MEMORY else grain_of(kind)
 
 
 def _least(keys: list[Ints]) -> int:

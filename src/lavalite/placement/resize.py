@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lavalite.model.host import LogicalHost, Part
-from lavalite.model.resources import GPU, MEMORY, STORAGE, WHOLE
+from lavalite.model.resources import GPU, MEMORY, STORAGE, grain_of, is_special, kinds_in_order
 from lavalite.model.specs import HostSpec
 from lavalite.placement.anchors import attachable, may_be_far, survey
 from lavalite.placement.assemble import assemble, wanted_bandwidth
@@ -62,18 +62,15 @@ def is_as_asked(spec: HostSpec, host: LogicalHost, floor: Floor) -> bool:
         return False
     if (host.executor, host.vm, host.on_loss) != (spec.executor, spec.vm, spec.on_loss):
         return False
-    for name in {part.provider for part in host.parts if part.kind == GPU}:
-        gpus = {device for part in host.parts if (part.kind, part.provider) == (GPU, name) for device in part.devices}
-        row = floor.rows.get(name)
-        if row is not None and not floor.room(row).keeps(spec, gpus):
-            return False
+    if not all(_is_of_model(spec, part, floor) for part in host.parts):
+        return False
     far = [part for part in host.parts if host.is_far(part)]
     return not far or _far_is_as_asked(spec, host, far, floor)
 
 
 def _far_is_as_asked(spec: HostSpec, host: LogicalHost, far: Sequence[Part], floor: Floor) -> bool:
     may = may_be_far(spec)
-    if any(_sum(far, kind) > may.get(kind, 0) for kind in (MEMORY, GPU, STORAGE)):
+    if any(_sum(far, kind) > may.get(kind, 0) for kind in {part.kind for part in far}):
         return False
     kinds: dict[str, list[str]] = {}
     for part in far:
@@ -127,7 +124,7 @@ def _kept(spec: HostSpec, host: LogicalHost, floor: Floor) -> list[Part]:
     """The parts of other nodes that stay."""
     may = may_be_far(spec)
     kept = []
-    for kind in (STORAGE, MEMORY, GPU):
+    for kind in (STORAGE, MEMORY, GPU, *kinds_in_order({part.kind for part in host.parts if is_special(part.kind)})):
         asked = spec.amounts.get(kind, 0)
         far = [p for p in host.parts if p.kind == kind and host.is_far(p) and _suits(spec, host, p, floor)]
         here = sum(part.amount for part in host.parts if part.kind == kind and not host.is_far(part))
@@ -139,36 +136,44 @@ def _kept(spec: HostSpec, host: LogicalHost, floor: Floor) -> list[Part]:
 
 
 def _fewer(parts: list[Part], surplus: int) -> list[Part]:
-    """Without what is too much: whole parts of memory, of GPUs device by device, the last first."""
+    """Without what is too much: whole parts of memory, of devices one by one, the last first."""
     kept = []
     for part in reversed(parts):
         if 0 < part.amount <= surplus:
             surplus -= part.amount
-        elif part.kind == GPU and surplus >= WHOLE:
-            kept.append(_trimmed(part, surplus // WHOLE))
-            surplus %= WHOLE
+        elif part.devices and surplus >= (grain := grain_of(part.kind)):
+            kept.append(_trimmed(part, surplus // grain))
+            surplus %= grain
         else:
             kept.append(part)
     return kept[::-1]
 
 
 def _shorter(parts: list[Part]) -> list[Part]:
-    """By the last part, or the last of its GPUs."""
+    """By the last part, or the last of its devices."""
     last = parts[-1]
-    return [*parts[:-1], _trimmed(last, 1)] if last.kind == GPU and len(last.devices) > 1 else parts[:-1]
+    return [*parts[:-1], _trimmed(last, 1)] if len(last.devices) > 1 else parts[:-1]
 
 
 def _trimmed(part: Part, count: int) -> Part:
-    """Without its last GPUs."""
-    return part.model_copy(update={"amount": part.amount - count * WHOLE, "devices": part.devices[:-count]})
+    """Without its last devices."""
+    amount = part.amount - count * grain_of(part.kind)
+    return part.model_copy(update={"amount": amount, "devices": part.devices[:-count]})
 
 
 def _suits(spec: HostSpec, host: LogicalHost, part: Part, floor: Floor) -> bool:
     """Whether a part of another node is of the right pool and model, and near enough."""
     if part.pool != spec.pools.get(part.kind, "") or not _spans(spec, host, part, floor):
         return False
+    return _is_of_model(spec, part, floor)
+
+
+def _is_of_model(spec: HostSpec, part: Part, floor: Floor) -> bool:
+    """Whether its devices, where it is of such as have a model, are what is asked for."""
     row = floor.rows.get(part.provider)
-    return part.kind != GPU or row is None or floor.room(row).keeps(spec, part.devices)
+    if row is None or not (part.kind == GPU or is_special(part.kind)):
+        return True
+    return floor.room(row).keeps(spec, part.kind, part.devices)
 
 
 def _spans(spec: HostSpec, host: LogicalHost, part: Part, floor: Floor) -> bool:

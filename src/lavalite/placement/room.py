@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
-from lavalite.model.resources import CPU, GPU, WHOLE, Device
+from lavalite.model.resources import CPU, GPU, WHOLE, Device, amount_of, is_special, load_of
 from lavalite.model.specs import HostSpec, NodeCapacity, fits_model
 from lavalite.placement.closeness import largest, near_of, nearest
 
@@ -37,13 +37,14 @@ class Room:
         if not devices:
             return
         held = self._free_of(kind)
+        load = load_of(kind, amount, len(devices))
         for device in devices:
             if device in held:
-                held[device] += sign * (amount // len(devices))
+                held[device] += sign * load
 
     def names_devices(self, spec: HostSpec, kind: str) -> bool:
-        """Whether the kind is given out by name here: GPUs always, cores where all that is asked for is whole."""
-        return bool(self._devices.get(kind)) and (kind == GPU or (kind == CPU and spec.amounts[CPU] % WHOLE == 0))
+        """Whether the kind is given out by name here."""
+        return bool(self._devices.get(kind)) and named(spec, kind)
 
     def has_model(self, spec: HostSpec) -> bool:
         """Whether any GPU here, free or not, is what the host asks for."""
@@ -69,7 +70,7 @@ class Room:
         """
         if not self.names_devices(spec, kind):
             return []
-        asked = spec.amounts[kind]
+        asked = _thousandths(kind, spec.amounts[kind])
         free = self._free_of(kind)
         least = asked if asked < WHOLE else WHOLE
         usable = [device for device in self._in_order(spec, kind) if free[device.id] >= least]
@@ -90,21 +91,21 @@ class Room:
         wanted = set(ids)
         return {d.numa_node for d in self._devices.get(kind, ()) if d.id in wanted and d.numa_node >= 0}
 
-    def keeps(self, spec: HostSpec, ids: Collection[str]) -> bool:
-        """Whether GPUs held here are still what the host asks for; one that has vanished is not judged."""
-        suitable = {device.id for device in self._suitable(spec, GPU)}
-        return all(device.id in suitable for device in self._devices.get(GPU, ()) if device.id in ids)
+    def keeps(self, spec: HostSpec, kind: str, ids: Collection[str]) -> bool:
+        """Whether devices held here are still what the host asks for; one that has vanished is not judged."""
+        suitable = {device.id for device in self._suitable(spec, kind)}
+        return all(device.id in suitable for device in self._devices.get(kind, ()) if device.id in ids)
 
     def in_devices(self, spec: HostSpec, kind: str, *, empty: bool = False) -> int:
         """How much of what is asked for the named devices could give, now or with nothing taken."""
-        asked = spec.amounts[kind]
+        asked = _thousandths(kind, spec.amounts[kind])
         free = self._free_of(kind)
         suitable = self._suitable(spec, kind)
         if kind == GPU and spec.topology and asked > WHOLE:
             whole = [device for device in suitable if empty or free[device.id] == WHOLE]
             return WHOLE * largest([near_of(device) for device in whole], spec.topology)
         have = [WHOLE if empty else free[device.id] for device in suitable]
-        return max(have, default=0) if asked < WHOLE else WHOLE * sum(left == WHOLE for left in have)
+        return max(have, default=0) if asked < WHOLE else amount_of(kind, sum(left == WHOLE for left in have))
 
     def _free_of(self, kind: str) -> dict[str, int]:
         """What is free of each device, worked out for those nodes that anything is asked of."""
@@ -121,9 +122,21 @@ class Room:
 
     def _suitable(self, spec: HostSpec, kind: str) -> Sequence[Device]:
         devices = self._devices.get(kind, ())
+        if is_special(kind):
+            return [d for d in devices if fits_model(d, spec.model_of(kind), 0)]
         if kind != GPU:
             return devices
         return [d for d in devices if not d.mig and fits_model(d, spec.gpu_model, spec.gpu_memory_bytes)]
+
+
+def named(spec: HostSpec, kind: str) -> bool:
+    """Whether the kind is given out by name: GPUs and what is special always, cores where only whole ones are asked
+    for."""
+    return kind == GPU or is_special(kind) or (kind == CPU and spec.amounts[CPU] % WHOLE == 0)
+
+
+def _thousandths(kind: str, amount: int) -> int:
+    return amount * WHOLE if is_special(kind) else amount
 
 
 def _together(devices: list[Device], count: int, near: Collection[int]) -> list[Device]:

@@ -13,9 +13,22 @@ from pathlib import Path
 
 import structlog
 
-from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, UNITS, WHOLE, Device, NodeOffer, Resource
+from lavalite.model.resources import (
+    CPU,
+    DEVICE,
+    GPU,
+    MEMORY,
+    NETWORK,
+    STORAGE,
+    UNITS,
+    WHOLE,
+    Device,
+    NodeOffer,
+    Resource,
+)
 from lavalite.providers.cgroup import cpu_quota_milli, memory_limit_bytes
 from lavalite.providers.nvml import find_gpus
+from lavalite.providers.special import Asked, find_special
 from lavalite.providers.sysfs import (
     Tree,
     find_cores,
@@ -30,6 +43,7 @@ RESERVE_LEAST_BYTES, RESERVE_MOST_BYTES = 256 << 20, 4 << 30
 """Of memory, 1/32 is kept for the system and our daemons, within these bounds."""
 
 Warn = Callable[[str], None]
+NOTHING_SPECIAL: Mapping[str, Asked] = {}
 
 
 def _log_warning(sentence: str) -> None:
@@ -45,13 +59,14 @@ def discover(
     previous: NodeOffer | None = None,
     root: Path = Path("/"),
     gpus: Callable[[Warn], list[Device]] | None = None,
+    special: Mapping[str, Asked] = NOTHING_SPECIAL,
     warn: Warn = _log_warning,
 ) -> NodeOffer:
     """What this node offers. Blocking, for some 10 ms (NVML: up to a second).
 
     Versions are those of `previous` where nothing changed. What changed gets a higher one, at least `now` (seconds
     since the Unix epoch), so that versions grow even if `previous` was lost with the disk. What cannot be read is
-    not offered, and `warn` is told a sentence.
+    not offered, and `warn` is told a sentence. `special`: by kind, where devices that an operator named are.
     """
     tree = Tree(root, warn)
     found = [
@@ -60,6 +75,7 @@ def discover(
         _storage(node, storage_path, warn),
         _network(node, tree),
         _gpu(node, [_placed(gpu, tree) for gpu in (gpus or find_gpus)(warn)]),
+        *(_resource(node, k, len(devices), devices, {}) for k, devices in find_special(special, root, warn).items()),
     ]
     offer = NodeOffer(
         node=node,
@@ -91,7 +107,7 @@ def _resource(node: str, kind: str, amount: int, devices: list[Device], attribut
         name=f"{node}/{kind}",
         kind=kind,
         amount=amount,
-        unit=UNITS[kind],
+        unit=UNITS.get(kind, DEVICE),
         owner=node,
         devices=devices,
         attributes=attributes,

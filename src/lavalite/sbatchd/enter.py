@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SHELL = "/bin/sh"
 
 
+USUAL = ("cpu", "memory", "gpu", "storage", "network")
+"""Kinds that an operator did not name."""
+
+
 def core_numbers(names: list[str]) -> set[int]:
     """CPU numbers of device ids: `3`, `cpu3` or `core3`."""
     return {int(name.removeprefix("cpu").removeprefix("core")) for name in names}
@@ -43,22 +47,42 @@ def confine(host: dict[str, Any]) -> dict[str, str]:
         "LAVALITE_CPUS": ",".join(cores),
         "LAVALITE_GPUS": ",".join(gpus),
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        **special_environment(devices),
     }
 
 
 def host_environment(host: dict[str, Any]) -> dict[str, str]:
     """What tells any process of a host what that has, wherever it is: its memory near and far, its GPUs elsewhere."""
-    elsewhere = host.get("gpu_nodes", {})
     found = {
         "LAVALITE_HOST": host["name"],
-        "LAVALITE_GPU_NODES": ";".join(f"{node}:{','.join(elsewhere[node])}" for node in sorted(elsewhere)),
+        "LAVALITE_GPU_NODES": _by_node(host.get("gpu_nodes", {})),
         "LAVALITE_MEMORY_BYTES": str(host.get("memory_bytes", 0)),
         "LAVALITE_FAR_MEMORY_BYTES": str(host.get("far_memory_bytes", 0)),
         "LAVALITE_POOLS": ",".join(host.get("pools", [])),
     }
+    for kind, elsewhere in sorted(host.get("special_nodes", {}).items()):
+        found[f"{_variable(kind)}_NODES"] = _by_node(elsewhere)
     if host.get("scratch"):
         found["LAVALITE_SCRATCH"] = host["scratch"]
     return found
+
+
+def special_environment(devices: dict[str, list[str]]) -> dict[str, str]:
+    """`LAVALITE_SPECIAL_FPGA=/dev/xdma0,/dev/xdma1`: the devices of kinds that an operator named, by kind."""
+    found: dict[str, list[str]] = {}
+    for kind in sorted(devices):
+        if kind not in USUAL and devices[kind]:
+            found.setdefault(_variable(kind), []).extend(devices[kind])
+    return {name: ",".join(paths) for name, paths in found.items()}
+
+
+def _variable(kind: str) -> str:
+    return f"LAVALITE_SPECIAL_{kind.upper().replace('-', '_')}"
+
+
+def _by_node(devices: dict[str, list[str]]) -> str:
+    """`n07:UUID,UUID;n08:UUID`."""
+    return ";".join(f"{node}:{','.join(devices[node])}" for node in sorted(devices))
 
 
 def main(arguments: list[str]) -> int:

@@ -41,6 +41,8 @@ class Launch:
     """What all its processes may use together; 0: no limit. An executor that cannot enforce it has `limits`."""
     gpus: list[str] = field(default_factory=list)
     """UUIDs of its GPUs."""
+    special: list[str] = field(default_factory=list)
+    """Paths of its devices of special kinds."""
     host: str = ""
     """The logical host that it runs on, where that has memory of other nodes."""
     host_near_bytes: int = 0

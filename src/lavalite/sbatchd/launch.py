@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavalite.base.clock import Clock
-from lavalite.model.resources import CPU, GPU
+from lavalite.model.resources import CPU, GPU, is_special
 from lavalite.sbatchd.accounts import Account, Accounts
 from lavalite.sbatchd.actions import Start
-from lavalite.sbatchd.enter import host_environment
+from lavalite.sbatchd.enter import host_environment, special_environment
 from lavalite.sbatchd.executors import Launch
 from lavalite.wire.frames import Attempt, HostHere
 
@@ -128,6 +128,7 @@ class Launcher:
             cpu_milli=attempt.cpu_milli,
             memory_bytes=attempt.memory_bytes if self._enforce_memory else 0,
             gpus=attempt.devices.get(GPU, []),
+            special=[path for kind, paths in attempt.devices.items() if is_special(kind) for path in paths],
             host=attempt.host if far_bytes else "",
             host_near_bytes=host.memory_bytes - far_bytes if host and far_bytes else 0,
             host_far_bytes=far_bytes,
@@ -165,6 +166,7 @@ def environment(
         # Set although there is none: an attempt without a GPU shall see none.
         "CUDA_VISIBLE_DEVICES": gpus,
     }
+    ours |= special_environment(attempt.devices)
     if attempt.host and inside_socket:
         ours["LAVALITE_AGENT_SOCKET"] = inside_socket
     return base | attempt.environment | ours

@@ -20,7 +20,7 @@ from lavalite.control.tasks import TaskKey
 from lavalite.control.views import node_state
 from lavalite.control.workload import LAST_JOBS, workload_of
 from lavalite.model.job import Dependency, JobRecord, JobSpec, Request
-from lavalite.model.resources import UNITS, NodeOffer, Resource
+from lavalite.model.resources import DEVICE, UNITS, NodeOffer, Resource
 from lavalite.model.specs import NodeCapacity
 from lavalite.model.task import AttemptId, TaskState
 from lavalite.placement.columns import Workload
@@ -381,7 +381,7 @@ def offer_of(capacity: NodeCapacity) -> NodeOffer:
             name=f"{capacity.name}/{kind}",
             kind=kind,
             amount=amount,
-            unit=UNITS[kind],
+            unit=UNITS.get(kind, DEVICE),
             owner=capacity.name,
             devices=list(capacity.devices.get(kind, ())),
         )

@@ -300,7 +300,8 @@ class ReportAck(Frame):
 class HostHere(Frame):
     """A logical host that is anchored on this node, as its enter program needs it. `devices`: ids per kind.
 
-    Of `memory_bytes`, `far_memory_bytes` are of other nodes. `gpu_nodes`: its GPUs on other nodes, by node.
+    Of `memory_bytes`, `far_memory_bytes` are of other nodes. `gpu_nodes`: its GPUs on other nodes, by node;
+    `special_nodes` its special devices there, by kind and node.
     """
 
     name: str
@@ -309,6 +310,7 @@ class HostHere(Frame):
     memory_bytes: int
     far_memory_bytes: int = 0
     gpu_nodes: dict[str, list[str]] = {}
+    special_nodes: dict[str, dict[str, list[str]]] = {}
     devices: dict[str, list[str]] = {}
     pools: list[str] = []
 

@@ -23,7 +23,9 @@ lavalite_nodes:
   children:
     lavalite_gpu:
       hosts:
-        n03: {lavalite_capacity: {cpu: 8, memory: 32GiB, gpu: {model: A100, count: 2}}, lim_labels: {rack: r9}}
+        n03:
+          lavalite_capacity: {cpu: 8, memory: 32GiB, gpu: {model: A100, count: 2}, special: {fpga: 2}}
+          lim_labels: {rack: r9}
 """
 POOLS = """
 plugin: lavalite.cluster.pools
@@ -36,10 +38,10 @@ capacity:
   n02: {cpu: 4, memory: 8GiB}
 pools:
   general: {nodes: {group: lavalite_nodes}, kinds: [cpu, memory], default: true}
-  gpus-r9: {nodes: {rack: r9}, kinds: [gpu]}
+  gpus-r9: {nodes: {rack: r9}, kinds: [gpu, fpga]}
 logical_hosts:
   web: {count: 2, cpu: 2, memory: 4GiB}
-  trainer: {cpu: 4, memory: 4GiB, gpu: {count: 1, pool: gpus-r9}}
+  trainer: {cpu: 4, memory: 4GiB, gpu: {count: 1, pool: gpus-r9}, special: {fpga: {count: 1, pool: gpus-r9}}}
 """
 
 
@@ -87,7 +89,8 @@ def test_offline_a_host_says_what_it_would_be_and_has_no_address(planned: dict[s
     assert trainer["lavalite_source"] == "plan"
     assert trainer["lavalite_anchor"] == "n03"
     assert trainer["lavalite_pools"] == ["general", "gpus-r9"]
-    assert {part["kind"] for part in trainer["lavalite_parts"]} == {"cpu", "memory", "gpu"}
+    assert {part["kind"] for part in trainer["lavalite_parts"]} == {"cpu", "memory", "gpu", "fpga"}
+    assert [part["devices"] for part in trainer["lavalite_parts"] if part["kind"] == "fpga"] == [["fpga0"]]
     assert not [name for name in trainer if name.startswith("ansible_")]
 
 

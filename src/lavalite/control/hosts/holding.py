@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lavalite.model.host import Circuit, Holding, LogicalHost, Part
-from lavalite.model.resources import WHOLE
+from lavalite.model.resources import amount_of
 
 
 def union_of(was: Holding, becomes: Holding) -> Holding:
@@ -56,7 +56,7 @@ def offered(host: LogicalHost) -> dict[str, tuple[int, list[str]]]:
     if host.was is None:
         return found
     before = _usable(host, host.was.parts)
-    return {kind: _least(found[kind], before[kind]) for kind in found if kind in before}
+    return {kind: _least(kind, found[kind], before[kind]) for kind in found if kind in before}
 
 
 def _usable(host: LogicalHost, parts: Iterable[Part]) -> dict[str, tuple[int, list[str]]]:
@@ -69,9 +69,9 @@ def _usable(host: LogicalHost, parts: Iterable[Part]) -> dict[str, tuple[int, li
     return found
 
 
-def _least(one: tuple[int, list[str]], other: tuple[int, list[str]]) -> tuple[int, list[str]]:
+def _least(kind: str, one: tuple[int, list[str]], other: tuple[int, list[str]]) -> tuple[int, list[str]]:
     amount = min(one[0], other[0])
     devices = [device for device in one[1] if device in other[1]]
     named = bool(one[1] or other[1])
-    amount = min(amount, WHOLE * len(devices)) if named else amount
+    amount = min(amount, amount_of(kind, len(devices))) if named else amount
     return amount, devices if amount else []

@@ -98,7 +98,7 @@ def unit_properties(
         *_commands(folder, begin),
         *_ending(launch),
         *_limits(launch, max_tasks),
-        *_devices(gpu_nodes),
+        *_devices(gpu_nodes, launch.special),
     ]
 
 
@@ -169,12 +169,14 @@ def slice_properties(launch: Launch) -> list[Property]:
     ]
 
 
-def _devices(gpu_nodes: Sequence[str] | None) -> list[Property]:
+def _devices(gpu_nodes: Sequence[str] | None, special: Sequence[str]) -> list[Property]:
     if gpu_nodes is None:
         return []
     allowed = [list(each) for each in COMMON_DEVICES]
     if gpu_nodes:
         allowed += [[node, "rw"] for node in (*gpu_nodes, *(f"/dev/{name}" for name in COMMON_NVIDIA))]
+    # systemd takes no other paths; and who may open what is no device, its owner and mode say.
+    allowed += [[path, "rw"] for path in special if path.startswith("/dev/")]
     return [("DevicePolicy", "s", "closed"), ("DeviceAllow", "a(ss)", allowed)]
 
 
