@@ -5,7 +5,9 @@ The host has a GPU of n1, its anchor since n2 has too little memory, and two of 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 from test_parts import job, letters, part, tell, where
+from test_placing_page import Typist
 
 from lavalite.base.errors import InputError
 from lavalite.control.admission import admit
@@ -31,6 +34,7 @@ from lavalite.model.resources import WHOLE, NodeOffer, Resource
 from lavalite.model.selector import Selector
 from lavalite.model.specs import HostSpec, PoolSpec, Quota
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs/hosts.md").read_text()
 NODES = ("n1", "n2", "n3")
 FAR = HostSpec(
     "h", {"cpu": 2 * WHOLE, "memory": 6 * GIB, "gpu": 3 * WHOLE}, far={"gpu": 2 * WHOLE}, circuits={"gpu": 10**9}
@@ -39,8 +43,9 @@ BOTH = job(part("near", 1, 1, 1), part("far", 1, 2, 2), host="h")
 """The far one asks for two GPUs, and n1 has one."""
 
 
-def gpu_offer(node: str, gpus: int) -> NodeOffer:
-    made = offer(node, cpu=4, gpus=gpus, memory=(4 if node == "n2" else 8) * GIB)
+def gpu_offer(node: str, gpus: int, *, cpu: int = 4, memory: int = 8) -> NodeOffer:
+    """With so many GiB of memory, and a network card."""
+    made = offer(node, cpu=cpu, gpus=gpus, memory=memory * GIB)
     card = Resource(name=f"{node}/network", kind="network", amount=10**10, unit="bit/s", owner=node)
     return made.model_copy(update={"resources": [*made.resources, card]})
 
@@ -50,7 +55,7 @@ def gpu_world(*specs: HostSpec, settings: Settings | None = None, more: Specs | 
     made = World(settings)
     made.apply(replace(more or Specs(), queues=QUEUES, hosts={s.name: s for s in specs or (FAR,)}))
     for name, gpus in zip(NODES, (1, 2, 0), strict=True):
-        made.connect(name, gpu_offer(name, gpus))
+        made.connect(name, gpu_offer(name, gpus, memory=4 if name == "n2" else 8))
     settle(made)
     return made
 
@@ -169,6 +174,19 @@ def test_a_drained_node_takes_none_and_what_runs_there_ends_with_its_job() -> No
     tell(w)
     assert letters(w, number) == "XX" and not w.agents["n2"].running
     check(w)
+
+
+def test_what_the_page_types_goes_where_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(number: int) -> NodeOffer:
+        return gpu_offer(f"n{number}", {1: 1, 2: 2}.get(number, 0), cpu=8 if number == 1 else 4, memory=32)
+
+    typed = re.findall(r"^(lavalite submit --host .*)$", PAGE, re.MULTILINE)
+    typist = Typist(monkeypatch, node)
+    amounts = {"cpu": 8 * WHOLE, "memory": GIB, "gpu": 3 * WHOLE}
+    define(typist.world, replace(FAR, name="analytics", amounts=amounts))
+    settle(typist.world)
+    assert [typist.type(text) for text in typed] == [0]
+    assert where(typist.world, 1) == {"solver": {"n1": 1}, "far": {"n2": 2}}
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -387,10 +405,10 @@ def test_the_cores_are_of_the_pool_that_is_named() -> None:
 class Beside(ClusterRules):
     """Jobs on two hosts that have GPUs of n2, and others; nodes go and come, hosts are asked for and are not."""
 
-    @initialize(limit=st.sampled_from([3, 128]))
-    def begin(self, limit: int) -> None:
-        self.world = gpu_world(settings=Settings(max_txn_operations=limit))
-        self.hosts = {"h": FAR}
+    @initialize(limit=st.sampled_from([3, 128]), on_loss=st.sampled_from([FAIL, DEGRADE]))
+    def begin(self, limit: int, on_loss: str) -> None:
+        self.hosts = {"h": replace(FAR, on_loss=on_loss)}
+        self.world = gpu_world(*self.hosts.values(), settings=Settings(max_txn_operations=limit))
 
     @rule(near=st.integers(0, 1), far=st.integers(1, 2), cpu=st.integers(1, 3), rerunnable=st.booleans())
     def submit_parts(self, near: int, far: int, cpu: int, rerunnable: bool) -> None:
@@ -421,6 +439,14 @@ class Beside(ClusterRules):
         self.hosts = {"h": replace(FAR, amounts={**FAR.amounts, "gpu": gpus}, on_loss=on_loss)}
         define(self.world, *({} if gone else self.hosts).values(), purge=gone)
 
+    @rule(name=st.sampled_from(["n1", "n2"]), mended=st.booleans())
+    def break_circuit(self, name: str, mended: bool) -> None:
+        parts = self.world.agents[name].parts
+        parts.failing = set() if mended else {"circuit"}
+        for key in list(parts.has):
+            parts.lose(key[0])
+        self.world.parts_of(name)
+
     @rule()
     def all_carry_out(self) -> None:
         settle(self.world)
@@ -448,6 +474,8 @@ class Beside(ClusterRules):
         if not hasattr(self, "world"):
             return
         w = self.world
+        for agent in w.agents.values():
+            agent.parts.failing = set()
         for _ in range(12):
             for name in NODES:
                 if not w.agents[name].connected:
