@@ -21,7 +21,7 @@ from lavalite.sbatchd.attach.attachments import Attachments
 from lavalite.sbatchd.attach.roles import Key, Made
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
-from lavalite.sbatchd.executors import Launch, Listed, Tell
+from lavalite.sbatchd.executors import Executor, Launch, Listed, Tell
 from lavalite.sbatchd.journal import Journal
 from lavalite.sbatchd.keeper.proc import boot_id
 from lavalite.sbatchd.launch import Launcher, Policy
@@ -48,6 +48,8 @@ class World:
 
     standing: dict[str, dict[Key, PartOrder]] = field(default_factory=dict)
     gate: Gate | None = None
+    broken: set[tuple[str, str]] = field(default_factory=set)
+    """(node, role) of which everything that stands is found broken."""
 
     def all(self) -> list[tuple[str, str, str]]:
         return sorted((node, key.role, key.part) for node, keys in self.standing.items() for key in keys)
@@ -108,7 +110,7 @@ class PlayedRole:
         self._here.pop(Key.of(order), None)
 
     async def check(self, order: PartOrder, made: Made) -> str:
-        return ""
+        return "it broke" if (self._node, self._role) in self._world.broken else ""
 
 
 class NoExecutor:
@@ -137,9 +139,11 @@ class NoExecutor:
 
 
 @contextlib.asynccontextmanager
-async def running_node(lim: LimProcess, world: World, folder: Path) -> AsyncIterator[None]:
-    """The agent of `lim`'s node, in this process."""
-    folder.mkdir(parents=True)
+async def running_node(
+    lim: LimProcess, world: World, folder: Path, executor: Executor | None = None
+) -> AsyncIterator[None]:
+    """The agent of `lim`'s node, in this process; work is started by the executor, and none where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
     world.standing.setdefault(lim.node, {})
     clock, journal = SystemClock(), Journal(folder)
     launcher = Launcher(folder, Policy(0, 0, True), clock, grace_seconds=1, enforce_memory=False)
@@ -153,7 +157,7 @@ async def running_node(lim: LimProcess, world: World, folder: Path) -> AsyncIter
     agent = Agent(
         core,
         journal,
-        NoExecutor(),
+        executor or NoExecutor(),
         launcher,
         clock,
         own_uid=0,

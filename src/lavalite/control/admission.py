@@ -5,6 +5,7 @@ from __future__ import annotations
 from lavalite.base.errors import Fault, InputError, UnknownNameError
 from lavalite.control import limits, quotas
 from lavalite.control.explain import asked
+from lavalite.control.hosts.holding import gpu_nodes, offered
 from lavalite.control.state import ClusterState
 from lavalite.control.supply import takes_work
 from lavalite.control.tasks import JobState
@@ -12,7 +13,7 @@ from lavalite.ledger.book import FLOATING
 from lavalite.model.affinity import ITSELF, Affinity
 from lavalite.model.host import VM
 from lavalite.model.job import Dependency, JobSpec, Request
-from lavalite.model.resources import WHOLE
+from lavalite.model.resources import GPU, WHOLE
 from lavalite.placement.columns import whole_gpus
 from lavalite.placement.filters import never_fits
 from lavalite.placement.registry import POLICIES
@@ -44,9 +45,23 @@ def refuse_if_never(state: ClusterState, spec: JobSpec, now: float) -> None:
         why = never_fits(state.columns, state.request_class(piece))
         if why is not None:
             what = asked(piece.request, state.pools_of(piece), spec.host)
-            faults.append(Fault("never_fits", f"{what} can never be had here: {why.sentence()}", field, hint))
+            told = _beside_hint(state, piece) or hint
+            faults.append(Fault("never_fits", f"{what} can never be had here: {why.sentence()}", field, told))
     if faults:
         raise InputError(faults=faults)
+
+
+def _beside_hint(state: ClusterState, spec: JobSpec) -> str:
+    """How to ask for GPUs that the host has on other nodes; empty where that would be of no use."""
+    host = state.hosts.get(spec.host)
+    if host is None or not (elsewhere := gpu_nodes(host)):
+        return ""
+    anchor, _ = offered(host).get(GPU, (0, []))
+    if spec.request.gpu_milli <= anchor:
+        return ""
+    named = ", ".join(f"{len(devices)} on {node}" for node, devices in sorted(elsewhere.items()))
+    here = f"{anchor // WHOLE} on its anchor and {named}" if anchor else named
+    return f"{spec.host} has {here}, and one process uses those of one node: ask by --part, a task for each node."
 
 
 def _fields(spec: JobSpec) -> list[str]:
@@ -280,7 +295,7 @@ def _gang(state: ClusterState, spec: JobSpec) -> list[Fault]:
     if spec.gang is None:
         return []
     faults, tasks = [], len(spec.indices())
-    if spec.host and (spec.gang.nodes_least > 1 or spec.gang.within):
+    if spec.host and (spec.gang.nodes_least > 1 or spec.gang.within) and not state.places.of(spec.host):
         hint = "Leave one of them out."
         faults.append(Fault("bad_input", "a logical host is on one node, and the gang is to span more", "gang", hint))
     at_once: dict[str, int] = {}

@@ -204,12 +204,12 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
             continue
         amounts: dict[str, int] = {}
         devices: dict[str, int] = {}
-        for share in state.book.shares(run.key.owner):
-            if share.provider == provider and (share.kind == CPU or not run.suspend_requested):
+        for share in state.shares_on(run.key.owner, provider):
+            if share.kind == CPU or not run.suspend_requested:
                 amounts[share.kind] = amounts.get(share.kind, 0) + share.amount
                 for device in share.devices if share.kind == GPU else ():
                     devices[device] = devices.get(device, 0) + share.amount // len(share.devices)
-        if not run.suspend_requested and (places := state.book.places(run.key.owner, provider)):
+        if not run.suspend_requested and (places := state.book.places(run.key.owner, state.places.node(provider))):
             amounts[PLACES] = places
         if amounts:
             releases.append(Release(at, amounts, devices))
@@ -219,16 +219,25 @@ def releases_of(state: ClusterState, provider: str, now: float, without: Contain
 def keeps_of(state: ClusterState, provider: str, now: float) -> list[Keep]:
     """What is kept there: of reservations what their own tasks do not hold, and planned starts."""
     keeps = [keep for start in state.plan.on(provider) for keep in _planned(start, provider)]
-    begins = [keep.start for keep in keeps] + [r.start for r in state.reservations.values() if provider in r.nodes]
+    for other in state.places.beside(provider):
+        keeps += [_without_gpus(keep) for start in state.plan.on(other) for keep in _planned(start, other)]
+    node = state.places.node(provider)
+    begins = [keep.start for keep in keeps] + [r.start for r in state.reservations.values() if node in r.nodes]
     for kept in state.reservations.values():
-        if provider in kept.nodes and kept.end > now:
-            used = state.reserved_use.get((kept.name, provider), {})
+        if node in kept.nodes and kept.end > now:
+            used = state.reserved_use.get((kept.name, node), {})
             left = {kind: max(0, amount - used.get(kind, 0)) for kind, amount in kept.amounts.items()}
             # One place stands for all that its tasks take: it keeps out who is to have the node for itself.
-            keeps.append(Keep(kept.start, kept.end, left | {PLACES: 1}))
             later = kept.amounts | {PLACES: 1}
-            keeps += [Keep(start, end, later) for start, end in _later(kept, [now, *begins])]
+            mine = [Keep(kept.start, kept.end, left | {PLACES: 1})]
+            mine += [Keep(start, end, later) for start, end in _later(kept, [now, *begins])]
+            keeps += mine if node == provider else map(_without_gpus, mine)
     return keeps
+
+
+def _without_gpus(keep: Keep) -> Keep:
+    """What is kept on one row, as others over the same node see it: their GPUs are not its."""
+    return Keep(keep.start, keep.end, {kind: n for kind, n in keep.amounts.items() if kind != GPU})
 
 
 def _later(kept: Reservation, begins: list[float]) -> list[tuple[float, float]]:

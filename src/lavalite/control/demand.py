@@ -363,6 +363,13 @@ class Demand(Supply):
         self.asleep.sleep(waiting.shape, line, kept=kept)
         self.neighbours.sleeps(job, waiting.shape)
 
+    def _counts_otherwise(self, host: str) -> None:
+        super()._counts_otherwise(host)
+        for waiting in [waiting for waiting in self.classes.values() if waiting.wanted.host == host]:
+            for _, number in list(waiting.jobs):
+                self._leave_class(self.jobs[number])
+                self.settle_waiting(self.jobs[number])
+
     def _counted_apart(self, job: JobState) -> bool:
         """Whether it matters to anything but the job's own rights whose it is."""
         queue = self.queue(job.queue)

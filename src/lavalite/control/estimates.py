@@ -129,7 +129,7 @@ def _why_unknown(state: ClusterState, job: JobState, now: float) -> str:
         places += [(name, PLACES) for name in names if wanted.exclusive or not state.book.free_places(name)]
         providers += names
     for provider, kind in dict.fromkeys(places):
-        for owner in state.book.holders(provider, kind):
+        for owner in state.book.holders(state.places.account(provider, kind), kind):
             run = state.run_of(owner)
             if run is None:
                 return f"Host {owner.partition('/')[2]} holds what it waits for, and has no end."
@@ -137,6 +137,6 @@ def _why_unknown(state: ClusterState, job: JobState, now: float) -> str:
                 if run.state is not TaskState.COMMITTED and run.state is not TaskState.RUNNING:
                     return f"Job {run.key.job} is {run.state.value}, and holds what it waits for."
                 return f"Job {run.key.job}, which holds what it waits for, has no walltime."
-    if any(reservations.kept_on(state, name, now) for name in providers[:100]):
+    if any(reservations.kept_on(state, state.places.node(name), now) for name in providers[:100]):
         return "What it waits for is kept for others."
     return "Its turn comes with the next pass."

@@ -289,7 +289,7 @@ def holders(state: ClusterState, provider: str, kinds: list[str]) -> list[str]:
     place there, as `job 4702`."""
     words: list[tuple[int, str]] = []
     for kind in kinds:
-        for owner, amount in state.book.holders(provider, kind).items():
+        for owner, amount in state.book.holders(state.places.account(provider, kind), kind).items():
             parts = owner.split("/")
             name = f"job {parts[1]}" if parts[0] == "job" else f"host {parts[1]}"
             words.append((amount, name if kind == PLACES else f"{name} ({format_amount(kind, amount, named=True)})"))

@@ -42,9 +42,10 @@ class Horizon:
             if not state.ends_changed:
                 return True
             provider = state.ends_changed.pop()
-            row = state.columns.row(provider)
-            if row is not None:
-                self._write(row, releases_of(state, provider, now))
+            for name in (provider, *state.places.over([provider])):
+                row = state.columns.row(name)
+                if row is not None:
+                    self._write(row, releases_of(state, name, now))
         return not state.ends_changed
 
     @property

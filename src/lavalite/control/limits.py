@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import JobState
-from lavalite.control.usage import Scope
+from lavalite.control.usage import Scope, counts_in_pool
 from lavalite.model.amounts import format_amount
 from lavalite.model.job import JobSpec
 from lavalite.model.specs import TASKS, Limits
@@ -137,7 +137,7 @@ def holders(state: ClusterState, scope: Scope, kind: str) -> list[str]:
 def _held(state: ClusterState, job: JobState, owner: str, scope: Scope, kind: str) -> int:
     shares = state.book.shares(owner)
     if scope.place == "pool":
-        shares = tuple(share for share in shares if share.pool == scope.name and not job.spec.host)
+        shares = tuple(share for share in shares if share.pool == scope.name and counts_in_pool(job.host, share))
     if kind == TASKS:
         return 1 if shares or scope.place == "queue" else 0
     return sum(share.amount for share in shares if share.kind == kind)

@@ -298,9 +298,10 @@ class _Search:
         if self._only and kind != self._only:
             return 0
         if kind == PLACES:
-            return sum(self._state.book.places(run.key.owner, provider) for run in unit.runs)
-        shares = (share for run in unit.runs for share in self._state.book.shares(run.key.owner))
-        return sum(share.amount for share in shares if share.provider == provider and share.kind == kind)
+            node = self._state.places.node(provider)
+            return sum(self._state.book.places(run.key.owner, node) for run in unit.runs)
+        shares = (share for run in unit.runs for share in self._state.shares_on(run.key.owner, provider))
+        return sum(share.amount for share in shares if share.kind == kind)
 
     def _take(self, units: tuple[_Unit, ...]) -> None:
         self._vacated.take(*(run for unit in units for run in unit.runs), only=self._only)

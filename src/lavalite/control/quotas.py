@@ -25,6 +25,7 @@ from lavalite.control import limits
 from lavalite.control.state import ClusterState
 from lavalite.control.usage import Scope
 from lavalite.model.job import JobSpec
+from lavalite.model.resources import GPU
 from lavalite.model.specs import PoolSpec, Quota
 
 NO_QUOTA = Quota(0, 0, 0)
@@ -149,11 +150,17 @@ def too_much_in_all(state: ClusterState, spec: JobSpec, *, ever: bool = False) -
 
 def unnamed(state: ClusterState, spec: JobSpec) -> dict[str, list[str]]:
     """Kinds that the job names no pool for, while pools count who takes them: else it took what nobody counts."""
-    if spec.host or spec.reservation:
+    if spec.reservation:
         return {}
     if not any(pool.limits or pool.quota for pool in state.specs.pools.values()):
         return {}
-    named = [(kind, state.pools_of(piece)) for piece, _ in spec.pieces() for kind in piece.request.amounts()]
+    pieces = [piece for piece, _ in spec.pieces() if not spec.host or state.goes_beside(piece)]
+    named = [
+        (kind, state.pools_of(piece))
+        for piece in pieces
+        for kind in piece.request.amounts()
+        if not (spec.host and kind == GPU)
+    ]
     return {
         kind: pools
         for kind, pools_named in named

@@ -207,7 +207,8 @@ def bounds(state: ClusterState, wanted: RequestClass, job: JobState, now: float)
                 most[row] = _inside(state, kept, node, wanted)
         return Bounds(most, only=True)
     until = would_last_until(state, job, now)
-    for provider in {name for r in state.reservations.values() for name in r.nodes} | set(state.plan.providers()):
+    providers = {name for r in state.reservations.values() for name in r.nodes} | set(state.plan.providers())
+    for provider in providers | {other for name in providers for other in state.places.beside(name)}:
         row = state.columns.row(provider)
         if row is not None and wanted.tasks_on(state.columns, row):
             most[row] = _outside(state, wanted, provider, now, until)
@@ -263,10 +264,11 @@ def _outside(state: ClusterState, wanted: RequestClass, provider: str, now: floa
 
 def _beside(state: ClusterState, wanted: RequestClass, provider: str, left: Left, now: float, until: float) -> int:
     """How many tasks fit there, where so much is left, beside what is kept."""
-    points = state.plan.points.get(provider)
+    shared = bool(state.places.beside(provider))  # what is kept for others over the same node is news here too
+    points = None if shared else state.plan.points.get(provider)
     if points is None:
         points = ahead_of(state, provider, now).points(now)
-        if state.plan.passing:
+        if state.plan.passing and not shared:
             state.plan.points[provider] = points
     return min(point.beside(wanted, left.free, left.devices) for point in points if point.at < until)
 
@@ -304,7 +306,7 @@ def why_not_now(state: ClusterState, job: JobState, now: float) -> str:
 
 def keeping_out(state: ClusterState, job: JobState, now: float, nodes: Iterable[str]) -> list[str]:
     """`reservation R (for another 300 s)`, `job 7 (to start in 20 s)`: for whom else something is kept there."""
-    names = set(nodes)
+    names = {name for node in nodes for name in (node, *state.places.beside(node))}
     others = (s for s in state.plan.starts.values() if not names.isdisjoint(s.seats) and s.job != job.id)
     planned = sorted(others, key=lambda start: (start.at, start.job))
     return [

@@ -351,13 +351,15 @@ def _place_one(
 
 
 def _shares(state: ClusterState, wanted: RequestClass, job: JobState, position: int, row: int) -> list[Share]:
+    provider = state.columns.names[row]
+    pools = wanted.pools_beside if provider in state.places else wanted.pools
     shares = [
         Share(
-            provider=state.columns.names[row],
+            provider=state.places.account(provider, kind),
             kind=kind,
             amount=amount,
             devices=_devices(state, wanted, row, kind),
-            pool=wanted.pools.get(kind, ""),
+            pool=pools.get(kind, ""),
         )
         for kind, amount in wanted.amounts.items()
     ]

@@ -5,14 +5,18 @@ from __future__ import annotations
 from lavalite.control import gangs, numa
 from lavalite.control.actions import AttemptStart, SendDispatch
 from lavalite.control.events import CommitConfirmed, CommitUnwound
+from lavalite.control.hosts.holding import gpu_nodes
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
 from lavalite.control.tasks import End, JobState, TaskKey, TaskRun
+from lavalite.control.vacated import provider_of
 from lavalite.model.resources import CPU, MEMORY, WHOLE
 from lavalite.model.task import TaskState
 
 NODES_VARIABLE = "LAVALITE_NODES"
 """Tells each task of a gang how many of them each node has; followed by the name of a part, how many of that."""
+GPU_NODES_VARIABLE = "LAVALITE_GPU_NODES"
+"""Tells a task that is beside a host's GPUs of another node where all of these are."""
 PART_VARIABLE = "LAVALITE_PART"
 """Tells a task of which part it is; followed by _INDEX, which of that, from 0 on."""
 
@@ -67,11 +71,14 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
     for share in state.book.shares(run.key.owner):
         if share.devices:
             devices.setdefault(share.kind, []).extend(share.devices)
-    cores = _cores(state, run, spec.host)
+    beside = provider_of(state, run) in state.places
+    cores = _cores(state, run, "" if beside else spec.host)
     if cores:
         devices.setdefault(CPU, cores)
     amounts = spec.request.amounts()
     environment = spec.environment
+    if beside:
+        environment = environment | {GPU_NODES_VARIABLE: _gpu_nodes(state, spec.host)}
     if job.is_gang:
         environment = environment | {NODES_VARIABLE: gangs.nodes_of(state, job)} | _of_parts(state, job, run.position)
     return AttemptStart(
@@ -92,6 +99,12 @@ def attempt_start(state: ClusterState, run: TaskRun, now: float) -> AttemptStart
         fence_after_seconds=float(run.fence_after_seconds),
         host=spec.host,
     )
+
+
+def _gpu_nodes(state: ClusterState, host: str) -> str:
+    """`n07:UUID,UUID;n08:UUID`, as whoever is on the host's anchor is told by the agent there."""
+    found = gpu_nodes(state.hosts[host]) if host in state.hosts else {}
+    return ";".join(f"{node}:{','.join(devices)}" for node, devices in sorted(found.items()))
 
 
 def _of_parts(state: ClusterState, job: JobState, position: int) -> dict[str, str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from lavalite.control.actions import PartKey
 from lavalite.control.events import PartReported, Specs
-from lavalite.control.hosts.holding import offered
+from lavalite.control.hosts.holding import beside, nodes_beside, offered
+from lavalite.control.hosts.places import Places
 from lavalite.control.settings import Settings
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.control.usage import Usage
 from lavalite.ledger.book import FLOATING, Book
 from lavalite.model.host import HostState, LogicalHost
-from lavalite.model.job import JobSpec
+from lavalite.model.job import JobSpec, Share
 from lavalite.model.node import Drain
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, NETWORK, PLACES, NodeOffer
@@ -159,6 +161,7 @@ class Supply:
         self.steps_wanted: dict[str, None] = {}
         """Hosts that may have come to the end of a step, or may have lost or regained a part."""
         self.last_incarnation = 0
+        self.places = Places()
         self._links: set[str] = set()
         self._links_stale = True
         self.removals: set[str] = set()
@@ -207,7 +210,7 @@ class Supply:
 
     def charged_pools(self, spec: JobSpec) -> dict[str, dict[str, int]]:
         """What a task, or all of a job with parts, takes of each pool by itself: not of a logical host's part, nor
-        inside a reservation."""
+        inside a reservation. What may be beside a host's GPUs of other nodes counts as if it were."""
         charged: dict[str, dict[str, int]] = {}
         if spec.parts is not None:
             for piece, tasks in spec.pieces():
@@ -216,15 +219,21 @@ class Supply:
                     for kind, amount in amounts.items():
                         sums[kind] = sums.get(kind, 0) + amount * tasks
             return charged
-        if not spec.host and not spec.reservation:
+        beside = self.goes_beside(spec)
+        if beside or (not spec.host and not spec.reservation):
             amounts = spec.request.amounts()
             for kind, pool in self.pools_of(spec).items():
-                charged.setdefault(pool, {})[kind] = amounts[kind]
+                if not (beside and kind == GPU):
+                    charged.setdefault(pool, {})[kind] = amounts[kind]
         if not spec.host:
             for kind, amount in spec.request.floating.items():
                 if amount and (floating := self.floating_pool(kind)):
                     charged.setdefault(floating, {})[kind] = amount
         return charged
+
+    def goes_beside(self, spec: JobSpec) -> bool:
+        """Whether its tasks, or those of this part, may be on other nodes than the anchor of the host it names."""
+        return is_for_places(spec) and bool(self.places.of(spec.host))
 
     def floating_pool(self, kind: str) -> str:
         """The pool that a floating kind stands in; empty if in none."""
@@ -257,7 +266,7 @@ class Supply:
     def request_class(self, spec: JobSpec) -> RequestClass:
         """What the job asks for, ready to be looked for in the columns."""
         pools = {} if spec.reservation else self.pools_of(spec)
-        return RequestClass(spec.request, pools, spec.host, self._labels(spec))
+        return RequestClass(spec.request, pools, spec.host, self._labels(spec), beside=is_for_places(spec))
 
     def part_classes(self, spec: JobSpec) -> tuple[PartClass, ...]:
         """The same, part by part; empty where the job has none."""
@@ -302,9 +311,24 @@ class Supply:
         return self._labelled[label].get(value, [])
 
     def node_of(self, provider: str) -> NodeState | None:
-        """The node that executes what is placed on a provider: itself, or a host's anchor."""
+        """The node that executes what is placed on a provider: itself, a host's anchor, or where a place is."""
         host = self.hosts.get(provider)
-        return self.nodes.get(host.anchor if host else provider)
+        return self.nodes.get(host.anchor if host else self.places.node(provider))
+
+    def amounts_on(self, provider: str) -> tuple[dict[str, int], dict[str, int]]:
+        """What the provider has of each kind for what is placed there, and what of that may be given out; places
+        among it. Cores, memory and all but GPUs of a host's place are its node's."""
+        capacity, free = self.book.amounts(provider)
+        node = self.places.node(provider)
+        if node != provider:
+            has, left = self.book.amounts(node)
+            capacity = {kind: n for kind, n in has.items() if kind != GPU} | capacity
+            free = {kind: n for kind, n in left.items() if kind != GPU} | free
+        return capacity, free | {PLACES: self.book.free_places(node)}
+
+    def shares_on(self, owner: str, provider: str) -> list[Share]:
+        """What of the owner's shares is of what there is for tasks on the provider."""
+        return [s for s in self.book.shares(owner) if s.provider == self.places.account(provider, s.kind)]
 
     # --- nodes ------------------------------------------------------------------------------------------------
 
@@ -383,7 +407,8 @@ class Supply:
     def touch_node(self, node: NodeState) -> None:
         """Whether it takes work may have changed: look at its row, and those of hosts anchored on it, again."""
         self._stale_rows.add(node.name)
-        self._stale_rows |= self._anchored.get(node.name, set())
+        for host in self._anchored.get(node.name, ()):
+            self._stale_rows |= {host, *self.places.of(host).values()}
         self.rows_version += 1
         self.schedule_wanted = True
 
@@ -469,6 +494,7 @@ class Supply:
         self._note_parts(host, None)
         self.hosts_version += 1
         self.removals.discard(name)
+        self._set_places(name, ())
         self.book.remove_provider(name)
         if self.book.holds(host_owner(name)):
             self.book.release(host_owner(name))
@@ -500,41 +526,62 @@ class Supply:
             amount, devices = found.get(kind, (0, []))
             self.book.set_capacity(host.name, kind, amount, devices if amount else [])
         self._stale_rows.add(host.name)
+        self._set_places(host.name, nodes_beside(host))
+        for node, place in self.places.of(host.name).items():
+            amount, devices = beside(host, node) if offers(host) else (0, [])
+            self.book.set_capacity(place, GPU, amount, devices if amount else [])
+            self._stale_rows.add(place)
+
+    def _set_places(self, host: str, nodes: Iterable[str]) -> None:
+        had_any = bool(self.places.of(host))
+        for place in self.places.put(host, nodes):
+            self.book.remove_provider(place)
+            self._stale_rows.add(place)
+        if had_any != bool(self.places.of(host)):
+            self._counts_otherwise(host)
+
+    def _counts_otherwise(self, host: str) -> None:
+        """What tasks on the host take may count in pools from now on, or no longer."""
+
+    def users_of_host(self, name: str) -> set[str]:
+        """Owners of commitments that hold anything of the host."""
+        providers = (name, *self.places.of(name).values())
+        return {o for p in providers for kind in self.book.kinds(p) for o in self.book.holders(p, kind)}
 
     def host_in_use(self, name: str) -> bool:
         """Whether anybody holds anything of the host."""
-        return any(self.book.committed(name, kind) for kind in self.book.kinds(name))
+        providers = (name, *self.places.of(name).values())
+        return any(self.book.committed(p, kind) for p in providers for kind in self.book.kinds(p))
 
     # --- columns ----------------------------------------------------------------------------------------------
 
     def refresh_columns(self, now: float) -> None:
         """Bring the rows up to date with book, nodes and hosts; only those that something touched."""
         stale = self._stale_rows | self.book.take_touched()
+        stale |= self.places.over(stale)
         self._stale_rows = set()
         self.ends_changed |= stale
         if FLOATING in stale:
             before = self._floating_free
             self._floating_free = {kind: self.book.free(FLOATING, kind) for kind in self.book.kinds(FLOATING)}
             self.keeps_changed |= any(free > before.get(kind, 0) for kind, free in self._floating_free.items())
-        for provider in sorted(stale - {FLOATING}):
-            host = self.hosts.get(provider)
+        for provider in sorted(stale - {FLOATING}, key=lambda name: (name in self.places, name)):
+            host = self.hosts.get(self.places.host(provider))
             if host is None and provider not in self.nodes:
                 if self.columns.row(provider) is not None:
                     self.columns.set_row(provider, {}, {}, state=GONE)
                 continue
             state = self.node_row_state(self.node_of(provider), now)
+            if host is not None and state == ROW_READY:
+                state = self.node_row_state(self.nodes.get(host.anchor), now)
             if host is not None and state != GONE and not takes_work(host):
                 going = host.drained or host.state is HostState.DRAINING
                 state = Reason.DRAINING if going else Reason.HELD
-            capacity, free = self.book.amounts(provider)
-            self.columns.set_row(
-                provider,
-                capacity,
-                free | {PLACES: self.book.free_places(provider)},
-                self._device_rows(provider),
-                state=state,
-                is_host=host is not None,
-            )
+            capacity, free = self.amounts_on(provider)
+            devices = self._device_rows(provider)
+            self.columns.set_row(provider, capacity, free, devices, state=state, is_host=host is not None)
+            if provider in self.places and host is not None:
+                self.columns.set_places(host.name, self.places.of(host.name))
         if self._pools_stale:
             used = self.selections_in_use()
             self._selections = {name: found for name, found in self._selections.items() if name in used}
@@ -567,6 +614,12 @@ class Supply:
 @lru_cache(maxsize=64)
 def _usual_queue(name: str) -> QueueSpec:
     return QueueSpec(name=name)
+
+
+def is_for_places(spec: JobSpec) -> bool:
+    """Whether its tasks, or those of this part, may be beside a host's GPUs of other nodes: of what starts together
+    whatever asks for GPUs. Who submits a single task means the anchor."""
+    return bool(spec.host and spec.gang is not None and spec.request.gpu_milli)
 
 
 def offers(host: LogicalHost) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lavalite.control.tasks import JobState, TaskKey
-from lavalite.ledger.book import LedgerBroken
+from lavalite.ledger.book import FLOATING, LedgerBroken
 from lavalite.model.job import Share
 from lavalite.model.specs import TASKS
 
@@ -106,15 +106,21 @@ class Usage:
         return {kind: amount for kind, amount in self.of(scope).items() if amount}
 
 
+def counts_in_pool(host: str, share: Share) -> bool:
+    """Whether a share of a task that runs on a host, or on none, is one of its pool by itself: of a task beside the
+    host's GPUs of another node that is what it takes of that node."""
+    return not host or share.provider not in (host, FLOATING)
+
+
 def _places(job: JobState, shares: Iterable[Share]) -> list[tuple[str, str, dict[str, int]]]:
     """The queue and the pools that a task counts in, with how much."""
     whole: dict[str, int] = {TASKS: 1}
     pools: dict[str, dict[str, int]] = {}
-    on_host = bool(job.spec.host)
+    host = job.host
     for share in shares:
         kind, amount, pool = share.kind, share.amount, share.pool
         whole[kind] = whole.get(kind, 0) + amount
-        if pool and not on_host:
+        if pool and counts_in_pool(host, share):
             of_pool = pools.get(pool)
             if of_pool is None:
                 of_pool = pools[pool] = {TASKS: 1}

@@ -139,11 +139,10 @@ class Vacated(Rooms):
         """As it is by now; one that the job's tasks may go to."""
         vacant = self._rows.get(provider)
         if vacant is None:
-            book, row = self._state.book, self._state.columns.row(provider)
+            row = self._state.columns.row(provider)
             assert row is not None, "the job's tasks may go there"
-            free = {kind: book.free(provider, kind) for kind in book.kinds(provider)}
-            free[PLACES] = book.free_places(provider)
-            vacant = VacatedRow(row, free, book.device_free(provider, GPU), room=self._before.get(row, 0))
+            _, free = self._state.amounts_on(provider)
+            vacant = VacatedRow(row, free, self._state.book.device_free(provider, GPU), room=self._before.get(row, 0))
             self._rows[provider] = vacant
         return vacant
 
@@ -151,9 +150,9 @@ class Vacated(Rooms):
         only = CPU if run.suspend_requested and not (run.cancel_requested or run.requeue_requested) else only
         vacant.gone.add(run.key)
         if not only:
-            vacant.free[PLACES] += self._state.book.places(run.key.owner, provider)
-        for share in self._state.book.shares(run.key.owner):
-            if share.provider != provider or (only and share.kind != only):
+            vacant.free[PLACES] += self._state.book.places(run.key.owner, self._state.places.node(provider))
+        for share in self._state.shares_on(run.key.owner, provider):
+            if only and share.kind != only:
                 continue
             vacant.free[share.kind] = vacant.free.get(share.kind, 0) + share.amount
             for device in share.devices if share.kind == GPU else ():
@@ -179,8 +178,9 @@ def _devices(devices: tuple[DeviceRow, ...], free: Mapping[str, int]) -> tuple[D
 
 
 def provider_of(state: ClusterState, run: TaskRun) -> str:
-    """On what a task is placed: a node, or a logical host."""
-    return state.jobs[run.key.job].host or run.node
+    """On what a task is placed: a node, a logical host, or a place of one."""
+    host = state.jobs[run.key.job].host
+    return state.places.of(host).get(run.node, host) if host else run.node
 
 
 def stops(run: TaskRun, now: float) -> bool:

@@ -8,11 +8,11 @@ import structlog
 
 from lavalite.control.actions import PartKey
 from lavalite.control.events import Event, NodeRegistered, PartsReported
-from lavalite.control.hosts.holding import offered
+from lavalite.control.hosts.holding import devices_elsewhere, offered
 from lavalite.control.hosts.telling import strangers
 from lavalite.control.state import ClusterState
 from lavalite.model.host import HostState, LogicalHost
-from lavalite.model.resources import CPU, GPU, MEMORY, is_special
+from lavalite.model.resources import CPU, GPU, MEMORY
 from lavalite.wire.frames import EpochPair, HostHere, HostsHere
 
 USABLE = frozenset({HostState.COMPOSED, HostState.RESIZING, HostState.DRAINING})
@@ -113,21 +113,15 @@ def _as_frame(host: LogicalHost) -> HostHere:
     kept = [part for part in (host.becomes or host.holding).parts if part.id not in host.degraded]
     memory_bytes = usable.get(MEMORY, (0, []))[0]
     far_bytes = sum(part.amount for part in kept if part.kind == MEMORY and host.is_far(part))
-    gpu_nodes: dict[str, list[str]] = {}
-    special_nodes: dict[str, dict[str, list[str]]] = {}
-    for part in kept:
-        if is_special(part.kind) and host.is_far(part):
-            special_nodes.setdefault(part.kind, {}).setdefault(part.provider, []).extend(part.devices)
-        if part.kind == GPU and host.is_far(part):
-            gpu_nodes.setdefault(part.provider, []).extend(part.devices)
+    elsewhere = devices_elsewhere(host)
     return HostHere(
         name=host.name,
         version=host.version,
         cpu_milli=usable.get(CPU, (0, []))[0],
         memory_bytes=memory_bytes,
         far_memory_bytes=min(far_bytes, memory_bytes),
-        gpu_nodes=gpu_nodes,
-        special_nodes=special_nodes,
+        gpu_nodes=elsewhere.pop(GPU, {}),
+        special_nodes=elsewhere,
         devices=devices,
         pools=host.pools,
     )

@@ -45,18 +45,26 @@ class RequestClass:
     `pools` names the pool of each kind asked for; a kind that is absent may come from any node. `amounts` is what one
     task takes, per kind in the kind's unit; `needs` has its places as well: all of them if it is `exclusive`, and has
     its node for itself. `labels` are the selections of nodes (columns keep them as they keep pools) that it must be
-    in, and `gpu` what it asks of each GPU; None if it asks for none.
+    in, and `gpu` what it asks of each GPU; None if it asks for none. `beside`: it may also be where the host has GPUs
+    of another node; what it takes of that node itself comes of `pools_beside`.
     """
 
     def __init__(
-        self, request: Request, pools: Mapping[str, str], host: str = "", labels: Sequence[str] = ()
+        self,
+        request: Request,
+        pools: Mapping[str, str],
+        host: str = "",
+        labels: Sequence[str] = (),
+        *,
+        beside: bool = False,
     ) -> None:
         self.request = request
         self.amounts = request.amounts()
         self.exclusive = request.exclusive
         self.needs = {**self.amounts, PLACES: ALL_PLACES if self.exclusive else 1}
         self.pools = dict(pools) if not host else {}
-        self.host = host
+        self.host, self.beside = host, beside
+        self.pools_beside = {kind: pool for kind, pool in pools.items() if kind != GPU} if beside else {}
         self.gpu = gpu_selector(request)
         self.whole_gpus = 0 if self.gpu is None or self.gpu.part else self.amounts[GPU] // WHOLE
         self.line = amounts_line(self.needs)
@@ -156,14 +164,22 @@ class RequestClass:
     def eligible(self, columns: Columns) -> Bools:
         """Rows that the request means at all: the host it names, or the nodes of its pools that have its labels."""
         if self.host:
-            mask = np.zeros(len(columns), dtype=np.bool_)
-            row = columns.row(self.host)
-            if row is not None:
-                mask[row] = columns.is_host[row]
+            mask = self.of_host(columns)
+            for place, node in columns.places_of(self.host) if self.beside else ():
+                mask[place] &= all(columns.pool(pool)[node] for pool in self.pools_beside.values())
             return mask
         mask = ~columns.is_host
         for pool in self.from_pools:
             mask &= columns.pool(pool)
+        return mask
+
+    def of_host(self, columns: Columns) -> Bools:
+        """As `eligible`, of a request that names a host, whatever pools the nodes of its places are in."""
+        mask = np.zeros(len(columns), dtype=np.bool_)
+        rows = [row for row, _ in columns.places_of(self.host)] if self.beside else []
+        if (row := columns.row(self.host)) is not None:
+            rows.append(row)
+        mask[rows] = columns.is_host[rows]
         return mask
 
     def pick_devices(self, devices: tuple[DeviceRow, ...]) -> list[str]:

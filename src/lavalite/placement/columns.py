@@ -145,6 +145,7 @@ class Columns:
         """(model, memory, MIG profile) → number; 0 stands for no device."""
         self._accepted: dict[GpuSelector, Bools] = {}
         self._pools: dict[str, Bools] = {}
+        self._places: dict[str, list[tuple[int, int]]] = {}
         self._last_change = np.zeros(self._size, dtype=np.int64)
         """Where a row is in the log of changes for the last time."""
         self._changed = np.zeros(LOG_ROWS, dtype=np.int64)
@@ -225,6 +226,16 @@ class Columns:
         for pool, members in pools.items():
             self.add_pool(pool, members)
         self._restart()
+
+    def set_places(self, host: str, places: Mapping[str, str]) -> None:
+        """The host has a row for tasks beside its GPUs on each of these nodes; of those of which there is none yet
+        nothing is known."""
+        rows = ((self._index.get(place), self._index.get(node)) for node, place in places.items())
+        self._places[host] = [(place, node) for place, node in rows if place is not None and node is not None]
+
+    def places_of(self, host: str) -> list[tuple[int, int]]:
+        """The rows of the host's places, each with that of its node. Some may offer nothing any more."""
+        return self._places.get(host, [])
 
     def add_pool(self, pool: str, members: Iterable[str]) -> None:
         """Another one, that nobody has asked about yet."""

@@ -54,7 +54,8 @@ def _one_could(columns: Columns, wanted: RequestClass) -> bool:
 
 
 def _never(columns: Columns, wanted: RequestClass) -> Iterator[Filter]:
-    yield (Reason.NO_SUCH_HOST if wanted.host else Reason.NOT_IN_POOL), ~wanted.in_pools(columns)
+    named = wanted.host and not wanted.beside
+    yield (Reason.NO_SUCH_HOST if named else Reason.NOT_IN_POOL), ~wanted.in_pools(columns)
     yield Reason.NOT_LABELLED, ~wanted.eligible(columns)
     small = np.zeros(len(columns), dtype=np.bool_)
     lacks = small.copy()
@@ -112,9 +113,9 @@ def _count(looked_at: Bools, filters: list[Filter]) -> Refusal | None:
 
 
 def _looked_at(columns: Columns, wanted: RequestClass) -> Bools:
-    """The rows that there are: all nodes, or the one host that the request names."""
+    """The rows that there are: all nodes, or those of the one host that the request names."""
     present = np.array([state != GONE for state in columns.states], dtype=np.bool_)
-    return present & (wanted.eligible(columns) if wanted.host else ~columns.is_host)
+    return present & (wanted.of_host(columns) if wanted.host else ~columns.is_host)
 
 
 def _nearest(
@@ -130,6 +131,10 @@ def _nearest(
     open_to_it = wanted.eligible(columns) & _looked_at(columns, wanted)
     for _, turned_away in also:
         open_to_it &= ~turned_away
+    if wanted.beside and not of_capacity:
+        # Of a host's few rows those that could never take it say nothing of what it waits for.
+        could = np.logical_and.reduce([columns.capacity(kind) >= amount for kind, amount in wanted.needs.items()])
+        open_to_it &= could if (open_to_it & could & columns.ready).any() else True
     rows = np.flatnonzero(open_to_it if of_capacity else open_to_it & columns.ready)
     short = {
         kind: np.maximum(0, amount - _has(columns, wanted, kind, of_capacity=of_capacity)[rows])

@@ -39,7 +39,7 @@ class Rankings:
 
     def of(self, wanted: RequestClass, policy: str) -> Ranking:
         pools, needs = tuple(wanted.pools.items()), tuple(wanted.needs.items())
-        key = (policy, wanted.host, pools, wanted.labels, needs, wanted.gpu)
+        key = (policy, wanted.host, wanted.beside, pools, wanted.labels, needs, wanted.gpu)
         found = self._known.pop(key, None)
         if found is None:
             chosen = POLICIES.get(policy) or Unusable(policy, "there is no policy of that name here")

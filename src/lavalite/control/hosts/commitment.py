@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lavalite.control.hosts.holding import offered, union_of
+from lavalite.control.hosts.holding import beside, offered, union_of
 from lavalite.control.hosts.orders import Fabric, ordered
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import Batch, ClusterState
@@ -18,7 +18,7 @@ from lavalite.control.supply import host_owner
 from lavalite.ledger.book import Shortage
 from lavalite.model.host import INCARNATIONS_PER_GENERATION, HostState, LogicalHost, Step
 from lavalite.model.job import CommitmentRecord
-from lavalite.model.resources import STORAGE, WHOLE
+from lavalite.model.resources import GPU, STORAGE, WHOLE
 from lavalite.model.specs import HostSpec
 from lavalite.placement.shares import shares_of
 
@@ -60,12 +60,14 @@ NOWHERE = Fabric(lambda node, key: None, lambda node: "")
 
 def may_become(state: ClusterState, plan: LogicalHost) -> bool:
     """Whether what jobs hold of the host is still part of it afterwards."""
-    after = offered(plan)
-    for kind in state.book.kinds(plan.name):
-        amount, devices = after.get(kind, (0, []))
-        used = {d for d, free in state.book.device_free(plan.name, kind).items() if free < WHOLE}
-        if state.book.committed(plan.name, kind) > amount or used - set(devices):
-            return False
+    after = {(plan.name, kind): has for kind, has in offered(plan).items()}
+    after |= {(place, GPU): beside(plan, node) for node, place in state.places.of(plan.name).items()}
+    for provider in (plan.name, *state.places.of(plan.name).values()):
+        for kind in state.book.kinds(provider):
+            amount, devices = after.get((provider, kind), (0, []))
+            used = {d for d, free in state.book.device_free(provider, kind).items() if free < WHOLE}
+            if state.book.committed(provider, kind) > amount or used - set(devices):
+                return False
     return True
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lavalite.model.host import Circuit, Holding, LogicalHost, Part
-from lavalite.model.resources import amount_of
+from lavalite.model.resources import GPU, amount_of
 
 
 def union_of(was: Holding, becomes: Holding) -> Holding:
@@ -52,18 +52,51 @@ def offered(host: LogicalHost) -> dict[str, tuple[int, list[str]]]:
 
     While it is resized, that is what it had and will have as well. Parts that are lost are not counted.
     """
-    found = _usable(host, (host.becomes or host.holding).parts)
+    # What is on another node is part of the host, but no device of it is any that a task on its anchor could use.
+    return _now(host, lambda part: part.provider == host.anchor or not part.devices)
+
+
+def beside(host: LogicalHost, node: str) -> tuple[int, list[str]]:
+    """The same of its GPUs of another node: what tasks of its jobs may use that are on that node."""
+    return _now(host, lambda part: part.provider == node and is_beside(host, part)).get(GPU, (0, []))
+
+
+def nodes_beside(host: LogicalHost) -> list[str]:
+    """The other nodes of which it holds GPUs, lost ones too."""
+    return sorted({part.provider for part in host.parts if is_beside(host, part)})
+
+
+def is_beside(host: LogicalHost, part: Part) -> bool:
+    """Whether tasks must be on another node than the anchor to use the part."""
+    return part.kind == GPU and bool(part.devices) and host.is_far(part)
+
+
+def devices_elsewhere(host: LogicalHost) -> dict[str, dict[str, list[str]]]:
+    """By kind, its devices of other nodes, by node; lost ones left out."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for part in (host.becomes or host.holding).parts:
+        if part.devices and host.is_far(part) and part.id not in host.degraded:
+            found.setdefault(part.kind, {}).setdefault(part.provider, []).extend(part.devices)
+    return found
+
+
+def gpu_nodes(host: LogicalHost) -> dict[str, list[str]]:
+    """Its GPUs of other nodes, by node; lost ones left out."""
+    return devices_elsewhere(host).get(GPU, {})
+
+
+def _now(host: LogicalHost, counts: Callable[[Part], bool]) -> dict[str, tuple[int, list[str]]]:
+    found = _usable(host, filter(counts, (host.becomes or host.holding).parts))
     if host.was is None:
         return found
-    before = _usable(host, host.was.parts)
+    before = _usable(host, filter(counts, host.was.parts))
     return {kind: _least(kind, found[kind], before[kind]) for kind in found if kind in before}
 
 
 def _usable(host: LogicalHost, parts: Iterable[Part]) -> dict[str, tuple[int, list[str]]]:
     found: dict[str, tuple[int, list[str]]] = {}
     for part in parts:
-        # What is on another node is part of the host, but no device of it is any that a job on its anchor could use.
-        if part.id not in host.degraded and (part.provider == host.anchor or not part.devices):
+        if part.id not in host.degraded:
             amount, devices = found.get(part.kind, (0, []))
             found[part.kind] = (amount + part.amount, [*devices, *part.devices])
     return found

@@ -3,14 +3,15 @@
     lost         an agent says so, or cannot make what it is to have; the part's node is gone for lost_after, or has
                  come back with less than is committed on it
     on_loss      fail     the host fails: its jobs end as if their node were lost, and it is taken apart
-                 degrade  it goes on without, and offers so much less; it is attached anew when its node has it again
+                 degrade  it goes on without, and offers so much less: who holds GPUs of another node that it loses
+                          ends. It is attached anew when its node has it again
 
 The anchor is no part: while it is away, nothing is known of the host, and it goes on when the anchor is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lavalite.control.hosts.commitment import COMPOSED, FAILED, take_apart
 from lavalite.control.hosts.orders import Ordered, ordered, vm_part
@@ -20,6 +21,7 @@ from lavalite.control.state import ClusterState
 from lavalite.control.supply import NodeState
 from lavalite.control.wishes import end_run
 from lavalite.model.host import DEGRADE, LogicalHost, Part
+from lavalite.model.resources import GPU
 from lavalite.model.task import TaskState
 
 REASON_LOST = "its logical host lost a part"
@@ -48,6 +50,20 @@ def judge(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> No
     elif degraded and _may_be_attached(state, host, all_ordered, now):
         state.reattached[host.name] = now
         state.set_host(host.model_copy(update={"version": host.version + 1}))
+    if degraded:
+        _end(state, _beside_lost(state, host, degraded), now, out)
+
+
+def _beside_lost(state: ClusterState, host: LogicalHost, degraded: list[str]) -> set[str]:
+    """Who holds GPUs of other nodes that are among the lost parts."""
+    owners = set()
+    for part in host.parts:
+        place = state.places.of(host.name).get(part.provider)
+        if part.id in degraded and part.devices and place is not None:
+            for owner in state.book.holders(place, GPU):
+                held = {d for share in state.book.shares(owner) if share.provider == place for d in share.devices}
+                owners |= {owner} if held & set(part.devices) else set()
+    return owners
 
 
 def _lost(
@@ -126,8 +142,12 @@ def _clear(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
     if not state.host_in_use(host.name):
         take_apart(state, host, host.reason)
         return
+    _end(state, state.users_of_host(host.name), now, out)
+
+
+def _end(state: ClusterState, owners: Iterable[str], now: float, out: Outbox) -> None:
+    """Have these end, which are on what is lost, as if their node were."""
     again_seconds = AGAIN_AFTER_GRACES * state.settings.stop_grace_seconds
-    owners = {o for kind in state.book.kinds(host.name) for o in state.book.holders(host.name, kind)}
     for owner in sorted(owners):
         run = state.run_of(owner)
         told_lately = run is not None and run.told_to_end_at is not None and now - run.told_to_end_at < again_seconds
