@@ -198,6 +198,33 @@ def test_a_copy_may_take_as_long_as_its_bytes_do_on_the_way() -> None:
     whole(w, "h")
 
 
+@pytest.mark.parametrize("step", ["attach", "detach"])
+def test_a_host_that_is_to_go_does_not_wait_for_a_copy(step: str) -> None:
+    w = composed()
+    comes_home(w)
+    until_step(w, step)
+    w.agents["n1"].parts.failing = {"h/storage/n1"}
+    define(w, purge=True)
+    settle(w)
+    assert "h" not in w.state.hosts
+    nothing_is_left(w, "h")
+    check(w)
+
+
+def test_an_anchor_that_is_away_when_its_disk_is_to_go_is_waited_for() -> None:
+    w = composed()
+    comes_home(w)
+    until_step(w, "detach")
+    w.disconnect("n1")
+    w.advance(250)
+    settle(w)
+    assert host(w).step == "detach" and roles(w, "n3") == ["circuit h/circuit/n3", "export h/storage/n3"]
+    w.connect("n1")
+    settle(w)
+    assert host(w).state == "composed" and roles(w, "n3") == []
+    whole(w, "h")
+
+
 def test_one_disk_begins_to_move_at_a_look() -> None:
     w = far_world(*(asked(n, amounts={**AMOUNTS, "memory": GIB}) for n in "ab"), cores_of_n3=1)
     settle(w)

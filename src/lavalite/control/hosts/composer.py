@@ -153,6 +153,8 @@ def _let_go(state: ClusterState, name: str) -> None:
     host = state.hosts.get(name)
     if host is None:
         state.removals.discard(name)
+    elif moves.is_copying(host) and name not in state.flying and not state.host_in_use(name):
+        take_apart(state, host.model_copy(update={"state": DRAINING}), "to be removed")
     elif name in state.flying or host.step in (Step.DETACH, Step.WITHDRAW) or host.state is RESIZING:
         return
     elif host.state is COMPOSED:

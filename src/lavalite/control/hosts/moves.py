@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lavalite.control.hosts.orders import DISK, moved_disk
 from lavalite.control.state import ClusterState
-from lavalite.model.host import VM, LogicalHost
+from lavalite.model.host import VM, LogicalHost, Step
 from lavalite.model.resources import GPU, MEMORY, STORAGE
 
 MAPPED = "/dev/mapper/"
@@ -27,6 +27,11 @@ def held_back(state: ClusterState, before: LogicalHost, after: LogicalHost) -> s
     if moved_disk(planned) is None or _disk_may_move(state, before):
         return ""
     return f"{before.anchor} has its disk without the device mapper, so that it can be neither moved nor enlarged"
+
+
+def is_copying(host: LogicalHost) -> bool:
+    """Whether a disk is being copied, which may last: whoever wants the host away does not wait for it."""
+    return moved_disk(host) is not None and host.step in (Step.ATTACH, Step.DETACH)
 
 
 def _disk_may_move(state: ClusterState, host: LogicalHost) -> bool:

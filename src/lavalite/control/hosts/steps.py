@@ -55,7 +55,9 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
     waited_for = [o for o in ordered(host, fabric_of(state)) if o.awaited]
     left = [o for o in waited_for if not o.is_met(told.get(o.node, {}).get(o.order.key))]
     if host.step not in FORWARD:
-        held_up = [o for o in left if not _is_let_go(state, o.node, since, now)]
+        # A disk that moves is not given away before its anchor has said with which of the two it goes on.
+        stays = "" if moved_disk(host) is None else host.anchor
+        held_up = [o for o in left if o.node == stays or not _is_let_go(state, o.node, since, now)]
         if held_up:
             _say(state, host, held_up[0])
             _copy_again(state, host, now)
