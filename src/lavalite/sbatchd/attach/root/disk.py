@@ -122,15 +122,18 @@ def _mirroring(request: Request, device: str, old: str) -> dict[str, Any]:
 def _judged(mapped: Mapped) -> dict[str, Any]:
     """How far a mirror is. Where one of its disks broke, it goes on with the other, if that has everything."""
     copied = mapper.copied(mapped)
-    if copied.is_complete:
+    if mapped.is_whole and copied.second_lives:
         if not copied.first_lives:
             mapper.keep(mapped, mapped.disks[1])
         return _ready(mapped)
     if not (copied.first_lives and copied.second_lives):
         mapper.keep(mapped, mapped.disks[0])
         which = "the disk that it is a copy of" if copied.second_lives else "it"
-        raise LavaLiteError(f"{which} could not be read or written to, after {copied.done} of {copied.total} regions")
-    return {"pending": f"{copied.done} of {copied.total} regions are copied"}
+        raise LavaLiteError(f"{which} could not be read or written to any more")
+    if copied.done < copied.total:
+        return {"pending": f"{copied.done} of {copied.total} regions are copied"}
+    mapper.note_whole(mapped)
+    return _ready(mapped)
 
 
 def _ready(mapped: Mapped) -> dict[str, Any]:
@@ -145,7 +148,8 @@ def _goes_on(request: Request, mapped: Mapped | None) -> bool:
     stays = [device for slug in request.more.get("stays", ()) for device in legs.found(request, slug)]
     others = [mapper.number(device) for device in stays]
     if mapped is not None and (kept := [disk for disk in mapped.disks if disk in others]):
-        if kept[0] != mapped.disks[0] and not mapper.copied(mapped).is_complete:
+        is_copy = kept[0] != mapped.disks[0]
+        if is_copy and not (mapped.is_whole and mapper.copied(mapped).second_lives):
             raise LavaLiteError("the disk that takes its place has not everything that it holds")
         mapper.keep(mapped, kept[0])
         return True
