@@ -76,7 +76,12 @@ def _mounted(request: Request, device: str, path: Path) -> dict[str, Any]:
             folder.chmod(0o755)
         run(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, on, str(path)])
     elif mapped is not None or not request.order["address"]:
-        run(["resize2fs", on])
+        try:
+            run(["resize2fs", on])
+        except LavaLiteError:
+            # One that has taken another one's place serves as it is, and may grow when it is looked at again.
+            if was_small or mapped is None:
+                raise
     path = paths[0] if paths else path
     path.chmod(0o1777)
     return {"device": on, "path": str(path)}
@@ -151,7 +156,10 @@ def _goes_on(request: Request, mapped: Mapped | None) -> bool:
         is_copy = kept[0] != mapped.disks[0]
         if is_copy and not (mapped.is_whole and mapper.copied(mapped).second_lives):
             raise LavaLiteError("the disk that takes its place has not everything that it holds")
-        mapper.keep(mapped, kept[0])
+        mapper.keep(mapped, kept[0], mapper.sectors(stays[others.index(kept[0])]))
+        if is_copy:
+            with contextlib.suppress(LavaLiteError):
+                run(["resize2fs", mapped.path])
         return True
     heir, copy_of = str(request.more.get("heir", "")), str(request.more.get("mirrors", ""))
     if mapped is not None and (heir or copy_of in request.more.get("stays", ())):
