@@ -190,6 +190,11 @@ class Book:
         """What could not be removed is tried again."""
         self._due |= {key for key, record in self.records.items() if record.leaving and key not in self._busy}
 
+    def overtaken(self) -> list[PartOrder]:
+        """What is ordered of things of which an earlier order is being carried out."""
+        busy = {key: self.records[key].order for key in self._busy}
+        return [order for key, order in busy.items() if order.version > self._busy[key]]
+
     def ready(self) -> list[Record]:
         """What is to be looked after."""
         idle = [record for key, record in self.records.items() if key not in self._busy and key not in self._due]
