@@ -292,3 +292,17 @@ def test_as_many_disks_may_move_as_there_are() -> None:
     disks = [{"part": f"{name}{n}", "bytes": 512, "mirrors": f"a{n}" if name == "b" else ""} for n in range(16)
              for name in "ab"]  # fmt: skip
     assert len(wanted(PartOrder(part="p", role="vm", host="h", incarnation=1, vm={**vm, "disks": disks})).disks) == 32
+
+
+async def test_a_disk_may_come_back_to_where_it_was(node: Node) -> None:
+    """A part has the name of its node, so it has the name that it had, which is also the guest's."""
+    await node.make(OLD)
+    back = disk("old", "new")
+    for orders in ([OLD, NEW], [NEW], [NEW, back], [back], [back, NEW], [NEW]):
+        try:
+            await node.make(*orders)
+        except LavaLiteError as error:
+            raise AssertionError(orders) from error
+        node.qemu_dies()
+        await node.make(*orders)
+    assert seen(node) == ON_NEW

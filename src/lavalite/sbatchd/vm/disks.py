@@ -94,6 +94,9 @@ class Disks:
         for disk in following:
             if disk.serial in kept and found.jobs.get(disk.serial, {}).get("status") != READY:
                 kept[disk.serial] = replace(kept[disk.serial], whole=False)
+        for serial, each in kept.items():
+            if serial in found.behind.values() and each.before not in serials:
+                kept[serial] = replace(each, before="")
         if kept != taken:
             await self._write(kept)
         for disk in wanted:
@@ -110,6 +113,8 @@ class Disks:
         following = [disk for disk in wanted if follows(disk, wanted, taken, found.behind)]
         for disk in following:
             place = place_of(disk, taken)
+            if place not in found.behind:
+                raise LavaLiteError(f"the disk {disk.part} is to take the place of one that is not there")
             if found.jobs.get(disk.serial, {}).get("status") == OVER:
                 await self._stop(disk.serial)  # it failed: from the start, by a connection of its own
             if found.jobs.get(disk.serial, {}).get("status", OVER) == OVER:
@@ -124,6 +129,8 @@ class Disks:
             before = taken[disk.serial].before
             if before not in serials:
                 await self._take_over(disk)
+                taken[disk.serial] = replace(taken[disk.serial], before="")
+                await self._write(taken)
                 await self._forget(before)
 
     async def not_following(self, wanted: list[Disk]) -> str:

@@ -20,7 +20,10 @@ PLACES = "disks.json"
 
 @dataclass(slots=True, frozen=True)
 class Taken:
-    """Of a disk that takes a place: the guest's serial there, the disk before it, whether it holds all of that."""
+    """Of a disk that takes a place: the guest's serial there, the disk before it, whether it holds all of that.
+
+    Nothing is `before` it once it is alone there.
+    """
 
     place: str
     before: str
@@ -55,12 +58,9 @@ def place_of(disk: Disk, places: Mapping[str, Taken]) -> str:
     return before.place if before else disk.place
 
 
-def takes_a_place(disk: Disk, places: Mapping[str, Taken]) -> bool:
-    return bool(disk.mirrors) or disk.serial in places
-
-
 def follows(disk: Disk, wanted: Iterable[Disk], places: Mapping[str, Taken], behind: Mapping[str, str]) -> bool:
     """Whether another disk is in its place, or is to be there first. `behind`: serials of disks, by the guest's."""
-    if not takes_a_place(disk, places) or disk.serial in behind.values():
+    taken = places.get(disk.serial)
+    if disk.serial in behind.values() or not (taken.before if taken else disk.mirrors):
         return False
     return place_of(disk, places) in behind or any(disk.place == other.serial for other in wanted if other != disk)
