@@ -77,7 +77,7 @@ class Node:
     def vm_folder(self) -> Path:
         return NAME.folder(self.state / "vms")
 
-    def serve(self, part: str, port: int, *filters: str) -> dict[str, Any]:
+    def serve(self, part: str, port: int, *filters: str, size: int = SIZE) -> dict[str, Any]:
         """An export of `part`, encrypted, and its entry in an order."""
         key, file = self.folder / f"{part}.psk", self.folder / f"{part}.bytes"
         if part not in self.secrets:
@@ -85,14 +85,14 @@ class Node:
             key.touch(mode=0o600)
             key.write_text(f"lavalite:{self.secrets[part]}\n")
             with file.open("wb") as made:
-                made.truncate(SIZE)
+                made.truncate(size)
         words = [item for each in filters if not each.startswith("rate=") for item in ("--filter", each)]
         command = ["nbdkit", "--foreground", "--exit-with-parent", f"--port={port}", "--ipaddr", network.HERE,
                    "--tls=require", f"--tls-psk={key}", *words, "file", f"file={file}",
                    *(each for each in filters if each.startswith("rate="))]  # fmt: skip
         self.running[part] = subprocess.Popen([*self.lab.inside(), *command])
         until(lambda: str(port) in self.lab.here(["ss", "-ltnH", f"sport = :{port}"]).stdout, "nbdkit listens")
-        return {"part": part, "bytes": SIZE, "address": network.HERE, "port": port, "secret": self.secrets[part]}
+        return {"part": part, "bytes": size, "address": network.HERE, "port": port, "secret": self.secrets[part]}
 
     def end(self, part: str) -> None:
         self.running[part].kill()
@@ -138,7 +138,9 @@ class Node:
 
     def nodes(self) -> set[str]:
         listed = self.ask("query-named-block-nodes", flat=True)
-        return {each["node-name"] for each in listed if not each["node-name"].startswith(("#", "root", "seed"))}
+        return {
+            each["node-name"] for each in listed if not each["node-name"].startswith(("#", "root", "seed", "wire-"))
+        }
 
     def devices(self) -> set[str]:
         listed = self.ask("qom-list", path="/machine/peripheral")
@@ -167,7 +169,7 @@ def test_a_disk_goes_from_node_to_node_and_here_while_the_machine_runs(node: Nod
     node.write("disk-first", 0x51, 0)
 
     # Both of them get what is written, once the order is met.
-    second = {**node.serve("second", 10810), "mirrors": "first"}
+    second = {**node.serve("second", 10810, size=2 * SIZE), "mirrors": "first"}
     order = node.make(first, second)
     assert node.holds(node.bytes_of("second"), 0x51, 0)
     node.write("disk-first", 0x52, 4 * MIB)
@@ -180,12 +182,14 @@ def test_a_disk_goes_from_node_to_node_and_here_while_the_machine_runs(node: Nod
         assert (node.devices(), node.nodes()) == ({"disk-first"}, {"block-disk-second"})
         assert [path.parent.name for path in node.vm_folder.rglob("keys.psk")] == ["disk-second.key"]
         node.write("disk-first", 0x53, 8 * MIB)
+        node.write("disk-first", 0x53, 2 * SIZE - MIB)  # it is as long as it was ordered, and its guest may use it
+        assert node.holds(node.bytes_of("second"), 0x53, 2 * SIZE - MIB)
         assert node.holds(node.bytes_of("second"), 0x53, 8 * MIB)
         assert not node.holds(node.bytes_of("first"), 0x53, 8 * MIB)
         node.kill_qemu()
 
     # To a file of this node, and not after all.
-    near = {"part": "near", "bytes": SIZE, "mirrors": "second"}
+    near = {"part": "near", "bytes": 2 * SIZE, "mirrors": "second"}
     node.make(second)
     node.make(second, near)
     file = node.vm_folder / "disk-near.raw"

@@ -35,6 +35,8 @@ class Qemu:
         self.devices: dict[str, str] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.copy_looks, self.left = copy_looks, -1
+        self.lengths: dict[str, int] = {}
+        self.resized: list[tuple[str, int]] = []
         self.breaks = False
         """Whether the target of a copy fails."""
 
@@ -59,7 +61,9 @@ class Qemu:
         return said
 
     def query_named_block_nodes(self, flat: bool) -> list[dict[str, Any]]:
-        return [{"node-name": name, "image": {"virtual-size": 512}} for name in self.nodes]
+        wires = [{"node-name": n["file"]["node-name"], "image": {}} for n in self.nodes.values() if "size" in n]
+        sized = {name: node.get("size") or node["length"] for name, node in self.nodes.items()}
+        return [*wires, *({"node-name": name, "image": {"virtual-size": size}} for name, size in sized.items())]
 
     def query_block(self) -> list[dict[str, Any]]:
         through = {job["source"]: name for name, job in self.jobs.items() if job["status"] != "concluded"}
@@ -87,7 +91,16 @@ class Qemu:
 
     def blockdev_add(self, node_name: str, **more: Any) -> None:
         assert node_name not in self.nodes
-        self.nodes[node_name] = more
+        self.nodes[node_name] = {"length": self.lengths.get(node_name, 512), **more}
+
+    def blockdev_reopen(self, options: list[dict[str, Any]]) -> None:
+        (changed,) = options
+        assert changed["file"] == self.nodes[changed["node-name"]]["file"]["node-name"]
+        self.nodes[changed["node-name"]]["size"] = 0
+
+    def block_resize(self, node_name: str, size: int) -> None:
+        assert not self.nodes[node_name].get("size"), "fixed"
+        self.resized.append((node_name, size))
 
     def blockdev_del(self, node_name: str) -> None:
         used = {*self.devices.values(), *self.jobs} | {
@@ -114,6 +127,8 @@ class Qemu:
     def blockdev_mirror(self, job_id: str, device: str, target: str, sync: str, copy_mode: str, **more: Any) -> None:
         assert (sync, copy_mode, more["filter_node_name"]) == ("full", "write-blocking", job_id)
         assert device in self.devices.values() and target in self.nodes and job_id not in self.jobs
+        first, second = ({"node-name": "", **self.nodes[name]} for name in (device, target))
+        assert (first.get("size") or first["length"]) == (second.get("size") or second["length"]), "as long"
         self.jobs[job_id] = {"source": device, "target": target, "status": "running", "looks": 0}
 
     def job_complete(self, id: str) -> None:
@@ -250,6 +265,17 @@ async def test_a_new_disk_that_fails_leaves_the_old_one_and_says_why(node: Node)
         await node.make(NEW)
     await node.make(OLD)
     assert seen(node) == ON_OLD
+
+
+async def test_a_longer_one_is_as_long_as_the_old_one_until_it_is_alone(node: Node) -> None:
+    await node.make(OLD)
+    longer = NEW.model_copy(update={"bytes": 1024})
+    node.qemu.lengths = {"block-disk-new": 1024}
+    await node.make(OLD, longer)
+    assert node.qemu.resized == []
+    await node.make(longer)
+    await node.make(longer)
+    assert node.qemu.resized == [("block-disk-new", 1024)]  # its guest is told once
 
 
 async def test_what_is_ordered_meanwhile_is_not_kept_waiting(node: Node) -> None:

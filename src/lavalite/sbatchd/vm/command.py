@@ -181,8 +181,30 @@ def plug(disk: Disk, folder: Path, port: str, reconnect_seconds: int, name: str 
     return Plug(key, block, device)
 
 
+def as_long_as(block: Arguments, serial: str, length: int) -> Arguments:
+    """What is behind a disk, cut to so many bytes: QEMU copies only onto what is as long."""
+    behind = block["file"] if block["driver"] == "raw" else block
+    return {
+        "driver": "raw",
+        "node-name": block_name(serial),
+        "discard": "unmap",
+        "size": length,
+        "file": {**behind, "node-name": wire_name(serial)},
+    }
+
+
+def in_full(serial: str) -> Arguments:
+    """The same, as long as it is."""
+    return {"driver": "raw", "node-name": block_name(serial), "discard": "unmap", "file": wire_name(serial)}
+
+
 def block_name(serial: str) -> str:
     return f"{BLOCK}{serial}"
+
+
+def wire_name(serial: str) -> str:
+    """What is behind a disk that was cut to a length."""
+    return f"wire-{serial}"
 
 
 def copy_name(serial: str) -> str:

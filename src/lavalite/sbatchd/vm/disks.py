@@ -20,7 +20,19 @@ from typing import Any
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.vm import files, places
-from lavalite.sbatchd.vm.command import BLOCK, COPY, GUEST, block_name, copy_name, key_name, plug, port_name
+from lavalite.sbatchd.vm.command import (
+    BLOCK,
+    COPY,
+    GUEST,
+    as_long_as,
+    block_name,
+    copy_name,
+    in_full,
+    key_name,
+    plug,
+    port_name,
+    wire_name,
+)
 from lavalite.sbatchd.vm.guest import let_go
 from lavalite.sbatchd.vm.places import Places, Taken, follows, place_of
 from lavalite.sbatchd.vm.qmp import PERIPHERAL, POLL_SECONDS, Qmp, QmpError, ask_back, until
@@ -129,6 +141,7 @@ class Disks:
             before = taken[disk.serial].before
             if before not in serials:
                 await self._take_over(disk)
+                await self._lengthen(disk)
                 taken[disk.serial] = replace(taken[disk.serial], before="")
                 await self._write(taken)
                 await self._forget(before)
@@ -157,7 +170,7 @@ class Disks:
         name = place_of(disk, taken)
         await self._open(disk)
         try:
-            if not disk.address and disk.serial in found.nodes:
+            if disk.serial in found.nodes:
                 await self._lengthen(disk)
             if name not in await self.qmp.names(PERIPHERAL):
                 steps = plug(disk, self.folder, await self._free_port(), self.settings.vm_reconnect_seconds, name)
@@ -167,21 +180,27 @@ class Disks:
         except QmpError as error:
             raise _cannot(disk, error) from None
 
-    async def _open(self, disk: Disk) -> None:
-        """QEMU has it, and no guest as yet."""
+    async def _open(self, disk: Disk, length: int = 0) -> None:
+        """QEMU has it, and no guest as yet. It is cut to `length` bytes, where that is said."""
         await asyncio.to_thread(files.prepare_disk, self.folder, disk, self.settings.vm_user)
         steps = plug(disk, self.folder, "", self.settings.vm_reconnect_seconds)
         try:
             if steps.credentials and key_name(disk.serial) not in await self.qmp.names("/objects"):
                 await self.qmp.call("object-add", steps.credentials)
             if block_name(disk.serial) not in await self._blocks():
-                await self.qmp.call("blockdev-add", steps.block)
+                block = as_long_as(steps.block, disk.serial, length) if length else steps.block
+                await self.qmp.call("blockdev-add", block)
         except QmpError as error:
             raise _cannot(disk, error) from None
 
     async def _lengthen(self, disk: Disk) -> None:
-        have = (await self._blocks())[block_name(disk.serial)]["image"]["virtual-size"]
-        if have < disk.bytes:
+        blocks = await self._blocks()
+        if blocks[block_name(disk.serial)]["image"]["virtual-size"] >= disk.bytes:
+            return
+        if wire_name(disk.serial) in blocks:
+            await self.qmp.call("blockdev-reopen", {"options": [in_full(disk.serial)]})
+        # An export is as long as it is; of one that was cut the guest is told.
+        if not disk.address or wire_name(disk.serial) in blocks:
             await self.qmp.call("block_resize", {"node-name": block_name(disk.serial), "size": disk.bytes})
 
     async def _unplug(self, device: str) -> None:
@@ -202,14 +221,15 @@ class Disks:
 
     async def _forget(self, serial: str) -> None:
         """Of no guest any more: nothing that it is to be told yet is of use to anybody."""
-        await self.qmp.yank(block_name(serial))  # or QEMU would wait for an export that is away, and its guest too
+        await self._tear(serial)  # or QEMU would wait for an export that is away, and its guest too
         await self._close(serial)
         await asyncio.to_thread(files.forget_disk, self.folder, serial)
 
     # --- and takes the place of another one
 
     async def _copy(self, disk: Disk, before: str) -> None:
-        await self._open(disk)
+        length = (await self._blocks())[block_name(before)]["image"]["virtual-size"]
+        await self._open(disk, length)
         copy = {
             "job-id": copy_name(disk.serial),
             "device": block_name(before),
@@ -251,7 +271,7 @@ class Disks:
     async def _stop(self, serial: str) -> None:
         """The copy onto this disk ends, and the guest goes on with the old one."""
         # What waits for it, the guest's own writes too, would wait for as long as an export may be away.
-        await self.qmp.yank(block_name(serial))
+        await self._tear(serial)
         if not await self._is_over(serial):
             await self.qmp.call("job-cancel", {"id": copy_name(serial)})
 
@@ -261,6 +281,10 @@ class Disks:
         await self._until(over, f"the copy onto {serial} does not end")
         await self._dismiss(serial)
         await self._close(serial)
+
+    async def _tear(self, serial: str) -> None:
+        for node in (block_name(serial), wire_name(serial)):
+            await self.qmp.yank(node)
 
     async def _dismiss(self, serial: str) -> None:
         if await self._job(serial):
