@@ -98,7 +98,8 @@ def test_amounts_are_whole_cores_and_mebibytes() -> None:
         ({"disks": [{"part": "a", "bytes": GIB, "address": "x"}]}, "vm.disks.0"),
         ({"disks": [{"part": "a", "bytes": GIB, "address": "x,y", "port": 1}]}, "vm.disks.0.address"),
         ({"disks": [{"part": "a", "bytes": GIB}] * 2}, "vm"),
-        ({"disks": [{"part": f"a{n}", "bytes": GIB} for n in range(17)]}, "vm.disks"),
+        ({"disks": [{"part": f"a{n}", "bytes": GIB} for n in range(17)]}, "vm"),
+        ({"disks": [{"part": f"a{n}", "bytes": GIB} for n in range(33)]}, "vm.disks"),
         ({"surprise": 1}, "vm.surprise"),
     ],
 )

@@ -10,7 +10,8 @@
     begin.py        a script: the last steps before QEMU, as root
     runners.py      who owns QEMU: nobody; units.py  systemd
     qmp.py          QEMU's protocol; the only file that imports qemu.qmp
-    resize.py       CPUs, memory and disks come and go;  guest.py  what the guest is asked for
+    resize.py       CPUs and memory come and go;  guest.py  what the guest is asked for
+    disks.py        disks come, go and take each other's place;  places.py  which has taken which
     console.py      a terminal on the node as the machine's console
 
 A machine outlives sbatchd, and all that it has lies in one folder. Nothing else has to be found again: its process is

@@ -26,6 +26,7 @@ SPARE_STEP_MIB = 128
 """A guest of Linux takes memory in steps of so much."""
 TRANSLATED_MIB = 256
 """Code that emulation keeps; QEMU would take a gigabyte."""
+BLOCK, COPY = "block-", "copy-"
 PSK_USER = "lavalite"
 TAP_FD = 3
 
@@ -153,10 +154,13 @@ class Plug:
     device: Arguments
 
 
-def plug(disk: Disk, folder: Path, port: str, reconnect_seconds: int) -> Plug:
-    """`folder` of the machine: the file of a local disk, or the key of an encrypted export, lies there."""
-    serial = disk.serial
-    device = {"driver": "virtio-blk-pci", "id": serial, "drive": block_name(serial), "bus": port, "serial": serial}
+def plug(disk: Disk, folder: Path, port: str, reconnect_seconds: int, name: str = "") -> Plug:
+    """`folder` of the machine: the file of a local disk, or the key of an encrypted export, lies there.
+
+    `name` is the serial that the guest sees, where that is not the disk's own.
+    """
+    serial, name = disk.serial, name or disk.serial
+    device = {"driver": "virtio-blk-pci", "id": name, "drive": block_name(serial), "bus": port, "serial": name}
     if not disk.address:
         behind: Arguments = {"driver": "file", "filename": str(folder / disk_file(serial)), "discard": "unmap"}
         return Plug(
@@ -177,8 +181,35 @@ def plug(disk: Disk, folder: Path, port: str, reconnect_seconds: int) -> Plug:
     return Plug(key, block, device)
 
 
+def as_long_as(block: Arguments, serial: str, length: int) -> Arguments:
+    """What is behind a disk, cut to so many bytes: QEMU copies only onto what is as long."""
+    behind = block["file"] if block["driver"] == "raw" else block
+    return {
+        "driver": "raw",
+        "node-name": block_name(serial),
+        "discard": "unmap",
+        "size": length,
+        "file": {**behind, "node-name": wire_name(serial)},
+    }
+
+
+def in_full(serial: str) -> Arguments:
+    """The same, as long as it is."""
+    return {"driver": "raw", "node-name": block_name(serial), "discard": "unmap", "file": wire_name(serial)}
+
+
 def block_name(serial: str) -> str:
-    return f"block-{serial}"
+    return f"{BLOCK}{serial}"
+
+
+def wire_name(serial: str) -> str:
+    """What is behind a disk that was cut to a length."""
+    return f"wire-{serial}"
+
+
+def copy_name(serial: str) -> str:
+    """Of the job that copies onto this disk, and of the node through which the guest then writes to both."""
+    return f"{COPY}{serial}"
 
 
 def key_name(serial: str) -> str:

@@ -3,6 +3,7 @@
 launch.json    what begin.py starts, and the amounts
 root.qcow2     what the guest has changed of its image          seed.iso     its first instructions
 disk-….raw     a disk of this node                              disk-….key/  the key to another node's
+disks.json     which disk has taken the place of which
 console.log    what it said; qemu.log, what QEMU said           qmp, console, guest    sockets
 """
 

@@ -7,15 +7,19 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError, UnreachableError
 
 CALL_SECONDS = 20.0
+POLL_SECONDS = 0.2
+PERIPHERAL = "/machine/peripheral"
+"""Where QEMU has the devices that were plugged, by their ids."""
 # It says at length what is raised anyway.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
@@ -41,6 +45,11 @@ class Qmp:
         except (QMPError, OSError, EOFError, TimeoutError) as error:
             raise _unreachable(f"{command}: {error or type(error).__name__}") from None
 
+    async def yank(self, node: str) -> None:
+        """Whatever waits for an export that is away fails at once; no error where there is nothing to tear."""
+        with contextlib.suppress(QmpError):
+            await self.call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
+
     async def names(self, path: str) -> set[str]:
         """What QEMU has below one of its own paths."""
         return {each["name"] for each in await self.call("qom-list", {"path": path})}
@@ -60,6 +69,21 @@ async def connected(path: Path) -> AsyncIterator[Qmp]:
     finally:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await client.disconnect()
+
+
+async def ask_back(qmp: Qmp, device: str) -> None:
+    """The guest is asked to let go of a device. To be asked twice is no error."""
+    with contextlib.suppress(QmpError):
+        await qmp.call("device_del", {"id": device})
+
+
+async def until(clock: Clock, seconds: float, done: Callable[[], Awaitable[bool]], why: str) -> None:
+    """Raises LavaLiteError with `why` where it is not done by then."""
+    deadline = clock.monotonic() + seconds
+    while not await done():
+        if clock.monotonic() > deadline:
+            raise LavaLiteError(f"{why} within {seconds:.0f} s")
+        await clock.sleep(POLL_SECONDS)
 
 
 def connect_unix(path: Path) -> socket.socket:

@@ -1,8 +1,8 @@
 """The role `vm`: a logical host as a virtual machine on its anchor.
 
     nothing ──► folder ──► QEMU, paused ──► its disks plugged ──► it runs ──► its ssh port answers: made
-       ▲                                                                                    │
-       └─── folder gone ◄── process gone ◄── shut down, or switched off ◄───── remove ◄─────┘
+       ▲                                                             (disks take others' places)    │
+       └───── folder gone ◄── process gone ◄── shut down, or switched off ◄─────── remove ◄─────────┘
 
 Each step looks what is there and does the next one, so sbatchd may be killed between any two. A machine that has
 ended is started again by the next `make`, from its own disk.
@@ -19,9 +19,10 @@ import structlog
 from lavalite.base.clock import Clock
 from lavalite.base.errors import InputError, LavaLiteError, UnreachableError
 from lavalite.sbatchd.attach.roles import Made
-from lavalite.sbatchd.vm import files
+from lavalite.sbatchd.vm import files, places
 from lavalite.sbatchd.vm.accelerator import accelerator
 from lavalite.sbatchd.vm.command import CONSOLE, CONSOLE_LOG, QMP, Machine
+from lavalite.sbatchd.vm.disks import Disks
 from lavalite.sbatchd.vm.images import find_image
 from lavalite.sbatchd.vm.qmp import Qmp, connected
 from lavalite.sbatchd.vm.resize import Resize
@@ -54,6 +55,13 @@ class VmRole:
         self._settings, self._clock, self._runner = settings, clock, runner
         self._locks: dict[VmName, asyncio.Lock] = {}
         self._accelerator = ""
+        self._newest: dict[VmName, int] = {}
+
+    def overtaken(self, order: PartOrder) -> None:
+        """What is waited for may not be wanted any more."""
+        with contextlib.suppress(InputError):
+            name = VmName.of(order)
+            self._newest[name] = max(self._newest.get(name, 0), order.version)
 
     async def make(self, order: PartOrder) -> Made:
         """Returns when the guest's ssh port answers. Raises LavaLiteError with why it cannot be as ordered."""
@@ -63,6 +71,7 @@ class VmRole:
             if not await self._runner.runs(place):
                 await self._start(place, want)
             await self._become(place, want)
+            await self._move_disks(place, want, order.version)
             await self._wait_for_ssh(place, want)
             return Made(str(want.interface.ip), SSH_PORT, path=str(place.folder / CONSOLE))
 
@@ -79,6 +88,7 @@ class VmRole:
             except OSError as error:
                 raise LavaLiteError(f"{place.folder} cannot be removed ({error.strerror})") from None
         self._locks.pop(name, None)
+        self._newest.pop(name, None)
 
     async def check(self, order: PartOrder, made: Made) -> str:
         """Empty, or why it is lost."""
@@ -90,6 +100,11 @@ class VmRole:
         try:
             async with connected(place.folder / QMP) as qmp:
                 status = await _status(qmp)
+                want = wanted(order)
+                if status == "running" and any(disk.mirrors for disk in want.disks):
+                    disks = Disks(qmp, place.folder, self._settings, self._clock, runs=True)
+                    if not self._lock(name).locked() and (reason := await disks.not_following(want.disks)):
+                        return reason
         except UnreachableError:
             return "" if self._lock(name).locked() else f"the virtual machine of {name.host} does not answer"
         if status == "running" or self._lock(name).locked():
@@ -121,7 +136,8 @@ class VmRole:
                 await qmp.call("system_reset")
                 status = "prelaunch"
             runs = status == "running"
-            resize = Resize(qmp, place.folder, self._settings, self._clock, runs)
+            await Disks(qmp, place.folder, self._settings, self._clock, runs).plugged(want.disks)
+            resize = Resize(qmp, self._settings, self._clock, runs)
             grows = want.memory_bytes >= await resize.memory_held()
             # More before the guest takes it, less when it has let go of it: or the kernel would kill it.
             if grows:
@@ -131,6 +147,18 @@ class VmRole:
                 await self._runner.limit(place, want)
             if not runs:
                 await qmp.call("cont")
+
+    async def _move_disks(self, place: Place, want: Wanted, version: int) -> None:
+        """While the guest runs: it may take as long as all that is on them takes to travel."""
+
+        def overtaken() -> bool:
+            return self._newest.get(place.name, 0) > version
+
+        taken = await asyncio.to_thread(places.load, place.folder)
+        if any(disk.mirrors or disk.serial in taken for disk in want.disks):
+            async with connected(place.folder / QMP) as qmp:
+                disks = Disks(qmp, place.folder, self._settings, self._clock, runs=True)
+                await disks.moved(want.disks, overtaken)
 
     async def _wait_for_qemu(self, place: Place) -> None:
         deadline = self._clock.monotonic() + START_SECONDS

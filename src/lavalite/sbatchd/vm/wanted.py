@@ -51,6 +51,8 @@ class Disk(Config):
             raise ValueError("an export has an address and a port")
         if self.kind == "memory" and not self.address:
             raise ValueError("far memory comes from another node: it needs an address")
+        if self.mirrors == self.part:
+            raise ValueError("a disk cannot take its own place")
         return self
 
     @field_validator("address")
@@ -62,11 +64,19 @@ class Disk(Config):
 
     @property
     def serial(self) -> str:
-        """How the guest knows it: `disk-…` and `swap-…`; the part's id where that fits, or a digest of it."""
+        """`disk-…` and `swap-…`; the part's id where that fits, or a digest of it. The guest knows it by that."""
+        return self._serial(self.part)
+
+    @property
+    def place(self) -> str:
+        """The serial of the disk whose place it takes; its own where it takes none."""
+        return self._serial(self.mirrors or self.part)
+
+    def _serial(self, part: str) -> str:
         prefix = SERIAL_PREFIXES[self.kind == "memory"]
-        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.part) and len(self.part) <= SERIAL_CHARACTERS - 5:
-            return prefix + self.part
-        return prefix + _digest(self.part, 12)
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) and len(part) <= SERIAL_CHARACTERS - 5:
+            return prefix + part
+        return prefix + _digest(part, 12)
 
 
 class Wanted(Config):
@@ -83,7 +93,7 @@ class Wanted(Config):
     network_address: str
     gateway: str = ""
     ssh_keys: list[SshKey] = Field(default=[], max_length=100)
-    disks: list[Disk] = Field(default=[], max_length=DISKS_MOST)
+    disks: list[Disk] = Field(default=[], max_length=2 * DISKS_MOST)
     cores: list[Annotated[int, Field(ge=0, lt=8192)]] = []
     """The node's cores that it may run on; empty is any."""
 
@@ -101,6 +111,12 @@ class Wanted(Config):
         serials = [disk.serial for disk in self.disks]
         if len(set(serials)) < len(serials):
             raise ValueError("a disk is named twice")
+        places = [disk.place for disk in self.disks if disk.place not in serials or disk.place == disk.serial]
+        if len(places) > DISKS_MOST:
+            raise ValueError(f"a machine has {DISKS_MOST} disks at most")
+        taken = [disk.place for disk in self.disks if disk.mirrors]
+        if len(set(taken)) < len(taken):
+            raise ValueError("two disks are to take the place of the same one")
         return self
 
     @property
