@@ -8,13 +8,8 @@ handshake is made here, and the kernel takes the socket over.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.attach.root.handshake import connect, negotiate
@@ -25,28 +20,6 @@ IO_SECONDS = 30
 """After so long without an answer a connection counts as dead, and so long it may be replaced before I/O fails."""
 GONE_SECONDS = 10.0
 BLOCK_BYTES = 4096
-
-
-class nbdmsg(genlmsg):  # type: ignore[misc]
-    nla_map = (
-        ("NBD_ATTR_UNSPEC", "none"),
-        ("NBD_ATTR_INDEX", "uint32"),
-        ("NBD_ATTR_SIZE_BYTES", "uint64"),
-        ("NBD_ATTR_BLOCK_SIZE_BYTES", "uint64"),
-        ("NBD_ATTR_TIMEOUT", "uint64"),
-        ("NBD_ATTR_SERVER_FLAGS", "uint64"),
-        ("NBD_ATTR_CLIENT_FLAGS", "uint64"),
-        ("NBD_ATTR_SOCKETS", "sockets"),
-        ("NBD_ATTR_DEAD_CONN_TIMEOUT", "uint64"),
-        ("NBD_ATTR_DEVICE_LIST", "hex"),
-        ("NBD_ATTR_BACKEND_IDENTIFIER", "asciiz"),
-    )
-
-    class sockets(nla):  # type: ignore[misc]
-        nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "item"))
-
-        class item(nla):  # type: ignore[misc]
-            nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
 
 
 def is_usable() -> bool:
@@ -117,18 +90,11 @@ def _index(device: str) -> int:
 
 
 def _command(command: int, attributes: list[list[Any]]) -> None:
-    message = nbdmsg()
-    message["cmd"], message["version"], message["attrs"] = command, 1, attributes
-    netlink = GenericNetlinkSocket()
-    try:
-        netlink.bind("nbd", nbdmsg)
-        for _ in netlink.nlm_request(message, msg_type=netlink.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK):
-            pass
-    except NetlinkError as error:
-        words: Mapping[int, str] = {CONNECT: "connect", DISCONNECT: "disconnect", RECONFIGURE: "reconnect"}
-        raise LavaLiteError(f"the kernel does not {words[command]} an NBD device ({error})") from None
-    finally:
-        netlink.close()
+    # Only here: what attaches nothing new, or has no nbd, need not wait for it.
+    from lavalite.sbatchd.attach.root.nbd_netlink import send
+
+    words = {CONNECT: "connect", DISCONNECT: "disconnect", RECONFIGURE: "reconnect"}
+    send(command, attributes, words[command])
 
 
 def _read(file: Path) -> str:
