@@ -1,14 +1,19 @@
-"""The program that makes parts as root: it starts without what it does not need."""
+"""The program that makes parts as root: what it loads, and what it takes for the same export."""
 
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from lavalite.base.errors import LavaLiteError
+from lavalite.sbatchd.attach.root import handshake, nbd
 from lavalite.sbatchd.attach.runner import PROGRAM
 
 ALL_OF_IT = "pyroute2.ndb.main"
@@ -52,3 +57,66 @@ def test_a_disk_needs_none_of_it(tmp_path: Path) -> None:
     answer, loaded = started(tmp_path, "disk", address="127.0.0.1", port="1", tls="yes")
     assert "cannot be a disk of a bare host" in answer["error"]
     assert "pyroute2" not in loaded
+
+
+def head(kind: str, uuid: bytes) -> bytes:
+    """The first bytes of a file system, or of swap, as mkfs.ext4 and mkswap lay them down."""
+    found = bytearray(nbd.HEAD_BYTES)
+    if kind == "ext4":
+        found[1024 + 0x38 : 1024 + 0x3A], found[1024 + 0x68 : 1024 + 0x78] = b"\x53\xef", uuid
+    elif kind == "swap":
+        found[-10:], found[1036:1052] = b"SWAPSPACE2", uuid
+    return bytes(found)
+
+
+OURS, OTHER = bytes(range(16)), bytes(range(16, 32))
+
+
+@pytest.mark.parametrize(
+    ("exported", "said"),
+    [
+        (head("ext4", OURS), ""),
+        (head("ext4", OTHER), "is another thing"),
+        (head("swap", OURS), "is another thing"),
+        (head("", b""), "is another thing"),
+    ],
+    ids=["the same", "another's", "of another kind", "made anew"],
+)
+def test_a_device_is_connected_again_to_what_it_held_and_to_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: bytes, said: str
+) -> None:
+    """A node that came back without what it had may serve something else at the same port."""
+    sent: list[int] = []
+    monkeypatch.setattr(nbd, "REMEMBERED", tmp_path)
+    monkeypatch.setattr(nbd, "find", lambda slug: "/dev/nbd3")
+    monkeypatch.setattr(nbd, "connect", lambda address, port: socket.socket())
+    monkeypatch.setattr(nbd, "negotiate", lambda connection, what: (2**20, 0))
+    monkeypatch.setattr(nbd, "read", lambda connection, count, what: exported)
+    monkeypatch.setattr(nbd, "_command", lambda command, attributes: sent.append(command))
+    (tmp_path / "a").write_text(nbd.identity(head("ext4", OURS)))
+    try:
+        nbd.attach("a", "192.0.2.1", 10900, connected=False)
+    except LavaLiteError as error:
+        assert said and said in str(error) and "192.0.2.1:10900" in str(error)
+    else:
+        assert not said
+    assert sent == ([] if said else [nbd.RECONFIGURE])
+
+
+def test_the_first_bytes_of_an_export_are_read_as_nbd_says() -> None:
+    ours, theirs = socket.socketpair()
+    content = bytes(range(256)) * 16
+
+    def serve() -> None:
+        magic, _, kind, _, at, count = struct.unpack(">IHHQQI", theirs.recv(28))
+        assert (magic, kind, at) == (handshake.REQUEST_MAGIC, handshake.READ, 0)
+        theirs.sendall(struct.pack(">IIQ", handshake.SIMPLE_REPLY_MAGIC, 0, 0) + content[:count])
+
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        served = pool.submit(serve)
+        assert handshake.read(ours, 4096, "the export") == content
+        served.result()
+        assert ours.gettimeout() is None, "the kernel takes it over"
+        theirs.close()
+        with pytest.raises(LavaLiteError, match="the export broke off"):
+            handshake.read(ours, 4096, "the export")

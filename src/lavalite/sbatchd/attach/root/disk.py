@@ -41,6 +41,7 @@ def make(request: Request) -> dict[str, Any]:
             folder.chmod(0o755)
         run(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, device, str(path)])
     path.chmod(0o1777)
+    nbd.remember(request.slug)
     return {"device": device, "path": str(path)}
 
 

@@ -7,12 +7,13 @@ handshake is made here, and the kernel takes the socket over.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.attach.root.handshake import connect, negotiate
+from lavalite.sbatchd.attach.root.handshake import connect, negotiate, read
 from lavalite.sbatchd.attach.root.request import run
 
 CONNECT, DISCONNECT, RECONFIGURE = 1, 2, 3
@@ -20,6 +21,9 @@ IO_SECONDS = 30
 """After so long without an answer a connection counts as dead, and so long it may be replaced before I/O fails."""
 GONE_SECONDS = 10.0
 BLOCK_BYTES = 4096
+HEAD_BYTES = 4096
+REMEMBERED = Path("/run/lavalite-nbd")
+"""What each device holds, by slug: for as long as this machine runs, as the devices are."""
 
 
 def is_usable() -> bool:
@@ -43,7 +47,8 @@ def find(slug: str) -> str:
 def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
     """The device of the export there. One that stands stays; if it is not `connected`, it gets a new connection.
 
-    Raises LavaLiteError.
+    Raises LavaLiteError, also where what is exported there now is not what the device held: its node may have been
+    made anew, or given the port to something else.
     """
     device = find(slug)
     if device and connected:
@@ -55,6 +60,7 @@ def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
             ["NBD_ATTR_BACKEND_IDENTIFIER", slug],
         ]
         if device:
+            _check_same(slug, read(connection, HEAD_BYTES, f"the export at {address}:{port}"), f"{address}:{port}")
             _command(RECONFIGURE, [["NBD_ATTR_INDEX", _index(device)], *attributes])
             return device
         _command(CONNECT, [
@@ -72,8 +78,34 @@ def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
     return device
 
 
+def remember(slug: str) -> None:
+    """What a device holds, now that it has a file system or is swap. Nothing where there is none."""
+    if device := find(slug):
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            held = identity(os.pread(descriptor, HEAD_BYTES, 0))
+        finally:
+            os.close(descriptor)
+        REMEMBERED.mkdir(mode=0o700, exist_ok=True)
+        (REMEMBERED / slug).write_text(held)
+
+
+def identity(head: bytes) -> str:
+    """Of a file system ext4, or of swap, by its first 4096 bytes; empty where they are neither's."""
+    if head[1080:1082] == b"\x53\xef":
+        return f"ext4 {head[1128:1144].hex()}"
+    return f"swap {head[1036:1052].hex()}" if head[4086:4096] == b"SWAPSPACE2" else ""
+
+
+def _check_same(slug: str, head: bytes, where: str) -> None:
+    held = _read(REMEMBERED / slug)
+    if held and identity(head) != held:
+        raise LavaLiteError(f"what is exported at {where} is another thing than was attached, which is lost")
+
+
 def detach(slug: str) -> None:
     """No error where there is none. Raises LavaLiteError."""
+    (REMEMBERED / slug).unlink(missing_ok=True)
     device = find(slug)
     if not device:
         return
