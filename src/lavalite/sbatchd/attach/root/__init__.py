@@ -8,7 +8,8 @@
     legs      what a disk's bytes are on: block devices; mapper: the device over them (dmsetup)
     swap      an export of memory, as swap
     circuit   bandwidth on the way to a peer (HTB)
-    nbd       the kernel's NBD client over netlink; handshake: how NBD begins
+    nbd       the kernel's NBD client, nbd_netlink: its messages; handshake: how NBD begins
+    light     what makes the program start soon
     nft       the table `inet lavalite_parts`
 
 It runs as root, where mounts are the machine's and devices may be made, and holds no state of its own: a thing is

@@ -16,6 +16,7 @@ except ImportError:  # a release, run by its path: what it needs lies beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from lavalite.base.errors import LavaLiteError
+from lavalite.sbatchd.attach.root import light
 from lavalite.sbatchd.attach.root.request import Request
 
 ROLES, VERBS = ("export", "disk", "swap", "circuit"), ("make", "remove")
@@ -53,6 +54,7 @@ def carry_out(verb: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
+    light.enter("pyroute2")
     print(json.dumps(carry_out(arguments[0], json.load(sys.stdin))), flush=True)
     return 0
 

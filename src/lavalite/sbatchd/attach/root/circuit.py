@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lavalite.base.errors import LavaLiteError

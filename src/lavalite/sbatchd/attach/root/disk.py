@@ -15,7 +15,7 @@ from typing import Any
 
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.attach.look import is_mounted, mounted_at
-from lavalite.sbatchd.attach.root import legs, mapper
+from lavalite.sbatchd.attach.root import legs, mapper, nbd
 from lavalite.sbatchd.attach.root.mapper import Mapped
 from lavalite.sbatchd.attach.root.request import Request, alone, run
 
@@ -30,9 +30,11 @@ def make(request: Request) -> dict[str, Any]:
     path = _path(request)
     device = legs.bring(request, mounted=is_mounted(str(path)))
     with alone(request.folder):
-        if request.more.get("mirrors"):
-            return _mirroring(request, device, str(request.more["mirrors"]))
-        return _mounted(request, device, path)
+        old = str(request.more.get("mirrors", ""))
+        made = _mirroring(request, device, old) if old else _mounted(request, device, path)
+    if "pending" not in made:
+        nbd.remember(request.slug)
+    return made
 
 
 def remove(request: Request) -> dict[str, Any]:

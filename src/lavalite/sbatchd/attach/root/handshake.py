@@ -1,4 +1,4 @@
-"""How NBD begins: the `newstyle` negotiation with NBD_OPT_GO, for the default export.
+"""How NBD begins: the `newstyle` negotiation with NBD_OPT_GO, for the default export, and a look at its first bytes.
 
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
@@ -15,6 +15,7 @@ MAGIC, OPTION_MAGIC, REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 FIXED_NEWSTYLE, NO_ZEROES = 1, 2
 OPTION_GO, REPLY_ACK, REPLY_INFO, INFO_EXPORT = 7, 1, 3, 0
 LONGEST_REPLY_BYTES = 4096
+REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, READ = 0x25609513, 0x67446698, 0
 
 
 def connect(address: str, port: int) -> socket.socket:
@@ -55,6 +56,21 @@ def negotiate(connection: socket.socket, what: str) -> tuple[int, int]:
                 raise LavaLiteError(f"{what} refuses ({kind & 0x7FFFFFFF}: {words or 'no reason given'})")
     except (OSError, struct.error) as error:
         raise LavaLiteError(f"{what} broke off ({error})") from None
+
+
+def read(connection: socket.socket, count: int, what: str) -> bytes:
+    """The first bytes of the export, of a connection that was negotiated and does nothing else yet."""
+    connection.settimeout(CONNECT_SECONDS)
+    try:
+        connection.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, READ, 0, 0, count))
+        magic, error, _ = struct.unpack(">IIQ", _exactly(connection, 16))
+        if magic != SIMPLE_REPLY_MAGIC or error:
+            raise LavaLiteError(f"{what} cannot be read (error {error})")
+        return _exactly(connection, count)
+    except (OSError, struct.error) as error:
+        raise LavaLiteError(f"{what} broke off ({error})") from None
+    finally:
+        connection.settimeout(None)
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

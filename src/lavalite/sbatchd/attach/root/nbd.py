@@ -7,17 +7,13 @@ handshake is made here, and the kernel takes the socket over.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import GenericNetlinkSocket
-
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.attach.root.handshake import connect, negotiate
+from lavalite.sbatchd.attach.root.handshake import connect, negotiate, read
 from lavalite.sbatchd.attach.root.request import run
 
 CONNECT, DISCONNECT, RECONFIGURE = 1, 2, 3
@@ -25,28 +21,9 @@ IO_SECONDS = 30
 """After so long without an answer a connection counts as dead, and so long it may be replaced before I/O fails."""
 GONE_SECONDS = 10.0
 BLOCK_BYTES = 4096
-
-
-class nbdmsg(genlmsg):  # type: ignore[misc]
-    nla_map = (
-        ("NBD_ATTR_UNSPEC", "none"),
-        ("NBD_ATTR_INDEX", "uint32"),
-        ("NBD_ATTR_SIZE_BYTES", "uint64"),
-        ("NBD_ATTR_BLOCK_SIZE_BYTES", "uint64"),
-        ("NBD_ATTR_TIMEOUT", "uint64"),
-        ("NBD_ATTR_SERVER_FLAGS", "uint64"),
-        ("NBD_ATTR_CLIENT_FLAGS", "uint64"),
-        ("NBD_ATTR_SOCKETS", "sockets"),
-        ("NBD_ATTR_DEAD_CONN_TIMEOUT", "uint64"),
-        ("NBD_ATTR_DEVICE_LIST", "hex"),
-        ("NBD_ATTR_BACKEND_IDENTIFIER", "asciiz"),
-    )
-
-    class sockets(nla):  # type: ignore[misc]
-        nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "item"))
-
-        class item(nla):  # type: ignore[misc]
-            nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
+HEAD_BYTES = 4096
+REMEMBERED = Path("/run/lavalite-nbd")
+"""What each device holds, by slug: for as long as this machine runs, as the devices are."""
 
 
 def is_usable() -> bool:
@@ -70,7 +47,8 @@ def find(slug: str) -> str:
 def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
     """The device of the export there. One that stands stays; if it is not `connected`, it gets a new connection.
 
-    Raises LavaLiteError.
+    Raises LavaLiteError, also where what is exported there now is not what the device held: its node may have been
+    made anew, or given the port to something else.
     """
     device = find(slug)
     if device and connected:
@@ -82,6 +60,7 @@ def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
             ["NBD_ATTR_BACKEND_IDENTIFIER", slug],
         ]
         if device:
+            _check_same(slug, read(connection, HEAD_BYTES, f"the export at {address}:{port}"), f"{address}:{port}")
             _command(RECONFIGURE, [["NBD_ATTR_INDEX", _index(device)], *attributes])
             return device
         _command(CONNECT, [
@@ -99,8 +78,34 @@ def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
     return device
 
 
+def remember(slug: str) -> None:
+    """What a device holds, now that it has a file system or is swap. Nothing where there is none."""
+    if device := find(slug):
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            held = identity(os.pread(descriptor, HEAD_BYTES, 0))
+        finally:
+            os.close(descriptor)
+        REMEMBERED.mkdir(mode=0o700, exist_ok=True)
+        (REMEMBERED / slug).write_text(held)
+
+
+def identity(head: bytes) -> str:
+    """Of a file system ext4, or of swap, by its first 4096 bytes; empty where they are neither's."""
+    if head[1080:1082] == b"\x53\xef":
+        return f"ext4 {head[1128:1144].hex()}"
+    return f"swap {head[1036:1052].hex()}" if head[4086:4096] == b"SWAPSPACE2" else ""
+
+
+def _check_same(slug: str, head: bytes, where: str) -> None:
+    held = _read(REMEMBERED / slug)
+    if held and identity(head) != held:
+        raise LavaLiteError(f"what is exported at {where} is another thing than was attached, which is lost")
+
+
 def detach(slug: str) -> None:
     """No error where there is none. Raises LavaLiteError."""
+    (REMEMBERED / slug).unlink(missing_ok=True)
     device = find(slug)
     if not device:
         return
@@ -117,18 +122,11 @@ def _index(device: str) -> int:
 
 
 def _command(command: int, attributes: list[list[Any]]) -> None:
-    message = nbdmsg()
-    message["cmd"], message["version"], message["attrs"] = command, 1, attributes
-    netlink = GenericNetlinkSocket()
-    try:
-        netlink.bind("nbd", nbdmsg)
-        for _ in netlink.nlm_request(message, msg_type=netlink.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK):
-            pass
-    except NetlinkError as error:
-        words: Mapping[int, str] = {CONNECT: "connect", DISCONNECT: "disconnect", RECONFIGURE: "reconnect"}
-        raise LavaLiteError(f"the kernel does not {words[command]} an NBD device ({error})") from None
-    finally:
-        netlink.close()
+    # Only here: what attaches nothing new, or has no nbd, need not wait for it.
+    from lavalite.sbatchd.attach.root.nbd_netlink import send
+
+    words = {CONNECT: "connect", DISCONNECT: "disconnect", RECONFIGURE: "reconnect"}
+    send(command, attributes, words[command])
 
 
 def _read(file: Path) -> str:

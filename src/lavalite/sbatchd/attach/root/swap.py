@@ -28,6 +28,7 @@ def make(request: Request) -> dict[str, Any]:
         run(["mkswap", device])
         # Without a priority it comes after all swap that this node has of its own: near goes before far.
         run(["swapon", device])
+    nbd.remember(request.slug)
     return {"device": device}
 
 
