@@ -14,11 +14,20 @@ from pathlib import Path
 
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.attach.roles import Made
+from lavalite.sbatchd.attach.roles import Made, NotYetError
 from lavalite.sbatchd.vm.role import VmRole
 from lavalite.sbatchd.vm.runners import ChildRunner
 from lavalite.sbatchd.vm.settings import VmSettings
 from lavalite.wire.frames import PartOrder
+
+
+async def made(role: VmRole, order: PartOrder) -> Made:
+    """As whoever orders asks: again, until it is there."""
+    while True:
+        try:
+            return await role.make(order)
+        except NotYetError:
+            await asyncio.sleep(0.2)
 
 
 async def main(verb: str, state: str, settings: str, order: str) -> int:
@@ -26,7 +35,7 @@ async def main(verb: str, state: str, settings: str, order: str) -> int:
     ordered = PartOrder.model_validate_json(order)
     try:
         if verb == "make":
-            print(json.dumps(dataclasses.asdict(await role.make(ordered))))
+            print(json.dumps(dataclasses.asdict(await made(role, ordered))))
         elif verb == "remove":
             await role.remove(ordered)
         else:

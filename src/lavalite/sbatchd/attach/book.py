@@ -226,11 +226,6 @@ class Book:
         self._due |= self._later & self.records.keys()
         self._later.clear()
 
-    def overtaken(self) -> list[PartOrder]:
-        """What is ordered of things of which an earlier order is being carried out."""
-        busy = {key: self.records[key].order for key in self._busy}
-        return [order for key, order in busy.items() if order.version > self._busy[key]]
-
     def ready(self) -> list[Record]:
         """What is to be looked after."""
         begun = self._busy.keys() | self._due | self._later

@@ -19,6 +19,7 @@ from typing import Any
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
+from lavalite.sbatchd.attach.roles import NotYetError
 from lavalite.sbatchd.vm import files, places
 from lavalite.sbatchd.vm.command import (
     BLOCK,
@@ -35,7 +36,7 @@ from lavalite.sbatchd.vm.command import (
 )
 from lavalite.sbatchd.vm.guest import let_go
 from lavalite.sbatchd.vm.places import Places, Taken, follows, place_of
-from lavalite.sbatchd.vm.qmp import PERIPHERAL, POLL_SECONDS, Qmp, QmpError, ask_back, until
+from lavalite.sbatchd.vm.qmp import PERIPHERAL, Qmp, QmpError, ask_back, until
 from lavalite.sbatchd.vm.settings import VmSettings
 from lavalite.sbatchd.vm.wanted import DISKS_MOST, SERIAL_PREFIXES, Disk
 
@@ -115,10 +116,10 @@ class Disks:
             if disk not in following:
                 await self._plug(disk, found, kept)
 
-    async def moved(self, wanted: list[Disk], overtaken: Callable[[], bool]) -> None:
+    async def moved(self, wanted: list[Disk]) -> None:
         """Returns when both disks of each place get whatever is written, or the new one alone where that is wanted.
 
-        Raises LavaLiteError where a copy fails, and then the guest goes on with the old one, or when `overtaken`.
+        Raises NotYetError while one is copied, LavaLiteError where that fails: then the guest goes on with the old one.
         """
         taken, serials = await self._places(), {disk.serial for disk in wanted}
         found = await self._found(taken)
@@ -134,7 +135,7 @@ class Disks:
                 await self._write(taken)
                 await self._copy(disk, found.behind[place])
         for disk in following:
-            await self._until_whole(disk, overtaken)
+            await self._demand_whole(disk)
             taken[disk.serial] = replace(taken[disk.serial], whole=True)
             await self._write(taken)
         for disk in following:
@@ -245,15 +246,14 @@ class Disks:
             await self._close(disk.serial)
             raise _cannot(disk, error) from None
 
-    async def _until_whole(self, disk: Disk, overtaken: Callable[[], bool]) -> None:
+    async def _demand_whole(self, disk: Disk) -> None:
         """However long it takes: where either end is away for long, the job ends by itself."""
-        while (job := await self._job(disk.serial)).get("status") != READY:
-            if job.get("status", OVER) == OVER:
-                await self._stop(disk.serial)
-                raise LavaLiteError(_fails(disk, job))
-            if overtaken():
-                raise LavaLiteError(f"the disk {disk.part} is not copied as yet, and something else is ordered now")
-            await self.clock.sleep(POLL_SECONDS)
+        job = await self._job(disk.serial)
+        if job.get("status", OVER) == OVER:
+            await self._stop(disk.serial)
+            raise LavaLiteError(_fails(disk, job))
+        if job.get("status") != READY:
+            raise NotYetError(f"the disk {disk.part} is being copied")
 
     async def _take_over(self, disk: Disk) -> None:
         await self.qmp.call("job-complete", {"id": copy_name(disk.serial)})

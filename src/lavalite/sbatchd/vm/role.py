@@ -55,23 +55,18 @@ class VmRole:
         self._settings, self._clock, self._runner = settings, clock, runner
         self._locks: dict[VmName, asyncio.Lock] = {}
         self._accelerator = ""
-        self._newest: dict[VmName, int] = {}
-
-    def overtaken(self, order: PartOrder) -> None:
-        """What is waited for may not be wanted any more."""
-        with contextlib.suppress(InputError):
-            name = VmName.of(order)
-            self._newest[name] = max(self._newest.get(name, 0), order.version)
 
     async def make(self, order: PartOrder) -> Made:
-        """Returns when the guest's ssh port answers. Raises LavaLiteError with why it cannot be as ordered."""
+        """Returns when the guest's ssh port answers. Raises LavaLiteError with why it cannot be as ordered, and
+        NotYetError while a disk is copied.
+        """
         want, name = wanted(order), VmName.of(order)
         async with self._lock(name):
             place = Place(name, name.folder(self._vms))
             if not await self._runner.runs(place):
                 await self._start(place, want)
             await self._become(place, want)
-            await self._move_disks(place, want, order.version)
+            await self._move_disks(place, want)
             await self._wait_for_ssh(place, want)
             return Made(str(want.interface.ip), SSH_PORT, path=str(place.folder / CONSOLE))
 
@@ -88,7 +83,6 @@ class VmRole:
             except OSError as error:
                 raise LavaLiteError(f"{place.folder} cannot be removed ({error.strerror})") from None
         self._locks.pop(name, None)
-        self._newest.pop(name, None)
 
     async def check(self, order: PartOrder, made: Made) -> str:
         """Empty, or why it is lost."""
@@ -148,17 +142,12 @@ class VmRole:
             if not runs:
                 await qmp.call("cont")
 
-    async def _move_disks(self, place: Place, want: Wanted, version: int) -> None:
+    async def _move_disks(self, place: Place, want: Wanted) -> None:
         """While the guest runs: it may take as long as all that is on them takes to travel."""
-
-        def overtaken() -> bool:
-            return self._newest.get(place.name, 0) > version
-
         taken = await asyncio.to_thread(places.load, place.folder)
         if any(disk.mirrors or disk.serial in taken for disk in want.disks):
             async with connected(place.folder / QMP) as qmp:
-                disks = Disks(qmp, place.folder, self._settings, self._clock, runs=True)
-                await disks.moved(want.disks, overtaken)
+                await Disks(qmp, place.folder, self._settings, self._clock, runs=True).moved(want.disks)
 
     async def _wait_for_qemu(self, place: Place) -> None:
         deadline = self._clock.monotonic() + START_SECONDS
