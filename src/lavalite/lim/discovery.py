@@ -40,7 +40,7 @@ class OwnOffer:
             warn=self._warn,
         )
         if self._previous is None or found.version != self._previous.version:
-            log.info("this node's offer", version=found.version, **{r.kind: r.amount for r in found.resources})
+            log.info("this node's offer", version=found.version, offered={r.kind: r.amount for r in found.resources})
             await asyncio.to_thread(_save, self._file, found)
         self._previous = self.current = found
 
