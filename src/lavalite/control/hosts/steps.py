@@ -6,7 +6,8 @@
 
 Where a disk takes the place of another one, ATTACH lasts until all bytes are copied. For that it has, beside
 compose_seconds, four times what they take at the bandwidth of the narrower of the two disks' circuits, or at
-1 Gbit/s where both are the anchor's own: work goes on meanwhile, over the same circuits.
+1 Gbit/s where both are the anchor's own: work goes on meanwhile, over the same circuits. A limit of I/O counts as so
+many times 64 KiB a second.
 
 Each step is written before its orders go out, since those go with that write (Outbox.durable).
 """
@@ -25,6 +26,7 @@ COPIES = 4
 """So many times what copying a disk takes alone may go by until it is in place."""
 BITS_PER_SECOND_WITHIN = 10**9
 """Of a copy that no circuit limits."""
+BITS_PER_IO = 64 * 1024 * 8
 FORWARD = frozenset({Step.EXPORT, Step.ATTACH})
 NEXT = {Step.EXPORT: Step.ATTACH, Step.ATTACH: Step.DETACH, Step.DETACH: Step.WITHDRAW}
 
@@ -82,6 +84,8 @@ def copy_seconds(host: LogicalHost) -> float:
     if moved is None:
         return 0.0
     over = [circuit.bits_per_second for circuit in host.circuits if circuit.id in {part.circuit for part in moved}]
+    if over and host.storage_iops:
+        over.append(host.storage_iops * BITS_PER_IO)
     return COPIES * moved[0].amount * 8 / max(1, min(over, default=BITS_PER_SECOND_WITHIN))
 
 
