@@ -24,6 +24,8 @@ from cluster import CLUSTER
 from deployed import FINAL, Cluster
 from lab import Lab
 
+from lavalite.api.models import DefinitionPut
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ANCHOR, MEMORY, DISK = "n1", "mem1", "disk1"
@@ -55,9 +57,19 @@ TRACES_OF_A_KERNEL = {
 
 
 class ComposedSite:
-    """`variables` of the roles, by worker; where there are none, those that give the workers what they need."""
+    """`variables` of the roles, by worker; where there are none, those that give the workers what they need.
 
-    def __init__(self, folder: Path, lab: Lab, variables: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    `agent_settings`: more lines for their sbatchd.conf.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lab: Lab,
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        agent_settings: str = "",
+    ) -> None:
         self.lab, self.folder = lab, folder
         for node in NODES:
             lab.run(node, f"id -u {PERSON} >/dev/null 2>&1 || useradd --uid {UID} --create-home {PERSON}")
@@ -71,7 +83,9 @@ class ComposedSite:
             for node in NODES
         }
         (folder / "cluster").mkdir()
-        self.cluster = Cluster(folder / "cluster", lab, *NODES, uid=UID, variables=of_each)
+        self.cluster = Cluster(
+            folder / "cluster", lab, *NODES, uid=UID, variables=of_each, agent_settings=agent_settings
+        )
         self.inventory = folder / "inventory"
         lab.write_inventory(self.inventory / "hosts.json", {"lavalite_nodes": NODES})
         self._here = folder / "here.ini"
@@ -111,6 +125,11 @@ class ComposedSite:
         file = self.inventory / "pools.yml"
         file.write_text(yaml.safe_dump(document, sort_keys=False))
         return file
+
+    def wish(self, **hosts: dict[str, Any]) -> None:
+        """The same without Ansible, and without waiting for what comes of it."""
+        with self.cluster.client() as client:
+            client.put_definition(definition(hosts))
 
     def apply(self, *arguments: str, **hosts: dict[str, Any]) -> str:
         """Ansible brings the cluster to a pools.yml with these hosts alone; what the play said."""
@@ -162,10 +181,10 @@ class ComposedSite:
 
     # --- what there is
 
-    def host(self) -> dict[str, Any] | None:
-        """The logical host as the API tells it; None where there is none."""
+    def host(self, name: str = HOST) -> dict[str, Any] | None:
+        """A logical host as the API tells it; None where there is none."""
         with self.cluster.client() as client:
-            return next((each.model_dump(mode="json") for each in client.hosts() if each.name == HOST), None)
+            return next((each.model_dump(mode="json") for each in client.hosts() if each.name == name), None)
 
     def end_jobs(self) -> None:
         """Whatever still waits or runs is cancelled, and has ended."""
@@ -200,6 +219,12 @@ class ComposedSite:
 def settings(lab: Lab, node: str) -> dict[str, Any]:
     """What the role sbatchd is told of a node that gives and takes parts."""
     return {"sbatchd_storage_path": STORAGE_PATH, "sbatchd_fabric_address": lab.address(node)}
+
+
+def definition(hosts: Mapping[str, Any], **other: Any) -> DefinitionPut:
+    """What the API is told of pools.yml; `other` sections in place of those of POOLS."""
+    sections = {key: POOLS[key] for key in ("cluster", "links", "pools", "queues")}
+    return DefinitionPut(text=yaml.safe_dump(sections | other | {"logical_hosts": dict(hosts)}), purge=True)
 
 
 POOLS: dict[str, Any] = {

@@ -377,6 +377,14 @@ def test_far_memory_and_the_kernels_own_nbd(machine: tuple[Node, Node, Node]) ->
     assert taker.run("systemctl show -P Result writer").strip() == "success"
     assert {each["state"] for each in taker.picture if each["role"] == "disk"} == {"ready"}
 
+    # The giver comes back without the disk, which it makes anew at the same port: nobody is connected to that.
+    giver.kill()
+    giver.run(f"systemctl stop 'lavalite-part-export-roomy_s*'; rm {STATE}/parts/export-roomy_s* {STATE}/storage/*")
+    giver.begin()
+    giver.order()
+    giver.wait({("roomy/m", "export"): "ready", ("roomy/s", "export"): "ready"})
+    lost = taker.wait({("roomy/s", "disk"): "lost", ("roomy/m", "swap"): "ready"}, 180)["roomy/s", "disk"]
+    assert "another thing than was attached" in lost["reason"] or "read-only" in lost["reason"]
     taker.run("systemctl stop writer")
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from composed_site import ANCHOR, DISK, HOST, MEMORY, MIB, NODES, PERSON, ComposedSite
+from composed_site import ANCHOR, DISK, HOST, MEMORY, MIB, NODES, PERSON, ComposedSite, definition
 from deployed import FINAL, until
 from lab import Lab
 
+from lavalite.api.models import EntryPut
 from lavalite.base.errors import UnreachableError
 
 pytestmark = [
@@ -258,6 +259,68 @@ def test_a_new_leader_goes_on_where_the_one_before_was_killed(clean: ComposedSit
             return False
 
     until(composed_by_another, "another leader has composed it", 300)
+
+
+SMALL = {
+    "cpu": 1,
+    "memory": "96MiB",
+    "storage": {"size": "64MiB", "pool": "flash", "circuit": "600Mbit/s"},
+}
+"""Of which there are CPUs for two, and links for one."""
+
+
+def test_what_cannot_be_had_is_refused_with_its_reason_and_takes_nothing(clean: ComposedSite) -> None:
+    site, cluster = clean, clean.cluster
+
+    def reason(name: str) -> str:
+        return until(lambda: (site.host(name) or {}).get("reason"), f"{name} says what it lacks")
+
+    site.wish(**{HOST: SMALL})
+    until(lambda: (site.host() or {}).get("state") == "composed", "it is composed", 300)
+    before, made = site.traces(), site.host()
+    assert made is not None
+
+    # A second circuit over the link of which the first has most.
+    site.wish(**{HOST: SMALL, "second": SMALL})
+    assert re.search(
+        r"storage for n1 would come over link \S+, which has 400Mbit/s free of 600Mbit/s", reason("second")
+    )
+
+    # What is reserved for somebody is not there for anybody else, though nothing of it is used yet.
+    free = site.offered(DISK, "storage") // MIB - 64
+    thin = {**SMALL, "storage": {"size": f"{free - 8}MiB", "pool": "flash", "circuit": "100Mbit/s"}}
+    with cluster.client() as client:
+        site.wish(**{HOST: SMALL})
+        until(lambda: site.host("second") is None, "it is not wished for any more")
+        client.put_entry("hosts", "kept", EntryPut(spec={**thin, "memory": "32MiB"}, reserve_seconds=600))
+        until(lambda: (site.host("kept") or {}).get("state") == "reserved", "it is reserved")
+        client.put_entry("hosts", "late", EntryPut(spec={**thin, "cpu": "500m", "memory": "32MiB"}))
+        assert "lacks" in reason("late")
+
+        # Storage of a pool to which no link leads.
+        apart = [{"from": {"gives": "cpu"}, "to": "r1", "bandwidth": "1Gbit/s"}]
+        planned = client.plan(definition({HOST: SMALL, "far": SMALL}, links=apart)).hosts
+        (found,) = [host for host in planned if host.name == "far"]
+        assert "no node of pool flash that offers storage has a path to n1" in found.reason
+    site.wish(**{HOST: SMALL})
+    until(lambda: site.host("kept") is None and site.host("late") is None, "only the first is wished for")
+
+    # Less than jobs hold of it.
+    job = cluster.submit(f"until [ -e ~{PERSON}/leave ]; do sleep 0.5; done", host=HOST, memory_bytes=80 * MIB)
+    cluster.running_task(job)
+    site.wish(**{HOST: {**SMALL, "memory": "64MiB"}})
+    assert reason(HOST) == "jobs use more of it than it is to have"
+    assert site.traces() == before, "none of that took anything"
+    assert amounts(site.host() or {}) == amounts(made)
+
+    # Nobody wishes for it any more, and somebody is on it: it goes once he has.
+    site.wish()
+    until(lambda: (site.host() or {}).get("state") == "draining", "it waits for its job")
+    assert cluster.task(job).state == "running" and site.traces() == before
+    cluster.run(f"touch ~{PERSON}/leave")
+    assert cluster.end(job).state == "succeeded"
+    cluster.run(f"rm ~{PERSON}/leave")
+    until(lambda: site.host() is None, "then it goes", 300)
 
 
 @pytest.mark.parametrize("on_loss", ["fail", "degrade"])

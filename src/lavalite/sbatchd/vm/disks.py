@@ -119,7 +119,7 @@ class Disks:
     async def moved(self, wanted: list[Disk]) -> None:
         """Returns when both disks of each place get whatever is written, or the new one alone where that is wanted.
 
-        Raises NotYetError while one is copied, LavaLiteError where that fails: then the guest goes on with the old one.
+        Raises NotYetError while one is copied, LavaLiteError where that fails: the guest goes on with the old one.
         """
         taken, serials = await self._places(), {disk.serial for disk in wanted}
         found = await self._found(taken)
