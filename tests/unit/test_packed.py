@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lavalite.control.supply import NodeState
+from lavalite.control.node_state import NodeState
 from lavalite.control.tasks import OF_ONE_JOB, JobState
 from lavalite.model.job import Array, Backoff, Dependency, Gang, JobSpec, Request
 from lavalite.model.resources import Device, NodeOffer, Resource

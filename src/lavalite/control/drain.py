@@ -13,9 +13,9 @@ new leader goes on with it. Orders are given again now and then, so that none of
 from __future__ import annotations
 
 from lavalite.control.events import DrainRequested
+from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.wishes import end_run
 from lavalite.model.node import Drain
 from lavalite.model.task import TaskState

@@ -20,11 +20,11 @@ from lavalite.control import gangs, parking
 from lavalite.control.actions import Acknowledge, CloseSession, SendDispatch
 from lavalite.control.events import MembersSeen, NodeBeat, NodeRegistered, NodeReported
 from lavalite.control.hosts import telling
+from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.reports import Verdict, conclude, reported, when_lost
 from lavalite.control.starts import attempt_start
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskRun
 from lavalite.control.wishes import stop_again
 from lavalite.model.task import AttemptId, TaskState, before_restore

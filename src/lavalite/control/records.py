@@ -13,9 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from lavalite.base.errors import LavaLiteError
 from lavalite.control.events import Specs
+from lavalite.control.ground import Dirty
+from lavalite.control.node_state import NodeState
 from lavalite.control.settings import Settings
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import Dirty, NodeState, host_owner
+from lavalite.control.supply import host_owner
 from lavalite.control.tasks import FINAL_CODES, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.model.host import HostState, LogicalHost
 from lavalite.model.job import CommitmentRecord, JobRecord, TaskChunk

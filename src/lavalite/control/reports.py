@@ -19,10 +19,10 @@ from signal import SIGTERM
 from lavalite.control import gangs, parking, retries
 from lavalite.control.actions import SendStop
 from lavalite.control.events import AttemptReported
+from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.restored import adopted, may_be_adopted_later
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, TaskKey, TaskRun
 from lavalite.model.task import AttemptId, TaskState
 

@@ -22,8 +22,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from lavalite.control.ahead import ahead_of, lasts_until, margin_seconds
+from lavalite.control.node_state import NodeState
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.tasks import JobState, TaskKey, TaskRun
 from lavalite.model.amounts import format_amount
 from lavalite.model.job import Share

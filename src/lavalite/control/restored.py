@@ -12,8 +12,8 @@ Nothing of a job from before the restore is placed until every node that the sto
 from __future__ import annotations
 
 from lavalite.control.events import AttemptReported
+from lavalite.control.node_state import NodeState
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.tasks import BLOCKED, FINAL_CODES, READY, WAITING, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.job import Share

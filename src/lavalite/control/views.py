@@ -13,8 +13,8 @@ from typing import Any
 from lavalite.control import numa, shares
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
+from lavalite.control.node_state import NodeState
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.tasks import End, JobState, TaskKey, TaskRun, commitment_of
 from lavalite.ledger.book import FLOATING
 from lavalite.model.host import LogicalHost

@@ -8,7 +8,7 @@ from lavalite.api import models
 from lavalite.base.errors import ConflictError, UnknownNameError
 from lavalite.control.drain import drain_of
 from lavalite.control.events import DrainRequested, LabelsSet, NodeForgotten, ResumeRequested
-from lavalite.control.supply import NodeState
+from lavalite.control.node_state import NodeState
 from lavalite.mbatchd.service import Service
 from lavalite.model.labels import changed_labels
 

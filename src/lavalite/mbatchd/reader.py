@@ -18,7 +18,7 @@ from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.hosts.composer import planner
 from lavalite.control.hosts.growth import grown_spec
-from lavalite.control.supply import NodeState
+from lavalite.control.node_state import NodeState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership

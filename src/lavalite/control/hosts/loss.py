@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from lavalite.control.hosts.commitment import COMPOSED, FAILED, take_apart
 from lavalite.control.hosts.orders import Ordered, ordered, vm_part
 from lavalite.control.hosts.telling import fabric_of
+from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.control.wishes import end_run
 from lavalite.model.host import DEGRADE, LogicalHost, Part
 from lavalite.model.resources import GPU

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from lavalite.control.actions import PartOrdered, SendParts
 from lavalite.control.events import PartReported, PartsReported
 from lavalite.control.hosts.orders import Fabric, ordered, part_ids
+from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.control.supply import NodeState
 from lavalite.model.host import generation_of
 
 MOST_PARTS = 10_000
