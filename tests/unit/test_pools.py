@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lavalite.base.errors import InputError
 from lavalite.model.host import VmAsk
 from lavalite.model.pools import check_document, check_pools_file, load_pools, pools_from
-from lavalite.model.pools_entries import HostEntry
+from lavalite.model.pools_hosts import HostEntry
 from lavalite.model.resources import Device, NodeOffer, Resource
 from lavalite.model.specs import Fairshare, Limits, LinkSpec, NodeCapacity, PoolSpec, Preemption, QueueSpec, Quota
 

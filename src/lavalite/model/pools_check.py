@@ -11,8 +11,8 @@ from lavalite.base.yamlfile import Path
 from lavalite.model.amounts import format_amount, format_duration
 from lavalite.model.host import VM
 from lavalite.model.pools_document import PoolsDocument, read_quota
-from lavalite.model.pools_entries import HostEntry, VmEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
+from lavalite.model.pools_hosts import HostEntry, VmEntry
 from lavalite.model.resources import GPU, KINDS, MEMORY, is_special
 from lavalite.model.specs import BUILT_IN_POLICIES, FENCE_AFTER_SECONDS, LOST_AFTER_SECONDS, TASKS
 

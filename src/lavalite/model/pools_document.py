@@ -18,16 +18,10 @@ from lavalite.base.errors import InputError
 from lavalite.base.yamlfile import Path
 from lavalite.model import specs
 from lavalite.model.amounts import parse_amount
-from lavalite.model.pools_entries import (
-    CapacityEntry,
-    Connection,
-    HostEntry,
-    LinkEntry,
-    PoolEntry,
-    QueueEntry,
-    QuotaEntry,
-)
+from lavalite.model.pools_entries import CapacityEntry, Connection, LinkEntry, PoolEntry, QuotaEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean, shown
+from lavalite.model.pools_hosts import HostEntry
+from lavalite.model.pools_queues import QueueEntry
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, WHOLE, Device
 from lavalite.model.selector import Selector
 

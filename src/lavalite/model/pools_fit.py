@@ -14,8 +14,8 @@ from lavalite.base.yamlfile import Path
 from lavalite.model.amounts import format_amount
 from lavalite.model.pools_check import GROUP_PREFIX
 from lavalite.model.pools_document import PoolsDocument, read_quota
-from lavalite.model.pools_entries import HostEntry
 from lavalite.model.pools_faults import FaultList, did_you_mean
+from lavalite.model.pools_hosts import HostEntry
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, amount_of, is_special
 from lavalite.model.selector import GROUP, Selector
 from lavalite.model.specs import NodeCapacity, fits_model, format_kind

@@ -11,18 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from lavalite.base.errors import InputError
 from lavalite.model import amounts
 from lavalite.model.job import Gang, Name
-from lavalite.model.pools_entries import (
-    AskedBandwidth,
-    AskedBytes,
-    CapacityEntry,
-    Count,
-    Cpu,
-    Entry,
-    GpuAsk,
-    Seconds,
-    custom,
-    reads,
-)
+from lavalite.model.pools_entries import CapacityEntry
+from lavalite.model.pools_hosts import GpuAsk
+from lavalite.model.pools_spelling import AskedBandwidth, AskedBytes, Count, Cpu, Entry, Seconds, custom, reads
 from lavalite.simulate.draws import Draw, constant
 
 MAX_NODES = 1_000_000
