@@ -19,6 +19,7 @@ from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.agent import Agent
 from lavalite.sbatchd.attach.attachments import Attachments
 from lavalite.sbatchd.attach.roles import Key, Made
+from lavalite.sbatchd.consoles import Connect, none_here
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
 from lavalite.sbatchd.executors import Executor, Launch, Listed, Tell
@@ -28,7 +29,7 @@ from lavalite.sbatchd.launch import Launcher, Policy
 from lavalite.sbatchd.session import LocalLim, Session
 from lavalite.wire.frames import PartOrder
 
-ROLES = ("circuit", "export", "disk", "swap")
+ROLES = ("circuit", "export", "disk", "swap", "vm")
 
 
 @dataclass
@@ -145,7 +146,11 @@ class NoExecutor:
 
 @contextlib.asynccontextmanager
 async def running_node(
-    lim: LimProcess, world: World, folder: Path, executor: Executor | None = None
+    lim: LimProcess,
+    world: World,
+    folder: Path,
+    executor: Executor | None = None,
+    connect_console: Connect = none_here,
 ) -> AsyncIterator[None]:
     """The agent of `lim`'s node, in this process; work is started by the executor, and none where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,6 +173,7 @@ async def running_node(
         own_uid=0,
         apply_hosts=enterable,
         parts=parts,  # type: ignore[arg-type]
+        connect_console=connect_console,
     )
     session = Session(
         agent,

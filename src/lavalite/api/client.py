@@ -6,9 +6,12 @@ carries a key that this side makes, everything else says what should be and not 
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,9 +20,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from lavalite.api.models import (
+    CONSOLE_HEADER,
     CancelAsk,
     Change,
     Commitment,
+    ConsoleTyped,
     Definition,
     DefinitionPut,
     DefinitionResult,
@@ -58,6 +63,15 @@ MAX_BREAKS = 5
 Model = TypeVar("Model", bound=BaseModel)
 
 __all__ = ["Client", "FindTargets", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleStream:
+    """A console that is open: the key to type with, and what is said there."""
+
+    host: str
+    key: str
+    pieces: Iterator[bytes]
 
 
 class Client:
@@ -282,6 +296,22 @@ class Client:
                 if failures > MAX_BREAKS:
                     raise LavaLiteError(f"The output of job {job_id} broke off ({error})") from None
 
+    @contextmanager
+    def console(self, host: str) -> Iterator[ConsoleStream]:
+        """Be at the serial console of a virtual machine, as its only reader. Operators only.
+
+        Another client types there: `type_console`.
+        """
+        path = f"/v1/hosts/{_part(host)}/console"
+        with self._transport.stream(path, silence_seconds=None) as body:
+            yield ConsoleStream(host, body.headers.get(CONSOLE_HEADER, ""), _unbroken(body, f"The console of {host}"))
+
+    def type_console(self, stream: ConsoleStream, data: bytes, *, leave: bool = False) -> None:
+        """Type there, or with nothing ask whether it is still open. Raises ConflictError where it is closed."""
+        path = f"/v1/hosts/{_part(stream.host)}/console/{_part(stream.key)}"
+        typed = ConsoleTyped(data_base64=base64.b64encode(data).decode(), leave=leave)
+        self._transport.request("POST", path, body=typed.model_dump(), repeatable=not data)
+
     def events(self) -> Iterator[Change]:
         """Changes as they happen, until the connection ends."""
         with self._transport.stream("/v1/events", silence_seconds=FOLLOW_SILENCE_SECONDS) as body:
@@ -335,3 +365,10 @@ def _dry(dry_run: bool) -> dict[str, Any] | None:
 def _part(name: str) -> str:
     """A name as one part of a path, whatever a person typed."""
     return quote(name, safe="")
+
+
+def _unbroken(body: httpx.Response, what: str) -> Iterator[bytes]:
+    try:
+        yield from body.iter_bytes()
+    except httpx.TransportError as error:
+        raise LavaLiteError(f"{what} broke off ({error})", code="broken_off", hint="Try again.") from None

@@ -475,6 +475,17 @@ class CancelAsk(Ask):
     force: bool = False
 
 
+CONSOLE_HEADER = "LavaLite-Console"
+"""Of the answer that is what a console says: the key to type with."""
+
+
+class ConsoleTyped(Ask):
+    """Base64 of what is typed at a console, 4 KiB at most."""
+
+    data_base64: str = Field(default="", max_length=5464)
+    leave: bool = False
+
+
 class Change(Shape):
     """What /v1/events tells: `kind` job, task, node, host or definition; `name` which; `state` what it is now."""
 

@@ -108,7 +108,9 @@ class Transport:
             return response
 
     @contextmanager
-    def stream(self, path: str, *, params: dict[str, Any] | None = None, silence_seconds: float) -> Iterator[Any]:
+    def stream(
+        self, path: str, *, params: dict[str, Any] | None = None, silence_seconds: float | None
+    ) -> Iterator[Any]:
         """An open GET whose body is yet to be read. Reading raises httpx errors where the connection breaks."""
         request = {"params": params, "headers": {}, "timeout": httpx.Timeout(self._timeout, read=silence_seconds)}
         with self._answer("GET", path, request, stream=True, repeatable=True) as response:

@@ -12,7 +12,19 @@ from collections.abc import Sequence
 import typer
 
 from lavalite.base.errors import InputError, LavaLiteError
-from lavalite.cli import cluster, definition, inside, jobs, replay, reservations, simulate, store, submit, up_down
+from lavalite.cli import (
+    cluster,
+    console,
+    definition,
+    inside,
+    jobs,
+    replay,
+    reservations,
+    simulate,
+    store,
+    submit,
+    up_down,
+)
 
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 70
@@ -46,7 +58,7 @@ def make_app() -> typer.Typer:
         app.command(rich_help_panel=CLUSTER)(verb)
     for verb in (reservations.reservations, reservations.reserve, reservations.unreserve):
         app.command(rich_help_panel=CLUSTER)(verb)
-    for verb in (cluster.drain, cluster.undrain, cluster.label, cluster.forget):
+    for verb in (cluster.drain, cluster.undrain, cluster.label, cluster.forget, console.console):
         app.command(rich_help_panel=CLUSTER)(verb)
     host = typer.Typer(help="One logical host.", no_args_is_help=True)
     for name, verb in (("drain", cluster.drain_host), ("resume", cluster.resume_host), ("apply", cluster.apply_host)):

@@ -29,6 +29,7 @@ from lavalite.ledger.committer import Committer
 from lavalite.ledger.fence import take_writer
 from lavalite.mbatchd.changes import Changes
 from lavalite.mbatchd.config import MbatchdConfig
+from lavalite.mbatchd.consoles import ConsoleDesk
 from lavalite.mbatchd.definition import DefinitionDesk, go_on_removing
 from lavalite.mbatchd.document import stored_specs
 from lavalite.mbatchd.growth import GrowthDesk
@@ -150,6 +151,7 @@ async def _serve_led(
             Tags(core.service, news),
             ReservationDesk(core.service),
             HostDesk(core.service),
+            ConsoleDesk(core.service, sessions),
         )
         app = make_app(scheduler, Doorman(bundle, lead.epoch, clock))
         servers = ApiServers(app, config.api_listen, config.socket_path, config.tls)

@@ -11,6 +11,7 @@ import base64
 import binascii
 import itertools
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,24 +55,36 @@ class OutputStreams:
         reader: str = "",
     ) -> AsyncGenerator[bytes, None]:
         """The bytes from `offset` on; with `follow` until the attempt ends. Raises LavaLiteError."""
+
+        def ask(number: int) -> AnyFrame:
+            return Read(epoch=epoch, stream_id=number, attempt=attempt, stream=stream, offset=offset, follow=follow)
+
+        async with aclosing(self.stream(node, epoch, ask, f"output of {attempt}", reader=reader)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def stream(
+        self, node: str, epoch: EpochPair, ask: Callable[[int], AnyFrame], what: str, *, reader: str = ""
+    ) -> AsyncGenerator[bytes, None]:
+        """What a node says in answer to a frame that is asked of it, made with the stream's number. `what` is that,
+        for people. Raises LavaLiteError."""
         of_reader = sum(entry.reader == reader for entry in self._streams.values())
         if len(self._streams) >= MAX_STREAMS or of_reader >= MAX_STREAMS_EACH:
             raise BusyError("too many outputs are being read", hint="Try again later.")
         number = next(self._numbers)
-        ask = Read(epoch=epoch, stream_id=number, attempt=attempt, stream=stream, offset=offset, follow=follow)
         entry = self._streams[number] = _Stream(node, reader)
         ended = False
         try:
-            self._ask(node, ask)
+            self._ask(node, ask(number))
             while True:
                 piece = await entry.pieces.get()
                 if isinstance(piece, LavaLiteError):
                     raise piece
-                if piece.data_base64:
+                if piece.data_base64 or not (piece.ended or piece.error):
                     yield _decoded(piece)
                 if piece.error:
                     ended = True
-                    raise LavaLiteError(f"output of {attempt}: {piece.error}", code="no_output")
+                    raise LavaLiteError(f"{what}: {piece.error}", code="no_output")
                 if piece.ended:
                     ended = True
                     return
@@ -92,6 +105,13 @@ class OutputStreams:
             self._cut(entry, LavaLiteError("the agent sent too long a piece of output", code="bad_output"))
             return
         entry.pieces.put_nowait(frame)
+
+    def finish(self, number: int) -> None:
+        """Nothing more is to come: whoever reads it is told that it has ended."""
+        entry = self._streams.get(number)
+        if entry is not None and not entry.cut:
+            entry.cut = True
+            entry.pieces.put_nowait(Output(stream_id=number, offset=0, ended=True))
 
     def node_gone(self, node: str) -> None:
         for entry in self._streams.values():

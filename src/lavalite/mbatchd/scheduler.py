@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lavalite.mbatchd.changes import Changes
+from lavalite.mbatchd.consoles import ConsoleDesk
 from lavalite.mbatchd.definition import DefinitionDesk
 from lavalite.mbatchd.hosts import HostDesk
 from lavalite.mbatchd.jobs import JobDesk
@@ -24,3 +25,4 @@ class Scheduler:
     tags: Tags
     reservations: ReservationDesk
     hosts: HostDesk
+    consoles: ConsoleDesk

@@ -103,6 +103,8 @@ class AgentSessions:
         self.output = OutputStreams(self.post)
         self.versions: dict[str, str] = {}
         """Software version by node, of the last session."""
+        self.knows: dict[str, frozenset[str]] = {}
+        """What the agents know beside the frames of the first release, by node, of the last session."""
 
     def connected(self, node: str) -> bool:
         return node in self._sessions
@@ -235,6 +237,7 @@ class AgentSessions:
             attempts=tuple(map(_reported, frame.attempts)),
             fabric_address=_fabric_address(frame, connection),
         )
+        self.knows[node] = frozenset(frame.knows)
         self._early[node] = []
         try:
             self._sink.apply(event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lavalite.sbatchd.entry import Entry, Record
-from lavalite.wire.frames import AnyFrame, Attempt, HostAnswer, HostsHere, PartOrder, Read
+from lavalite.wire.frames import AnyFrame, Attempt, Console, HostAnswer, HostsHere, PartOrder, Read, Typed
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,6 +77,16 @@ class CloseStream:
 
 
 @dataclass(slots=True, frozen=True)
+class OpenConsole:
+    ask: Console
+
+
+@dataclass(slots=True, frozen=True)
+class TypeIn:
+    typed: Typed
+
+
+@dataclass(slots=True, frozen=True)
 class ApplyHosts:
     hosts: HostsHere
 
@@ -110,6 +120,8 @@ Action = (
     | Close
     | OpenStream
     | CloseStream
+    | OpenConsole
+    | TypeIn
     | ApplyHosts
     | ApplyParts
     | ShowParts

@@ -31,6 +31,7 @@ from lavalite.sbatchd.actions import (
     Close,
     CloseStream,
     Forget,
+    OpenConsole,
     OpenStream,
     PassOn,
     RenewContact,
@@ -38,8 +39,10 @@ from lavalite.sbatchd.actions import (
     ShowParts,
     Signal,
     Start,
+    TypeIn,
     Write,
 )
+from lavalite.sbatchd.consoles import Connect, Consoles, none_here
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import Record
 from lavalite.sbatchd.events import BeatDue, Event, FlushDue, Instant
@@ -107,11 +110,12 @@ class Agent:
         own_uid: int,
         apply_hosts: ApplyHostsHere = no_hosts,
         parts: Parts | None = None,
+        connect_console: Connect = none_here,
     ) -> None:
         self.core = core
         self._journal, self._executor, self._launcher, self._clock = journal, executor, launcher, clock
         self._own_uid = own_uid
-        self._apply_hosts, self._parts = apply_hosts, parts
+        self._apply_hosts, self._parts, self._connect_console = apply_hosts, parts, connect_console
         if parts:
             parts.tell = self._tell_parts
         self.on_answer: Callable[[HostAnswer], None] = lambda answer: None
@@ -122,6 +126,7 @@ class Agent:
         """For the journal, with whatever must go there next: losing these is harmless."""
         self._connection: Connection | None = None
         self._streams: OutputStreams | None = None
+        self._consoles: Consoles | None = None
         self._flush: asyncio.TimerHandle | None = None
         self._beat_waits = self._stopping = self._given_up = False
         self.ready = asyncio.Event()
@@ -158,11 +163,14 @@ class Agent:
 
         self._connection = connection
         self._streams = OutputStreams(send, self._clock, self._own_uid)
+        self._consoles = Consoles(send, self._connect_console)
 
     async def detach(self) -> None:
-        streams, self._streams, self._connection = self._streams, None, None
-        if streams:
+        streams, consoles = self._streams, self._consoles
+        self._streams = self._consoles = self._connection = None
+        if streams and consoles:
             await streams.close()
+            await consoles.close()
 
     async def run(self) -> None:
         """Until `stop`, or until something fails that must end the daemon (the journal's disk)."""
@@ -280,8 +288,15 @@ class Agent:
                     with contextlib.suppress(LavaLiteError):
                         await self._streams.open(read, entry)
             case CloseStream(stream_id):
-                if self._streams:
+                if self._streams and self._consoles:
                     self._streams.cancel(stream_id)
+                    self._consoles.cancel(stream_id)
+            case OpenConsole(ask):
+                if self._consoles:
+                    self._consoles.open(ask)
+            case TypeIn(typed):
+                if self._consoles:
+                    self._consoles.type(typed)
             case PassOn(answer):
                 self.on_answer(answer)
             case Send() | Close() | ApplyHosts():

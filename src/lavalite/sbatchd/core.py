@@ -26,12 +26,14 @@ from lavalite.sbatchd.actions import (
     ApplyParts,
     CloseStream,
     Forget,
+    OpenConsole,
     OpenStream,
     PassOn,
     RenewContact,
     ShowParts,
     Signal,
     Start,
+    TypeIn,
     Write,
 )
 from lavalite.sbatchd.entry import (
@@ -58,6 +60,7 @@ from lavalite.wire.frames import (
     Attempt,
     BeatAck,
     CancelRead,
+    Console,
     Dispatch,
     EpochPair,
     HostAnswer,
@@ -67,6 +70,7 @@ from lavalite.wire.frames import (
     Registered,
     ReportAck,
     Stop,
+    Typed,
 )
 
 ENDING_SIGNALS = frozenset({SIGTERM, SIGKILL, SIGINT, SIGQUIT, SIGHUP, SIGABRT, SIGXCPU})
@@ -154,6 +158,10 @@ class AgentCore:
                 actions.append(OpenStream(frame, self.entries.get(frame.attempt)))
             case CancelRead():
                 actions.append(CloseStream(frame.stream_id))
+            case Console():
+                actions.append(OpenConsole(frame))
+            case Typed():
+                actions.append(TypeIn(frame))
             case HostsHere():
                 actions.append(ApplyHosts(frame))
             case PartsHere():

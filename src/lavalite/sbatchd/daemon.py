@@ -17,6 +17,7 @@ from lavalite.sbatchd.attach.parts import PartSettings, make_roles
 from lavalite.sbatchd.attach.roles import PartRole
 from lavalite.sbatchd.attach.runner import ProcessRunner, SystemdRunner
 from lavalite.sbatchd.config import SbatchdConfig, check_folders, prepare_folders, uses_systemd
+from lavalite.sbatchd.consoles import Connect, none_here
 from lavalite.sbatchd.core import AgentCore
 from lavalite.sbatchd.entry import restore
 from lavalite.sbatchd.executors import Executor
@@ -64,6 +65,20 @@ def make_attachments(config: SbatchdConfig, clock: Clock) -> Attachments:
     return attachments
 
 
+def make_consoles(config: SbatchdConfig) -> Connect:
+    """How the consoles of this node's virtual machines are reached, where it runs any."""
+    if not config.vm_bridge:
+        return none_here
+    from lavalite.sbatchd.vm.console import console_of
+    from lavalite.sbatchd.vm.qmp import connect_unix
+
+    async def connect(host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        path = await asyncio.to_thread(console_of, config.state_path, host)
+        return await asyncio.open_unix_connection(sock=await asyncio.to_thread(connect_unix, path))
+
+    return connect
+
+
 async def serve(config: SbatchdConfig, stop: asyncio.Event) -> None:
     """Run the agent until `stop`. Attempts run on; the keeper sees to them."""
     prepare_folders(config)
@@ -98,7 +113,17 @@ async def _serve(config: SbatchdConfig, journal: Journal, stop: asyncio.Event) -
     )
     core = AgentCore(restore(await asyncio.to_thread(journal.open)), launcher.refusal, launcher.paths)
     executor = make_executor(config, clock)
-    agent = Agent(core, journal, executor, launcher, clock, own_uid=uid, apply_hosts=hosts, parts=attachments)
+    agent = Agent(
+        core,
+        journal,
+        executor,
+        launcher,
+        clock,
+        own_uid=uid,
+        apply_hosts=hosts,
+        parts=attachments,
+        connect_console=make_consoles(config),
+    )
     session = Session(
         agent,
         LocalLim(config.lim_socket_path, config.cluster, config.node),

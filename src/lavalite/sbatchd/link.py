@@ -108,6 +108,7 @@ class LeaderLink:
             highest_epoch=self.highest_epoch,
             offer=event.offer,
             fabric_address=event.fabric_address,
+            knows=["console"],
             attempts=[report for entry in told for report in entry.restated()],
         )
         return [*actions, Send(register)]

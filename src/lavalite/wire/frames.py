@@ -4,7 +4,7 @@ The first frame on a connection is a Hello; the answer is a Welcome or a Refused
 
     agent ⇄ mbatchd     Hello Welcome Register Registered Dispatch Stop Report ReportAck Beat BeatAck
                         HostsHere HostsApplied PartsHere PartsApplied HostAsk HostAnswer
-                        Read CancelRead Output Bye
+                        Read CancelRead Output Console Typed Bye
     LIM ⇄ LIM           Hello Welcome Beat BeatAck WhoLeads Leader Exchange Granted
     local ⇄ LIM socket  Hello Welcome WhoLeads Leader AskToken Granted AskOffer Offer AskMembers Members
                         Ready Deadline Resign
@@ -256,6 +256,8 @@ class Register(Frame):
     attempts: list[AttemptReport] = []
     fabric_address: str = ""
     """Where other nodes reach this one's exports; where it is not said, it is where the session comes from."""
+    knows: list[str] = Field(default=[], max_length=64)
+    """Frames that came to be after the first release, which this agent takes: `console`."""
 
 
 class Registered(Frame):
@@ -454,6 +456,25 @@ class CancelRead(Frame):
     stream_id: int
 
 
+class Console(Frame):
+    """mbatchd → agent: be at the serial console of a logical host's machine until CancelRead. An empty Output says
+    that it is reached; what the machine says follows. Only to an agent that knows `console`."""
+
+    type: Literal["console"] = "console"
+    epoch: EpochPair
+    stream_id: int
+    host: str
+
+
+class Typed(Frame):
+    """mbatchd → agent: base64 of what was typed at a console."""
+
+    type: Literal["typed"] = "typed"
+    epoch: EpochPair
+    stream_id: int
+    data_base64: str
+
+
 class Output(Frame):
     """Agent → mbatchd: base64 of at most 64 KiB. `ended` closes the stream; `error` says why too early."""
 
@@ -469,7 +490,7 @@ AnyFrame = Annotated[
     Hello | Welcome | Refused | Bye | Beat | BeatAck | WhoLeads | Leader | Deadline | Ready | Resign
     | AskToken | Exchange | Granted | AskOffer | Offer | AskMembers | Members | Register | Registered
     | Dispatch | Stop | Report | ReportAck | HostsHere | HostsApplied
-    | PartsHere | PartsApplied | HostAsk | HostAnswer | Read | CancelRead | Output,
+    | PartsHere | PartsApplied | HostAsk | HostAnswer | Read | CancelRead | Output | Console | Typed,
     Field(discriminator="type"),
 ]  # fmt: skip
 FRAMES: TypeAdapter[AnyFrame] = TypeAdapter(AnyFrame)

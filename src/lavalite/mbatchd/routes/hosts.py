@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 
 from lavalite.api import models
+from lavalite.mbatchd.answers import PiecesResponse
 from lavalite.mbatchd.http import TheScheduler, Who
 
 router = APIRouter(prefix="/v1")
@@ -28,3 +30,23 @@ async def apply(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = Fa
     """A host that is reserved is composed; one that could not be composed is tried again at once."""
     who.demand_operator("apply a logical host")
     return scheduler.reader.host_as(await scheduler.hosts.apply(name, dry_run=dry_run))
+
+
+@router.get("/hosts/{name}/console")
+async def console(scheduler: TheScheduler, who: Who, name: str) -> StreamingResponse:
+    """What the serial console of a virtual machine says, as long as it is read; by one at a time.
+
+    The header LavaLite-Console is the key to type with.
+    """
+    who.demand_operator("use the console of a logical host")
+    key, pieces = await scheduler.consoles.open(name, who)
+    answer = PiecesResponse(pieces, "application/octet-stream")
+    answer.headers[models.CONSOLE_HEADER] = key
+    return answer
+
+
+@router.post("/hosts/{name}/console/{key}", status_code=204)
+async def type_at_console(scheduler: TheScheduler, who: Who, name: str, key: str, typed: models.ConsoleTyped) -> None:
+    """Type there; with nothing typed, ask whether it is still open. With `leave` it is closed."""
+    who.demand_operator("use the console of a logical host")
+    scheduler.consoles.type(name, key, who, typed.data_base64, leave=typed.leave)
