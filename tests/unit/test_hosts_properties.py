@@ -22,6 +22,7 @@ from hosts_world import (
     define,
     far_world,
     nothing_is_left,
+    one_order,
     room_appears,
     settle,
     whole,
@@ -53,40 +54,15 @@ SPECS = st.fixed_dictionaries(
 )
 
 
-class Hosts(ClusterRules):
-    """Two hosts at most, over three nodes."""
+class HostRules(ClusterRules):
+    """What becomes of nodes and leaders, and what holds all the while. `wanted` is what is asked for, by name."""
 
-    @initialize(limit=st.sampled_from([3, 128]), plan=st.sampled_from([plan_far, plan_hosts]))
-    def begin(self, limit: int, plan: Any) -> None:
-        """With the plans that are really made, and with the plainest, which spread hosts further."""
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(composer, "plan_hosts", plan)
-        self.world = far_world(settings=Settings(max_txn_operations=limit), eager=False)
-        self.wanted: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, dict[str, Any]]
+    patch: pytest.MonkeyPatch
 
     def _define(self, *, purge: bool, reserve: dict[str, float] | None = None) -> None:
         specs = [asked(name, **fields, vm=VmAsk(image="x")) for name, fields in self.wanted.items()]
         define(self.world, *specs, purge=purge, reserve=reserve)
-
-    @rule(name=st.sampled_from(HOSTS), fields=SPECS, reserve=st.sampled_from([False, False, False, True]))
-    def ask_for(self, name: str, fields: dict[str, Any], reserve: bool) -> None:
-        self.wanted[name] = fields
-        self._define(purge=False, reserve={name: self.world.now + 50} if reserve else {})
-
-    @rule(name=st.sampled_from(HOSTS), purge=st.booleans())
-    def ask_no_more(self, name: str, purge: bool) -> None:
-        self.wanted.pop(name, None)
-        self._define(purge=purge)
-
-    @rule(name=st.sampled_from(HOSTS), wish=st.sampled_from(["apply", "drain", "resume", "reserve"]))
-    def wish(self, name: str, wish: str) -> None:
-        wishes = {"apply": HostApplied(name), "reserve": HostReserved(name, self.world.now + 50)}
-        self.world.feed(wishes.get(wish) or HostDrained(name, undo=wish == "resume"))
-
-    @rule(name=st.sampled_from(HOSTS), rerunnable=st.booleans())
-    def submit(self, name: str, rerunnable: bool) -> None:
-        if name in self.world.state.hosts:
-            self.world.submit(spec(host=name, memory_bytes=GIB, rerunnable=rerunnable))
 
     @rule(name=st.sampled_from(NODES), orders=st.integers(0, 4))
     def carry_out(self, name: str, orders: int) -> None:
@@ -135,15 +111,6 @@ class Hosts(ClusterRules):
         self.world.now += 0.01  # no leader comes within a millisecond, which is what incarnations tell apart
         self.world.change_leader()
 
-    @rule()
-    @precondition(lambda self: len(self.world.store) > 5)
-    def reload(self) -> None:
-        """What is stored is what is known, once all writes are through."""
-        self.world.settle()
-        before = _held(self.world)
-        self.change_leader()
-        assert _held(self.world) == before
-
     @invariant()
     def laws(self) -> None:
         if hasattr(self, "world"):
@@ -184,6 +151,47 @@ class Hosts(ClusterRules):
         self.patch.undo()
 
 
+class Hosts(HostRules):
+    """Two hosts at most, over three nodes."""
+
+    @initialize(limit=st.sampled_from([3, 128]), plan=st.sampled_from([plan_far, plan_hosts]))
+    def begin(self, limit: int, plan: Any) -> None:
+        """With the plans that are really made, and with the plainest, which spread hosts further."""
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(composer, "plan_hosts", plan)
+        self.world = far_world(settings=Settings(max_txn_operations=limit), eager=False)
+        self.wanted: dict[str, dict[str, Any]] = {}
+
+    @rule(name=st.sampled_from(HOSTS), fields=SPECS, reserve=st.sampled_from([False, False, False, True]))
+    def ask_for(self, name: str, fields: dict[str, Any], reserve: bool) -> None:
+        self.wanted[name] = fields
+        self._define(purge=False, reserve={name: self.world.now + 50} if reserve else {})
+
+    @rule(name=st.sampled_from(HOSTS), purge=st.booleans())
+    def ask_no_more(self, name: str, purge: bool) -> None:
+        self.wanted.pop(name, None)
+        self._define(purge=purge)
+
+    @rule(name=st.sampled_from(HOSTS), wish=st.sampled_from(["apply", "drain", "resume", "reserve"]))
+    def wish(self, name: str, wish: str) -> None:
+        wishes = {"apply": HostApplied(name), "reserve": HostReserved(name, self.world.now + 50)}
+        self.world.feed(wishes.get(wish) or HostDrained(name, undo=wish == "resume"))
+
+    @rule(name=st.sampled_from(HOSTS), rerunnable=st.booleans())
+    def submit(self, name: str, rerunnable: bool) -> None:
+        if name in self.world.state.hosts:
+            self.world.submit(spec(host=name, memory_bytes=GIB, rerunnable=rerunnable))
+
+    @rule()
+    @precondition(lambda self: len(self.world.store) > 5)
+    def reload(self) -> None:
+        """What is stored is what is known, once all writes are through."""
+        self.world.settle()
+        before = _held(self.world)
+        self.change_leader()
+        assert _held(self.world) == before
+
+
 def _held(world: World) -> dict[str, Any]:
     """Hosts that hold something; why one waits is worked out anew."""
     return {n: host.model_dump(exclude={"reason"}) for n, host in world.state.hosts.items() if host.parts}
@@ -193,3 +201,40 @@ TestHosts = Hosts.TestCase
 TestHosts.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+class Moves(HostRules):
+    """One host, of which the disk is another node's and moves: home, when there is room, or to a larger one."""
+
+    @initialize(on_loss=st.sampled_from([FAIL, DEGRADE]), executor=st.sampled_from(["bare", "bare", VM]))
+    def begin(self, on_loss: str, executor: str) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.world = far_world(eager=False, cores_of_n3=1)
+        amounts = {"cpu": 4000, "memory": 6 * GIB, "storage": TIB}
+        self.wanted = {"a": {"amounts": amounts, "on_loss": on_loss, "executor": executor}}
+        self._define(purge=False)
+        settle(self.world)
+        assert self.world.state.hosts["a"].state == "composed"
+
+    @rule(times=st.integers(1, 3))
+    def grow(self, times: int) -> None:
+        self.wanted["a"] = {**self.wanted["a"], "amounts": {**self.wanted["a"]["amounts"], "storage": times * TIB}}
+        self._define(purge=False)
+
+    @rule(name=st.sampled_from(NODES[:2]), seconds=st.sampled_from([1, 61]))
+    def there_is_room(self, name: str, seconds: int) -> None:
+        """For a disk that has grown as well, on n1 and n2."""
+        room_appears(self.world, name)
+        settle(self.world)
+        self.world.advance(seconds)
+
+    @rule(times=st.integers(1, 12))
+    def go_on(self, times: int) -> None:
+        """So many writes, or orders of one node, one by one."""
+        for _ in range(times):
+            if not self.world.write() and not any(one_order(self.world, name) for name in NODES):
+                return
+
+
+TestMoves = Moves.TestCase
+TestMoves.settings = TestHosts.settings
