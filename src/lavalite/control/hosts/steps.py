@@ -20,13 +20,15 @@ from lavalite.control.hosts.orders import Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.model.host import LogicalHost, Step
+from lavalite.model.host import VM, LogicalHost, Step
 
 COPIES = 4
 """So many times what copying a disk takes alone may go by until it is in place."""
 BITS_PER_SECOND_WITHIN = 10**9
 """Of a copy that no circuit limits."""
 BITS_PER_IO = 64 * 1024 * 8
+BOOT_SECONDS = 360.0
+"""A virtual machine may take so much longer to attach: its agent gives it `vm_boot_seconds`, 300 as a rule."""
 FORWARD = frozenset({Step.EXPORT, Step.ATTACH})
 NEXT = {Step.EXPORT: Step.ATTACH, Step.ATTACH: Step.DETACH, Step.DETACH: Step.WITHDRAW}
 
@@ -74,8 +76,13 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
             return
     if not left:
         _next(state, host, now, out)
-    elif now - since >= (most := state.settings.compose_seconds + copy_seconds(host)):
+    elif now - since >= (most := _most_seconds(state, host)):
         _unwind(state, host, f"{_named(left[0])} was not ready within {int(most)} s", now)
+
+
+def _most_seconds(state: ClusterState, host: LogicalHost) -> float:
+    boot = BOOT_SECONDS if host.executor == VM and host.step is Step.ATTACH else 0.0
+    return state.settings.compose_seconds + boot + copy_seconds(host)
 
 
 def copy_seconds(host: LogicalHost) -> float:
