@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from hosts_world import asked, far_world, settle
 
-from lavalite.base.errors import ConflictError, InputError, LavaLiteError, UnknownNameError
+from lavalite.base.errors import BusyError, ConflictError, InputError, LavaLiteError, UnknownNameError
 from lavalite.mbatchd import consoles as desk_of
 from lavalite.mbatchd.consoles import ConsoleDesk
 from lavalite.mbatchd.identity import Identity
@@ -139,7 +139,10 @@ class Sessions:
         self.posted: list[Any] = []
         self.knows = {"n3": frozenset({"console"})}
         self.output = OutputStreams(self.post)
-        self.gone, self.asked = False, asyncio.Event()
+        self.gone, self.asked, self.waiting = False, asyncio.Event(), 0
+
+    def waiting_bytes(self, node: str) -> int:
+        return self.waiting
 
     def connected(self, node: str) -> bool:
         return node == "n3" and not self.gone
@@ -178,6 +181,9 @@ async def test_keys_are_for_who_opened_and_only_while_it_is_open() -> None:
     for name, wrong, who in (("v", "key", ADA), ("v", key, BOB), ("bare", key, ADA)):
         with pytest.raises(ConflictError, match="is closed"):
             desk.type(name, wrong, who, "eA==", leave=False)
+    sessions.waiting = 2**21
+    with pytest.raises(BusyError, match="n3, the anchor of v, is behind"):
+        desk.type("v", key, ADA, "eA==", leave=False)
     with pytest.raises(InputError, match="base64"):
         desk.type("v", key, ADA, "no base64", leave=False)
     desk.type("v", key, ADA, "", leave=True)

@@ -32,7 +32,7 @@ from lavalite.model.job import Gang, JobSpec
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import WHOLE, NodeOffer, Resource
 from lavalite.model.selector import Selector
-from lavalite.model.specs import HostSpec, PoolSpec, Quota
+from lavalite.model.specs import HostSpec, PoolSpec, Preemption, QueueSpec, Quota
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/hosts.md").read_text()
 NODES = ("n1", "n2", "n3")
@@ -365,6 +365,21 @@ def test_what_would_last_too_long_beside_a_planned_start_is_kept_off_its_node() 
     behind = [w.submit(spec(cpu_milli=1000, walltime_seconds=1000)) for _ in range(10)]
     tell(w)
     assert all(run.node != "n2" for key, run in w.state.runs.items() if key.job in behind)
+    check(w)
+
+
+def test_who_is_beside_is_preempted_for_a_job_of_a_higher_queue() -> None:
+    w = gpu_world()
+    high = QueueSpec("high", 90, preemption=Preemption("requeue"))
+    w.apply(replace(w.specs, queues=QUEUES | {"high": high}))
+    low = w.submit(BOTH.model_copy(update={"rerunnable": True}))
+    tell(w)
+    assert letters(w, low) == "RR"
+    number = w.submit(BOTH.model_copy(update={"queue": "high"}))
+    tell(w)
+    w.advance(1)
+    tell(w)
+    assert letters(w, number) == "RR" and set(letters(w, low)) <= {"P", "W"}, said(w, number)
     check(w)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lavalite.base.errors import LavaLiteError
+from lavalite.base.errors import ConflictError, LavaLiteError
 from lavalite.cli.connect import Place, at_place
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def carry(stream: ConsoleStream, typing: Client, source: int, target: int) -> bo
         typed = os.read(source, CHUNK_BYTES) if source in ready else b""
         before, left, _ = typed.partition(LEAVE)
         leaves = bool(left) or (source in ready and not typed)
-        typing.type_console(stream, before, leave=leaves)
+        try:
+            typing.type_console(stream, before, leave=leaves)
+        except ConflictError:  # it is closed; how that came about the reader knows
+            reader.finish()
+            return True
         if leaves:
             reader.finish()
             return False

@@ -365,6 +365,8 @@ class Demand(Supply):
 
     def _counts_otherwise(self, host: str) -> None:
         super()._counts_otherwise(host)
+        if not any(pool.limits or pool.quota for pool in self.specs.pools.values()):
+            return
         for waiting in [waiting for waiting in self.classes.values() if waiting.wanted.host == host]:
             for _, number in list(waiting.jobs):
                 self._leave_class(self.jobs[number])

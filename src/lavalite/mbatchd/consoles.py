@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from lavalite.base.errors import ConflictError, InputError, UnknownNameError
+from lavalite.base.errors import BusyError, ConflictError, InputError, UnknownNameError
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.service import Service
 from lavalite.mbatchd.sessions import AgentSessions
@@ -26,6 +26,8 @@ from lavalite.model.host import VM, HostState, LogicalHost
 from lavalite.wire.frames import AnyFrame, CancelRead, Console, Typed
 
 OPEN_SECONDS = 10.0
+MAX_WAITING_BYTES = 1024 * 1024
+"""While an agent has so much yet to take, nothing is typed: its session would end by that."""
 KNOWS_CONSOLE = "console"
 """What an agent says in its Register that it knows."""
 HAS_MACHINE = (HostState.COMPOSED, HostState.RESIZING, HostState.DRAINING)
@@ -63,7 +65,7 @@ class ConsoleDesk:
         return key, pieces
 
     def type(self, name: str, key: str, who: Identity, data_base64: str, *, leave: bool) -> None:
-        """Raises ConflictError once the console is closed."""
+        """Raises ConflictError once the console is closed, BusyError while the anchor is behind."""
         found = self._open.get(key)
         if found is None or (found.host, found.user) != (name, who.user):
             raise ConflictError(f"this console of {name} is closed", code="console_closed", hint="Open it again.")
@@ -71,6 +73,8 @@ class ConsoleDesk:
             base64.b64decode(data_base64, validate=True)
         except (binascii.Error, ValueError):
             raise InputError("what is typed comes in base64", field="data_base64") from None
+        if data_base64 and self._sessions.waiting_bytes(found.node) > MAX_WAITING_BYTES:
+            raise BusyError(f"{found.node}, the anchor of {name}, is behind", hint="Try again in a moment.")
         epoch = self._service.epoch
         if data_base64:
             self._sessions.post(found.node, Typed(epoch=epoch, stream_id=found.number, data_base64=data_base64))

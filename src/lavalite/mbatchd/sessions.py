@@ -109,6 +109,11 @@ class AgentSessions:
     def connected(self, node: str) -> bool:
         return node in self._sessions
 
+    def waiting_bytes(self, node: str) -> int:
+        """What the node's agent has not taken yet of what was posted."""
+        connection = self._sessions.get(node)
+        return connection.waiting_bytes if connection is not None else 0
+
     async def greet(self, hello: Hello, connection: Connection) -> Welcome | Refused:
         """Demand an agent of this cluster with a token for exactly this node and epoch."""
         if hello.cluster != self._cluster:

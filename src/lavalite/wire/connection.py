@@ -125,6 +125,11 @@ class Connection:
             raise self._lost()
         self._writer.write(payload)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What was posted and the peer has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def send(self, *frames: AnyFrame) -> None:
         """Send frames in order; wait while the peer is behind. Raises ConnectionLost; FrameError for one too long."""
         async with self._sending:  # senders take turns, or together they would overrun the limit
