@@ -154,6 +154,24 @@ def test_a_copy_that_breaks_afterwards_is_none(kernel: Kernel, ask: Any) -> None
     assert kernel.disks == "7:0"
 
 
+def test_a_copy_that_does_not_answer_is_waited_for_as_long_as_the_kernel_does(
+    kernel: Kernel, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(kernel, ask)
+
+    def refused(request: Request, mounted: bool) -> str:
+        raise LavaLiteError("nobody listens there")
+
+    monkeypatch.setattr(legs, "bring", refused)
+    assert disk.make(ask("b", **COPY))["device"] == "/dev/mapper/lavalite-a"
+    kernel.health = "AD"
+    with pytest.raises(LavaLiteError, match="it could not be read"):
+        disk.make(ask("b", **COPY))
+    assert kernel.disks == "7:0"
+    with pytest.raises(LavaLiteError, match="nobody listens"):
+        disk.make(ask("b", **COPY))
+
+
 def test_a_machine_that_began_anew_has_the_copy_alone_only_if_that_was_whole(kernel: Kernel, ask: Any) -> None:
     with pytest.raises(LavaLiteError, match="not known to hold"):
         disk.remove(ask("a", **OLD | {"heir_is_ready": False}))

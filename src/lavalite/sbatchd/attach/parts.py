@@ -15,7 +15,7 @@ from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.attach.book import Beside
 from lavalite.sbatchd.attach.look import is_connected, is_mounted, is_read_only, is_swap
 from lavalite.sbatchd.attach.roles import Key, Made, NotYetError, PartRole
-from lavalite.sbatchd.attach.runner import Runner
+from lavalite.sbatchd.attach.runner import PART_FAILED, Runner
 from lavalite.wire.frames import PartOrder
 
 RECONNECT_SECONDS = 25.0
@@ -166,6 +166,8 @@ class DiskRole(_Attached):
             except NotYetError:
                 return "it has to be copied anew"
             except LavaLiteError as error:
+                if error.code != PART_FAILED:
+                    raise
                 return str(error)
         if not order.address:
             return ""

@@ -27,6 +27,8 @@ WORK_SECONDS = 900.0
 """Swap may have to be paged back over the network."""
 TRIES = 3
 POLL_SECONDS = 0.1
+PART_FAILED = "part_failed"
+"""Code of what the root program itself says went wrong."""
 
 
 class Runner(Protocol):
@@ -168,7 +170,7 @@ def answer_of(said: bytes, complaint: str) -> dict[str, Any]:
         last = ([line for line in complaint.splitlines() if line.strip()] or ["it said nothing"])[-1]
         raise LavaLiteError(f"the root program ended without an answer: {last}")
     if error := answer.get("error"):
-        raise LavaLiteError(str(error), code="part_failed")
+        raise LavaLiteError(str(error), code=PART_FAILED)
     return answer
 
 

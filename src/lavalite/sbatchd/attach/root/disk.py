@@ -28,7 +28,15 @@ UNMAPPED = "is without the device mapper, so that no other disk can take its pla
 def make(request: Request) -> dict[str, Any]:
     """Ready, or `pending`, why not yet: then it is asked for again."""
     path = _path(request)
-    device = legs.bring(request, mounted=is_mounted(str(path)))
+    try:
+        device = legs.bring(request, mounted=is_mounted(str(path)))
+    except (LavaLiteError, OSError):
+        with alone(request.folder):
+            mapped = _mapped(legs.found(request, request.slug))
+            if mapped is None or len(mapped.disks) == 1 or not request.more.get("mirrors"):
+                raise
+            # The kernel waits for a copy that does not answer; when it has given up, it says so here.
+            return _judged(mapped)
     with alone(request.folder):
         old = str(request.more.get("mirrors", ""))
         made = _mirroring(request, device, old) if old else _mounted(request, device, path)
