@@ -224,7 +224,7 @@ def settings(lab: Lab, node: str) -> dict[str, Any]:
 def definition(hosts: Mapping[str, Any], **other: Any) -> DefinitionPut:
     """What the API is told of pools.yml; `other` sections in place of those of POOLS."""
     sections = {key: POOLS[key] for key in ("cluster", "links", "pools", "queues")}
-    return DefinitionPut(text=yaml.safe_dump(sections | other | {"logical_hosts": dict(hosts)}), purge=True)
+    return DefinitionPut(text=json.dumps(sections | other | {"logical_hosts": dict(hosts)}, indent=1), purge=True)
 
 
 POOLS: dict[str, Any] = {

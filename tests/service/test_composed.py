@@ -261,7 +261,7 @@ def test_a_new_leader_goes_on_where_the_one_before_was_killed(clean: ComposedSit
     until(composed_by_another, "another leader has composed it", 300)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "cpu": 1,
     "memory": "96MiB",
     "storage": {"size": "64MiB", "pool": "flash", "circuit": "600Mbit/s"},
@@ -288,29 +288,38 @@ def test_what_cannot_be_had_is_refused_with_its_reason_and_takes_nothing(clean: 
 
     # What is reserved for somebody is not there for anybody else, though nothing of it is used yet.
     free = site.offered(DISK, "storage") // MIB - 64
-    thin = {**SMALL, "storage": {"size": f"{free - 8}MiB", "pool": "flash", "circuit": "100Mbit/s"}}
+    thin = {
+        "cpu": 0.5,
+        "memory": "32MiB",
+        "storage": {"size": f"{free - 8}MiB", "pool": "flash", "circuit": "100Mbit/s"},
+    }
+    site.wish(**{HOST: SMALL})
+    until(lambda: site.host("second") is None, "it is not wished for any more")
     with cluster.client() as client:
-        site.wish(**{HOST: SMALL})
-        until(lambda: site.host("second") is None, "it is not wished for any more")
-        client.put_entry("hosts", "kept", EntryPut(spec={**thin, "memory": "32MiB"}, reserve_seconds=600))
-        until(lambda: (site.host("kept") or {}).get("state") == "reserved", "it is reserved")
-        client.put_entry("hosts", "late", EntryPut(spec={**thin, "cpu": "500m", "memory": "32MiB"}))
-        assert "lacks" in reason("late")
+        client.put_entry("hosts", "kept", EntryPut(spec=thin, reserve_seconds=600))
+        try:
+            until(lambda: (site.host("kept") or {}).get("state") == "reserved", "it is reserved")
+            client.put_entry("hosts", "late", EntryPut(spec=thin))
+            assert f"the nearest of other nodes of pool flash, {DISK}, lacks" in reason("late")
+        finally:
+            client.delete_entry("hosts", "late")
+            client.delete_entry("hosts", "kept")
 
         # Storage of a pool to which no link leads.
         apart = [{"from": {"gives": "cpu"}, "to": "r1", "bandwidth": "1Gbit/s"}]
-        planned = client.plan(definition({HOST: SMALL, "far": SMALL}, links=apart)).hosts
+        slow = {**thin, "storage": {**SMALL["storage"], "circuit": "100Mbit/s"}}
+        planned = client.plan(definition({HOST: SMALL, "far": slow}, links=apart)).hosts
         (found,) = [host for host in planned if host.name == "far"]
-        assert "no node of pool flash that offers storage has a path to n1" in found.reason
-    site.wish(**{HOST: SMALL})
+        assert "no node of pool flash that offers storage has a path to n1" in found.reason, found
     until(lambda: site.host("kept") is None and site.host("late") is None, "only the first is wished for")
+    assert site.traces() == before, "none of that took anything"
 
     # Less than jobs hold of it.
     job = cluster.submit(f"until [ -e ~{PERSON}/leave ]; do sleep 0.5; done", host=HOST, memory_bytes=80 * MIB)
     cluster.running_task(job)
+    before = site.traces()
     site.wish(**{HOST: {**SMALL, "memory": "64MiB"}})
     assert reason(HOST) == "jobs use more of it than it is to have"
-    assert site.traces() == before, "none of that took anything"
     assert amounts(site.host() or {}) == amounts(made)
 
     # Nobody wishes for it any more, and somebody is on it: it goes once he has.
