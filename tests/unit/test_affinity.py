@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lavalite.base.errors import InputError
 from lavalite.cli.affinity import parse_affinity
-from lavalite.control import supply
+from lavalite.control import ground
 from lavalite.control.admission import admit
 from lavalite.control.events import LabelsSet
 from lavalite.control.explain import explain
@@ -152,7 +152,7 @@ def test_labels_are_demanded_or_ruled_out() -> None:
 
 
 def test_selections_that_nobody_uses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supply, "FORGET_SELECTIONS", 8)
+    monkeypatch.setattr(ground, "FORGET_SELECTIONS", 8)
     w = world(1, 1, 4)
     waits = w.submit(job(near("label=rack:r1"), apart("label=rack:r0"), tasks=6))
     for number in range(40):
