@@ -134,9 +134,12 @@ class Node:
 
     def reads(self, device: str, byte: int, at: int) -> bool:
         """Whether the guest would find that MiB there."""
-        line = f"qemu-io -d {device if '/' in device else f'/machine/peripheral/{device}/virtio-backend'} "
-        said = self.said(f'{line}"read -P {byte} {at} {MIB}"')
-        return "failed" not in said and "read " in said
+        log = self.vm_folder / "qemu.log"  # where QEMU says what comes of it
+        before = log.stat().st_size
+        path = device if "/" in device else f"/machine/peripheral/{device}/virtio-backend"
+        self.said(f'qemu-io -d {path} "read -P {byte} {at} {MIB}"')
+        until(lambda: b"ops" in log.read_bytes()[before:], "it was read")
+        return b"failed" not in log.read_bytes()[before:]
 
     def said(self, line: str) -> str:
         return str(self.ask("human-monitor-command", **{"command-line": line}))
