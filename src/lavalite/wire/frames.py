@@ -332,11 +332,13 @@ class PartOrder(Frame):
     """One thing that a node is to have, or not to have any more, for a logical host.
 
     role      on          what
-    export    provider    `amount` bytes of `kind` (storage, memory) as an NBD export for `peer` alone
+    export    provider    `amount` bytes of `kind` (storage, memory) as an NBD export for `peer` alone, and for the
+                          addresses in `also` while a machine moves there
     disk      anchor      storage, from the export at `address`:`port`, or of this node where `address` is empty
     swap      anchor      far memory: the export at `address`:`port`, as swap
     circuit   both ends   `amount` bits a second to `peer`
-    vm        anchor      the host itself, as a virtual machine (`vm`)
+    vm        anchor      the host itself, as a virtual machine (`vm`). One that comes from another node has
+                          `incoming` in it there, and `outgoing` where it still is (ADR 13)
 
     The same `part`, `role` and `incarnation` is the same thing, however often it is ordered. A higher `version` may
     change its amount. `secret` opens an export that is encrypted (TLS-PSK, hexadecimal).
@@ -362,6 +364,7 @@ class PartOrder(Frame):
     secret: str = Field(default="", repr=False)
     iops: int = 0
     mirrors: str = ""
+    also: list[str] = []
     vm: dict[str, Any] = {}
 
 
