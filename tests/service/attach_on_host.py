@@ -31,7 +31,9 @@ async def main(state: Path, address: str, check_seconds: float) -> None:
     clock, roles = SystemClock(), dict[str, PartRole]()
     attachments = Attachments(state / "parts", roles, clock, ports=range(10900, 10910), check_seconds=check_seconds)
     runner = SystemdRunner(state / "parts", clock)
-    roles.update(make_roles(runner, PartSettings(state, state / "storage"), clock, attachments.ports))
+    roles.update(
+        make_roles(runner, PartSettings(state, state / "storage"), clock, attachments.ports, attachments.beside)
+    )
     attachments.tell = tell
     attachments.listen_at(address)
     run = asyncio.create_task(attachments.run())

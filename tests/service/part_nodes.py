@@ -90,10 +90,15 @@ class PlayedRole:
         await self._world.pass_gate("make", self._role)
         if self._role in ("disk", "swap"):
             assert self._world.exports(order), f"{order} is attached before it is there"
+        if self._role == "disk":
+            disks = [k for k in self._here if (k.role, k.incarnation) == ("disk", order.incarnation) and k != key]
+            names = [k.part for k in disks if self._here[k].host == order.host]
+            assert not order.mirrors or names in ([], [order.mirrors]), f"{order} beside {names}"
+            assert order.mirrors or not names or key in self._here, f"{order} is made anew beside {names}"
         self._here[key] = order
         if self._role == "export":
             return Made(address=address(self._node), port=order.port or 1)
-        return Made(path="/scratch") if self._role == "disk" else Made()
+        return Made(path="/scratch", device="/dev/mapper/disk") if self._role == "disk" else Made()
 
     async def remove(self, order: PartOrder) -> None:
         await self._world.pass_gate("remove", self._role)

@@ -43,6 +43,8 @@ echo loops $(grep -ls {STATE} /sys/block/loop*/loop/backing_file | wc -l)
 echo nbd $(ls -d /sys/block/nbd*/pid 2> /dev/null | wc -l)
 echo mounts $(grep -c {STATE} /proc/self/mountinfo)
 echo swaps $(grep -c nbd /proc/swaps)
+echo mapped $(ls /dev/mapper 2> /dev/null | grep -c lavalite)
+echo folders $(find {STATE} -type d | wc -l)
 echo classes $(tc class show dev host0 | wc -l)
 echo qdisc $(tc qdisc show dev host0 | cut -d' ' -f2)
 echo rules $(nft list ruleset | wc -l)
@@ -155,7 +157,7 @@ def hosts(bench: Path) -> Iterator[Lab]:
     with Lab(["giver", "taker", "other"]) as lab:
         for name in ("giver", "taker", "other"):
             lab.put(name, bench, "/opt")
-            lab.run(name, f"{MAKE_NODES} mkdir -p {STATE} && chmod 711 {STATE}")
+            lab.run(name, f"{MAKE_NODES} mkdir -p {STATE}/storage {STATE}/parts && chmod 711 {STATE}")
         yield lab
 
 
@@ -310,56 +312,168 @@ print(all(memory[at] == at // 4096 % 251 for at in range(0, size, 4096)))
 """
 
 
-@pytest.mark.lab(kernel=True)
-def test_far_memory_and_the_kernels_own_nbd(bench: Path) -> None:
-    with Lab(["giver", "taker"], kernels=["taker"]) as lab:
-        for name in ("giver", "taker"):
+@pytest.fixture(scope="module")
+def machines(bench: Path) -> Iterator[tuple[Node, Node, Node]]:
+    """Two that give, and one with a kernel of its own that takes."""
+    names = ("giver", "second", "taker")
+    with Lab(names, kernels=["taker"]) as lab:
+        for name in names:
             lab.put(name, bench, "/opt")
-            lab.run(name, f"mkdir -p {STATE} && chmod 711 {STATE}")
-        giver, taker = Node(lab, "giver"), Node(lab, "taker", check_seconds=3)
-        before = giver.look(), taker.look()
-        giver.order(order("roomy/m", "export", taker, kind="memory", amount=FAR), order("roomy/s", "export", taker))
-        parts = giver.wait({("roomy/m", "export"): "ready", ("roomy/s", "export"): "ready"})
-        memory, storage = ({key: parts[part, "export"][key] for key in ("address", "port")} for part in
-                           ("roomy/m", "roomy/s"))  # fmt: skip
-        taker.order(
-            order("roomy/m", "swap", giver, kind="memory", amount=FAR, **memory),
-            order("roomy/s", "disk", giver, **storage),
-        )
-        parts = taker.wait({("roomy/m", "swap"): "ready", ("roomy/s", "disk"): "ready"}, 180)
-        assert parts["roomy/m", "swap"]["device"].startswith("/dev/nbd")
-        path = parts["roomy/s", "disk"]["path"]
-
-        # More than it has near: it runs on the giver's memory, and without that it would be killed.
-        limits = f"--quiet --wait --pipe -p MemoryMax={NEAR}"
-        use = f"python3 -c {shlex.quote(USE)} {2 * NEAR}"
-        far = f"systemd-run {limits} -p MemorySwapMax={FAR} {use}"
-        assert taker.run(far, seconds=180).strip() == "True"
-        assert "True" not in taker.run(f"systemd-run {limits} -p MemorySwapMax=0 {use}", check=False, seconds=180)
-
-        # A disk of this node grows while it is used. (Elsewhere this machine may not let its hosts resize anything.)
-        taker.order(order("roomy/l", "disk"))
-        grown = taker.wait({("roomy/l", "disk"): "ready"}, 90)["roomy/l", "disk"]["path"]
-        small = int(taker.run(f"stat -f -c %b {grown}"))
-        taker.order(order("roomy/l", "disk", version=2, amount=128 * MIB))
-        until(lambda: int(taker.run(f"stat -f -c %b {grown}")) > 1.8 * small, "the file system has grown", 90)
-
-        # A second host finds swap taken.
-        taker.order(order("second/m", "swap", giver, host="second", kind="memory", **memory))
-        assert "roomy" in taker.wait({("second/m", "swap"): "failed"})["second/m", "swap"]["reason"]
-
-        # The export is killed while it is written to: the writer waits for it, and nothing is lost.
-        write = f"dd if=/dev/urandom of={path}/bulk bs=1M count=8 conv=fsync"
-        taker.run(f"systemd-run --quiet --unit=writer --remain-after-exit sh -c '{write} && sha1sum {path}/bulk'")
-        giver.run("kill -KILL $(pgrep -f 'nbdki[t].* file ')")
-        until(lambda: "exited" in taker.run("systemctl show -P SubState writer"), "it has been written", 120)
-        assert taker.run("systemctl show -P Result writer").strip() == "success"
-        assert {each["state"] for each in taker.picture if each["role"] == "disk"} == {"ready"}
-
-        taker.dismiss(180)
-        giver.dismiss()
-        taker.run("systemctl stop writer")
-        assert (giver.look(), taker.look()) == before, "something was left behind"
-        assert taker.run("tail -n +2 /proc/swaps") == ""
-        for node in (giver, taker):
+            lab.run(name, f"mkdir -p {STATE}/storage {STATE}/parts && chmod 711 {STATE}")
+        nodes = Node(lab, "giver"), Node(lab, "second"), Node(lab, "taker", check_seconds=3)
+        yield nodes
+        for node in nodes:
             node.end()
+
+
+@pytest.fixture
+def machine(machines: tuple[Node, Node, Node]) -> Iterator[tuple[Node, Node, Node]]:
+    before = [node.look() for node in machines]
+    yield machines
+    for node in reversed(machines):
+        node.dismiss(180)
+    assert [node.look() for node in machines] == before, "something was left behind"
+    assert machines[-1].run("tail -n +2 /proc/swaps") == ""
+
+
+@pytest.mark.lab(kernel=True)
+def test_far_memory_and_the_kernels_own_nbd(machine: tuple[Node, Node, Node]) -> None:
+    giver, _, taker = machine
+    giver.order(order("roomy/m", "export", taker, kind="memory", amount=FAR), order("roomy/s", "export", taker))
+    parts = giver.wait({("roomy/m", "export"): "ready", ("roomy/s", "export"): "ready"})
+    memory, storage = ({key: parts[part, "export"][key] for key in ("address", "port")} for part in
+                       ("roomy/m", "roomy/s"))  # fmt: skip
+    taker.order(
+        order("roomy/m", "swap", giver, kind="memory", amount=FAR, **memory),
+        order("roomy/s", "disk", giver, **storage),
+    )
+    parts = taker.wait({("roomy/m", "swap"): "ready", ("roomy/s", "disk"): "ready"}, 180)
+    assert parts["roomy/m", "swap"]["device"].startswith("/dev/nbd")
+    path = parts["roomy/s", "disk"]["path"]
+
+    # More than it has near: it runs on the giver's memory, and without that it would be killed.
+    limits = f"--quiet --wait --pipe -p MemoryMax={NEAR}"
+    use = f"python3 -c {shlex.quote(USE)} {2 * NEAR}"
+    far = f"systemd-run {limits} -p MemorySwapMax={FAR} {use}"
+    assert taker.run(far, seconds=180).strip() == "True"
+    assert "True" not in taker.run(f"systemd-run {limits} -p MemorySwapMax=0 {use}", check=False, seconds=180)
+
+    # A disk of this node grows while it is used. (Elsewhere this machine may not let its hosts resize anything.)
+    taker.order(order("roomy/l", "disk"))
+    grown = taker.wait({("roomy/l", "disk"): "ready"}, 90)["roomy/l", "disk"]["path"]
+    small = int(taker.run(f"stat -f -c %b {grown}"))
+    taker.order(order("roomy/l", "disk", version=2, amount=128 * MIB))
+    until(lambda: int(taker.run(f"stat -f -c %b {grown}")) > 1.8 * small, "the file system has grown", 90)
+
+    # A second host finds swap taken.
+    taker.order(order("second/m", "swap", giver, host="second", kind="memory", **memory))
+    assert "roomy" in taker.wait({("second/m", "swap"): "failed"})["second/m", "swap"]["reason"]
+
+    # The export is killed while it is written to: the writer waits for it, and nothing is lost.
+    write = f"dd if=/dev/urandom of={path}/bulk bs=1M count=8 conv=fsync"
+    taker.run(f"systemd-run --quiet --unit=writer --remain-after-exit sh -c '{write} && sha1sum {path}/bulk'")
+    giver.run("kill -KILL $(pgrep -f 'nbdki[t].* file ')")
+    until(lambda: "exited" in taker.run("systemctl show -P SubState writer"), "it has been written", 120)
+    assert taker.run("systemctl show -P Result writer").strip() == "success"
+    assert {each["state"] for each in taker.picture if each["role"] == "disk"} == {"ready"}
+
+    taker.run("systemctl stop writer")
+
+
+WRITER = """
+import hashlib, os, pathlib, sys
+path, sums, number = sys.argv[1], {}, 0
+while not os.path.exists("/run/enough"):
+    name, data = f"{path}/f{number % 64}", os.urandom(65536)
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sums[name] = hashlib.sha1(data).hexdigest()
+    number += 1
+    pathlib.Path("/run/written").write_text(str(number))
+pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+read = {name: hashlib.sha1(pathlib.Path(name).read_bytes()).hexdigest() for name in sums}
+sys.exit(0 if number > 64 and read == sums else f"of {number} files {sum(read[n] != sums[n] for n in sums)} differ")
+"""
+
+
+class Writer:
+    """Writes files to a folder, again and again, and in the end reads what it wrote last."""
+
+    def __init__(self, node: Node, path: str) -> None:
+        self._node = node
+        node.run(f"rm -f /run/enough; printf %s {shlex.quote(WRITER)} > /run/writer.py")
+        node.run(f"systemd-run --quiet --unit=writer --remain-after-exit python3 /run/writer.py {path}")
+
+    def count(self) -> int:
+        return int(self._node.run("cat /run/written", check=False) or 0)
+
+    def goes_on(self, seconds: float = 90) -> None:
+        before = self.count()
+        until(lambda: self.count() > before + 3, "it writes", seconds)
+
+    def end(self) -> None:
+        self._node.run("touch /run/enough")
+        until(lambda: "exited" in self._node.run("systemctl show -P SubState writer"), "it has read it all", 180)
+        said = self._node.run(
+            "systemctl show -P Result writer; journalctl -qn5 -o cat -u writer; systemctl stop writer"
+        )
+        assert said.startswith("success"), said
+
+
+def export_of(node: Node, part: str, taker: Node, **more: Any) -> dict[str, Any]:
+    """Where a part is exported."""
+    node.order(order(part, "export", taker, **more))
+    export = node.wait({(part, "export"): "ready"})[part, "export"]
+    return {key: export[key] for key in ("address", "port")}
+
+
+@pytest.mark.lab(kernel=True)
+def test_a_disk_moves_from_node_to_node_and_home_while_it_is_written_to(machine: tuple[Node, Node, Node]) -> None:
+    giver, second, taker = machine
+    taker.order(order("roomy/s", "disk", giver, **export_of(giver, "roomy/s", taker)))
+    disk = taker.wait({("roomy/s", "disk"): "ready"}, 180)["roomy/s", "disk"]
+    assert disk["device"].startswith("/dev/mapper/lavalite-disk-roomy_s-")
+    writer = Writer(taker, disk["path"])
+    writer.goes_on()
+
+    # To another node. Both have it then, and the first goes.
+    taker.order(order("roomy/t", "disk", second, mirrors="roomy/s", **export_of(second, "roomy/t", taker)))
+    copy = taker.wait({("roomy/t", "disk"): "ready"}, 240)["roomy/t", "disk"]
+    assert (copy["device"], copy["path"]) == (disk["device"], disk["path"])
+    assert " mirror 2 " in taker.run("dmsetup status")
+    writer.goes_on()
+    taker.order(order("roomy/s", "disk", version=2, want="absent"))
+    taker.wait({("roomy/s", "disk"): "gone"}, 90)
+    giver.order(order("roomy/s", "export", version=2, want="absent"))
+    giver.wait({("roomy/s", "export"): "gone"})
+    writer.goes_on()
+
+    # Home, and larger; sbatchd is killed while it is copied.
+    taker.order(order("roomy/l", "disk", mirrors="roomy/t", amount=96 * MIB))
+    until(lambda: " mirror 2 " in taker.run("dmsetup status"), "it is being copied", 90)
+    taker.kill()
+    taker.begin()
+    taker.order()
+    taker.wait({("roomy/l", "disk"): "ready", ("roomy/t", "disk"): "ready"}, 240)
+    small = int(taker.run(f"stat -f -c %b {disk['path']}"))
+    taker.order(order("roomy/t", "disk", version=2, want="absent"))
+    taker.wait({("roomy/t", "disk"): "gone"}, 90)
+    taker.order(order("roomy/l", "disk", version=2, amount=96 * MIB))
+    until(lambda: int(taker.run(f"stat -f -c %b {disk['path']}")) > 1.3 * small, "the file system has grown", 120)
+    second.order(order("roomy/t", "export", version=2, want="absent"))
+    second.wait({("roomy/t", "export"): "gone"})
+    writer.goes_on()
+
+    # A copy of which the provider dies is none, and is taken away; the disk goes on.
+    where = export_of(giver, "roomy/u", taker, amount=96 * MIB)
+    taker.order(order("roomy/u", "disk", giver, mirrors="roomy/l", amount=96 * MIB, **where))
+    taker.wait({("roomy/u", "disk"): "ready"}, 240)
+    giver.order(order("roomy/u", "export", version=2, want="absent"))
+    taker.wait({("roomy/u", "disk"): "lost", ("roomy/l", "disk"): "ready"}, 240)
+    writer.goes_on(180)
+    taker.order(order("roomy/u", "disk", version=2, want="absent"))
+    taker.wait({("roomy/u", "disk"): "gone"}, 90)
+    assert taker.run("dmsetup table | grep -c linear").strip() == "1"
+    writer.end()

@@ -38,6 +38,7 @@ DISK = {
     ("n2", "circuit", "a/circuit/n2"),
     ("n2", "export", "a/storage/n2"),
 }
+LARGER = {(node, role, "a/storage/n2.2" if role in ("disk", "export") else part) for node, role, part in DISK}
 FAR = {
     ("n1", "circuit", "a/circuit/n3"),
     ("n1", "swap", "a/memory/n3"),
@@ -59,19 +60,19 @@ class Site:
         with self.cluster.client(self.leader) as client:
             return next((host for host in client.hosts() if host.name == "a"), None)
 
-    def ask(self, far_bytes: int | None) -> None:
-        """A host with so much far memory; None takes it away."""
+    def ask(self, far_bytes: int | None, storage: str = "1GiB") -> None:
+        """A host with so much far memory, and such a disk; None takes it away."""
         text = POOLS
         if far_bytes is not None:
             memory = f"{self.near_bytes + far_bytes}"
             text += f"logical_hosts:\n  a: {{cpu: 1, memory: {memory}B, far: {{memory: 50%, circuit: 100Mbit/s}}, "
-            text += "storage: {size: 1GiB, circuit: 100Mbit/s}}\n"
+            text += f"storage: {{size: {storage}, circuit: 100Mbit/s}}}}\n"
         with self.cluster.client(self.leader) as client:
             client.put_definition(DefinitionPut(text=text, purge=True))
 
     async def settled(self, state: str, parts: Parts) -> None:
         """The host is so, those parts and no others stand, and no more is held than that."""
-        holds = [parts >= FAR, parts >= DISK]
+        holds = [parts >= FAR, any(part.startswith("a/storage/") for _, _, part in parts)]
 
         async def look() -> bool:
             host = self.host()
@@ -151,6 +152,29 @@ async def test_growing(site: Site, role: str, fails: bool) -> None:
     await site.settled("composed", DISK if fails else DISK | FAR)
     host = site.host()
     assert host is not None and bool(host.reason) == fails, host
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["goes-on", "fails"])
+@pytest.mark.parametrize("role", ["export", "disk"])
+async def test_a_larger_disk_takes_the_place_of_one(site: Site, role: str, fails: bool) -> None:
+    site.ask(0)
+    await site.settled("composed", DISK)
+    gate = site.world.gate = Gate("make", role, fails)
+    site.ask(0, "2GiB")
+    await site.kill_leader_at(gate, opened_first=role == "disk")
+    await site.settled("composed", DISK if fails else LARGER)
+    host = site.host()
+    assert host is not None and bool(host.reason) == fails, host
+
+
+@pytest.mark.parametrize("role", ["disk", "export"])
+async def test_the_disk_goes_whose_place_is_taken(site: Site, role: str) -> None:
+    site.ask(0)
+    await site.settled("composed", DISK)
+    gate = site.world.gate = Gate("remove", role)
+    site.ask(0, "2GiB")
+    await site.kill_leader_at(gate, opened_first=role == "export")
+    await site.settled("composed", LARGER)
 
 
 @pytest.mark.parametrize("role", ["swap", "export", "circuit"])

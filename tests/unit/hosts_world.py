@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from control_world import GIB, KEYS, World, offer
+from disk_model import Disks
 
 from lavalite.control.audit import audit
 from lavalite.control.events import DefinitionApplied, Specs
@@ -41,15 +42,24 @@ def asked(name: str = "h", **fields: object) -> HostSpec:
     return replace(HostSpec(name, amounts, far=far, circuits=dict.fromkeys(far, 10**9)), **fields)
 
 
-def far_world(*specs: HostSpec, settings: Settings | None = None, eager: bool = True) -> World:
+def far_world(*specs: HostSpec, settings: Settings | None = None, eager: bool = True, cores_of_n3: int = 8) -> World:
     """n1 to n3, connected; only n3 has storage."""
     made = World(settings)
     made.apply(Specs(queues=QUEUES, hosts={spec.name: spec for spec in specs}))
+    disks = Disks()
     for name in NODES:
-        made.connect(name, wide_offer(name, storage=4 * TIB if name == "n3" else 0))
+        more = {"storage": 4 * TIB, "cpu": cores_of_n3} if name == "n3" else {}
+        made.connect(name, wide_offer(name, **more))
         made.agents[name].parts.eager = eager
+        made.agents[name].parts.devices.disks = disks
     made.settle()
     return made
+
+
+def room_appears(world: World, name: str, storage: int = 4 * TIB) -> None:
+    """The node offers so much storage from now on."""
+    world.agents[name].offer = wide_offer(name, storage=storage).model_copy(update={"version": 2})
+    world.connect(name)
 
 
 def define(world: World, *specs: HostSpec, purge: bool = False, reserve: dict[str, float] | None = None) -> None:
@@ -80,6 +90,27 @@ def settle(world: World, rounds: int = 20) -> None:
     raise AssertionError("orders without end")
 
 
+def steps(w: World) -> int:
+    """One write, or one order of one agent, at a time; how many there are."""
+    done = 0
+    for done in range(500):
+        if w.write():
+            continue
+        if not any(one_order(w, name) for name in NODES):
+            return done
+    raise AssertionError("no end")
+
+
+def one_order(w: World, name: str) -> bool:
+    """Whether the agent had one to carry out, or anything to tell."""
+    agent = w.agents[name]
+    if not agent.connected:
+        return False
+    before = (len(agent.parts.carried_out), agent.parts.has_news())
+    w.parts_of(name, 1)
+    return before[1] or len(agent.parts.carried_out) > before[0]
+
+
 def check(world: World) -> None:
     """What holds between any two events: the laws of control, and of what agents have."""
     world.check()
@@ -95,6 +126,16 @@ def check(world: World) -> None:
         assert all(len(incarnations) == 1 for incarnations in of.values()), f"{name} has a part of two hosts"
         for kind, amount in held.items():
             assert amount <= agent.offer.amount(kind), f"{name} has given away {amount} {kind}"
+
+
+def nothing_is_lost(world: World, name: str) -> None:
+    """The host's device is over its one disk, and that holds all that was ever written."""
+    found = world.state.hosts[name]
+    devices = world.agents[found.anchor].parts.devices
+    disks = [(part.id, found.incarnation) for part in found.parts if part.kind == "storage"]
+    key = name, found.incarnation
+    assert devices.legs.get(key, []) == disks
+    assert all(devices.disks.holds[disk] == devices.disks.written.get(key, 0) for disk in disks)
 
 
 def nothing_is_left(world: World, name: str) -> None:
@@ -119,3 +160,4 @@ def whole(world: World, name: str) -> None:
         for one in agent.parts.present():
             if one.host == name:
                 assert one.incarnation == found.incarnation and one.state == "ready"
+    nothing_is_lost(world, name)

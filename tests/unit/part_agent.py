@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+from disk_model import Devices
+
 from lavalite.control.actions import PartKey, PartOrdered
 from lavalite.control.events import PartReported
 
@@ -24,6 +26,9 @@ class PartAgent:
     orders: dict[PartKey, PartOrdered] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
     carried_out: list[PartOrdered] = field(default_factory=list)
+    devices: Devices = field(default_factory=Devices)
+    own_disks: set[PartKey] = field(default_factory=set)
+    device_name: str = "/dev/mapper/disk"
     _told: tuple[PartReported, ...] | None = None
     _answers: dict[PartKey, PartReported] = field(default_factory=dict)
 
@@ -42,6 +47,7 @@ class PartAgent:
         """Carry out orders that are not carried out yet."""
         due = [order for order in self.orders.values() if self._is_due(order)]
         for order in due[:most]:
+            self.devices.write()
             self._carry_out(order)
 
     def _is_due(self, order: PartOrdered) -> bool:
@@ -50,6 +56,7 @@ class PartAgent:
 
     def lose(self, part: str) -> None:
         """What is there of a part breaks by itself."""
+        self.devices.lose(part)
         for key, found in self.has.items():
             if found.part == part and found.state == "ready":
                 self.has[key] = replace(found, state="lost", reason="it broke")
@@ -57,6 +64,8 @@ class PartAgent:
     def reboot(self) -> None:
         """Nothing of it is there any more, and all that was carried out is to be carried out again."""
         self.has, self.done = {}, {}
+        self.devices.legs.clear()
+        self.devices.broken.clear()
         self.forget_orders()
 
     def has_news(self) -> bool:
@@ -84,6 +93,9 @@ class PartAgent:
         self.done[order.key] = order
         answer = PartReported(order.part, order.role, order.host, order.incarnation, order.version)
         if order.want == "absent":
+            if reason := self._let_go(order):
+                self.has[order.key] = replace(answer, state="failed", reason=reason)
+                return
             self.has.pop(order.key, None)
             self._answers[order.key] = replace(answer, state="gone")
             return
@@ -95,7 +107,47 @@ class PartAgent:
         if {order.role, order.part} & self.failing:
             self.has[order.key] = replace(answer, state="failed", reason="no room on the disk")
             return
+        if reason := self._attached(order):
+            self.has[order.key] = replace(answer, state="failed", reason=reason)
+            return
         port = next(PORTS) if order.role == "export" else 0
         was = self.has.get(order.key)
         port = was.port if was is not None and was.port else port
-        self.has[order.key] = replace(answer, port=port, secret="5ec4e7" if order.tls else "")
+        device = self.device_name if order.role == "disk" else ""
+        self.has[order.key] = replace(answer, port=port, secret="5ec4e7" if order.tls else "", device=device)
+
+    # --- disks
+
+    def _attached(self, order: PartOrdered) -> str:
+        """Why a disk, or one of a machine, is not under its host's device; nothing where it is."""
+        host = order.host, order.incarnation
+        if order.role == "disk":
+            if not order.peer:
+                self.own_disks.add(order.key)
+            return self.devices.attach(host, order.part, order.mirrors)
+        if order.role != "vm":
+            return ""
+        wanted = {disk["part"]: disk.get("mirrors", "") for disk in order.vm["disks"] if disk["kind"] == "storage"}
+        assert all(mirrors in wanted for mirrors in wanted.values() if mirrors), "there is nothing to be copied"
+        gone = [part for part, _ in self.devices.legs.get(host, []) if part not in wanted]
+        for part in gone:
+            if reason := self.devices.detach(host, part, heir=min(wanted, default="")):
+                return reason
+        return next((why for part, other in wanted.items() if (why := self.devices.attach(host, part, other))), "")
+
+    def _let_go(self, order: PartOrdered) -> str:
+        """Why a disk stays; nothing where it is gone, with its bytes where they are this node's own."""
+        host, leg = (order.host, order.incarnation), (order.part, order.incarnation)
+        if order.role == "export":
+            self.devices.disks.holds.pop(leg, None)
+        elif order.role == "vm":
+            for part, _ in list(self.devices.legs.get(host, [])):
+                self.devices.detach(host, part, heir="")
+        elif order.role == "disk":
+            heirs = [one.part for one in self.orders.values() if (one.mirrors, one.want) == (order.part, "present")]
+            if reason := self.devices.detach(host, order.part, heir=min(heirs, default="")):
+                return reason
+            if order.key in self.own_disks:
+                self.own_disks.discard(order.key)
+                self.devices.wipe(leg)
+        return ""

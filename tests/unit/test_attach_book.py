@@ -181,6 +181,69 @@ def test_what_was_ready_and_cannot_be_made_again_is_lost(book: Book) -> None:
     assert told(again)["a:export:1"] == ("lost", "the memory is gone")
 
 
+def test_what_is_not_ready_yet_is_asked_for_again_and_may_be_ordered_away_meanwhile(book: Book) -> None:
+    book.order([order("a", "disk")])
+    (work,) = book.work()
+    book.not_yet(work.record.key)
+    assert not book.work() and told(book) == {}
+    book.retry()
+    (work,) = book.work()
+    book.not_yet(work.record.key)
+    book.order([away(order("a", "disk", version=2))])
+    assert [verb for verb, _ in drain(book)] == ["remove"] and told(book) == {"a:disk:1": ("gone", "")}
+
+
+def test_what_waits_for_another_to_go_is_asked_for_when_that_has(book: Book) -> None:
+    old, new = order("old", "disk"), order("new", "disk", mirrors="old")
+    book.order([old])
+    drain(book)
+    book.order([old, new])
+    (work,) = book.work()
+    book.not_yet(work.record.key)
+    book.order([away(old), new])
+    assert [(verb, key.part) for verb, key in drain(book)] == [("remove", "old"), ("make", "new")]
+
+
+def test_which_disk_takes_the_place_of_which(book: Book) -> None:
+    old, new = order("old", "disk"), order("new", "disk", mirrors="old")
+    book.order([old, order("of-another", "disk", host="other")])
+    drain(book)
+    assert book.beside(old) == (None, (), None, False)
+    book.order([old, new])
+    (work,) = book.work()
+    assert book.beside(old) == (None, (Key.of(new),), Key.of(new), False)
+    assert book.beside(new) == (Key.of(old), (Key.of(old),), None, False)
+    book.made(work.record.key, Made())
+    book.order([away(old), new])
+    assert book.beside(old) == (None, (Key.of(new),), Key.of(new), True)
+    assert book.beside(new) == (Key.of(old), (), None, False)
+    drain(book)
+    assert book.beside(new) == (None, (), None, False)
+
+
+def test_a_copy_counts_as_none_after_a_restart_as_long_as_the_other_one_stays(book: Book) -> None:
+    old, new = order("old", "disk"), order("new", "disk", mirrors="old")
+    book.order([old, new])
+    drain(book)
+    again = Book(book.records.values(), ROLES, PORTS)
+    assert not again.beside(old).heir_is_ready and told(again) == {"old:disk:1": ("ready", "")}
+    drain(again)
+    assert again.beside(old).heir_is_ready
+    again.order([away(old), new])
+    assert Book(again.records.values(), ROLES, PORTS).beside(old).heir_is_ready
+
+
+def test_what_is_ordered_away_once_more_says_so_of_the_later_order(book: Book) -> None:
+    book.order([order("a")])
+    drain(book)
+    book.order([away(order("a", version=2))])
+    (work,) = book.work()
+    book.order([away(order("a", version=3))])
+    book.removed(work.record.key)
+    (state,) = book.picture()
+    assert (state.state, state.version) == ("gone", 3)
+
+
 # --- any orders, any crash
 
 PARTS = [("a", "circuit"), ("b", "export"), ("c", "export"), ("d", "disk"), ("e", "swap"), ("f", "vm")]

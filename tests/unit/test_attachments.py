@@ -17,7 +17,7 @@ import pytest
 from lavalite.base.clock import SystemClock
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.attach.attachments import Attachments, is_free
-from lavalite.sbatchd.attach.roles import Key, Made
+from lavalite.sbatchd.attach.roles import Key, Made, NotYetError
 from lavalite.wire.frames import PartOrder, PartState
 
 PATIENCE_SECONDS = 20
@@ -35,6 +35,8 @@ class Machine:
         self.folder = folder
         self.stands: set[str] = set()
         self.why_not = ""
+        self.not_yet = 0
+        """So often it says so."""
         self.broken: dict[str, str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
@@ -49,6 +51,9 @@ class Machine:
         await self.gate.wait()
         if self.why_not:
             raise LavaLiteError(self.why_not)
+        if self.not_yet:
+            self.not_yet -= 1
+            raise NotYetError("it is half way")
         return Made(device="/dev/loop0", path=f"/scratch/{order.part}")
 
     async def until_begun(self, parts: list[str]) -> None:
@@ -148,6 +153,15 @@ async def test_what_it_takes_long_to_make_holds_up_nobody(bench: Bench) -> None:
         await bench.machine.until_begun(["a", "b"])
         bench.machine.gate.set()
         await bench.until(lambda states: states == {"a": "ready", "b": "ready"})
+
+
+async def test_what_is_not_ready_yet_is_asked_for_until_it_is(bench: Bench) -> None:
+    bench.machine.not_yet = 3
+    async with bench.running() as attachments:
+        attachments.order([order()])
+        await bench.until(lambda states: states == {"a": "ready"})
+        assert bench.machine.begun == ["a"] * 4
+        assert all(not picture or picture[0].state == "ready" for picture in bench.told)
 
 
 async def test_killed_in_mid_work_it_is_begun_again_by_the_next(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ from lavalite.model.resources import WHOLE, Device
 from lavalite.model.selector import Selector
 from lavalite.model.specs import STRATEGIES, HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.compose import nearer, plan_hosts
-from lavalite.placement.fabric import link_accounts, with_cards
+from lavalite.placement.fabric import Fabric, link_accounts, with_cards
 from lavalite.placement.reasons import Gap, Reason, Refusal
 from lavalite.placement.shares import shares_of
 
@@ -288,15 +289,55 @@ def test_memory_of_the_anchor_grows_first() -> None:
     assert [amount for _, amount, _ in parts(after)[1:]] == [20, 8, 2]
 
 
-def test_storage_of_another_node_is_not_resized_in_place() -> None:
+def test_storage_of_another_node_does_not_shrink() -> None:
     nodes = [node("n1"), node("s1", cpu=1, storage=500)]
     host = composed(spec(storage=100), nodes)
-    for wanted in (spec(storage=200), spec(storage=50), spec(storage=100, cpu=5, near="node")):
-        answer = refused(wanted, nodes, existing={"a": host})
-        assert answer.sentence() == "1 node: 1 has storage of another node, which is not resized or moved in place."
+    answer = refused(spec(storage=50), nodes, existing={"a": host})
+    assert answer.sentence() == "1 node: 1 has storage of another node, which does not shrink."
     assert parts(planned(spec(storage=100, cpu=5), nodes, existing={"a": host}))[-1] == parts(host)[-1]
     gone = planned(spec(), nodes, existing={"a": host})
     assert (gone.amount("storage"), gone.circuits) == (0, [])
+
+
+def test_a_larger_disk_is_another_one_of_the_same_node_or_of_another() -> None:
+    nodes = [node("n1"), node("s1", cpu=1, storage=500), node("s2", cpu=1, storage=900)]
+    host = composed(spec(storage=300), nodes[:2], racks("r1"))
+    larger = planned(spec(storage=400), nodes, racks("r1"), existing={"a": host})
+    assert parts(larger)[-1] == ("a/storage/s2", 400, "a/circuit/s2")  # s1 has 200 beside the 300
+    assert [circuit.provider for circuit in larger.circuits] == ["s2"] and larger.version == host.version + 1
+    beside = planned(spec(storage=400), [nodes[0], node("s1", cpu=1, storage=700)], racks("r1"), existing={"a": host})
+    assert parts(beside)[-1] == ("a/storage/s1.2", 400, "a/circuit/s1") and beside.circuits == host.circuits
+    answer = refused(spec(storage=400), nodes[:2], racks("r1"), existing={"a": host})
+    assert answer.turned_away == {Reason.NO_PROVIDER: 1} and answer.gap is not None
+    assert (answer.gap.provider, answer.gap.lacks) == ("s1", 200 * GIB)
+
+
+def test_a_disk_moves_by_itself_once_all_else_is_as_asked() -> None:
+    nodes = [node("n1"), node("s1", cpu=1, storage=500)]
+    host = composed(spec(storage=100), nodes)
+    wanted = spec(storage=200, cpu=5)
+    first = planned(wanted, nodes, existing={"a": host})
+    assert (first.amount("cpu"), parts(first)[-1]) == (5000, parts(host)[-1])
+    second = planned(wanted, nodes, existing={"a": first})
+    assert parts(second) == [*parts(first)[:-1], ("a/storage/s1.2", 200, "a/circuit/s1")]
+    assert planned(wanted, nodes, existing={"a": second}) == second
+
+
+def test_a_disk_that_is_to_be_here_or_of_another_pool_goes_there() -> None:
+    nodes = [node("n1"), node("s1", cpu=1, storage=500)]
+    host = composed(spec(storage=100), nodes)
+    answer = refused(spec(storage=100, near="node"), nodes, existing={"a": host})
+    assert answer.turned_away == {Reason.MAY_NOT_BE_FAR: 1}
+    roomy = [node("s0", storage=500), nodes[1]]
+    there = composed(spec(storage=100), [node("s0"), nodes[1]])
+    home = planned(spec(storage=100, near="node"), roomy, existing={"a": there})
+    assert (parts(home)[-1], home.circuits) == (("a/storage/s0", 100, ""), [])
+    slow = PoolSpec("slow", Selector.parse("t*"), ("storage",))
+    wanted = spec(storage=100)
+    wanted.pools["storage"] = "slow"
+    answer = plan_hosts([wanted], [*nodes, node("t1", cpu=1, storage=500)], [ALL, FLASH, slow], {"a": host})["a"]
+    assert isinstance(answer, LogicalHost) and parts(answer)[-1] == ("a/storage/t1", 100, "a/circuit/t1")
+    assert answer.parts[-1].pool == "slow"
 
 
 def test_another_bandwidth_is_another_bandwidth_of_the_same_circuit() -> None:
@@ -331,6 +372,38 @@ def test_far_parts_come_into_the_rack_when_there_is_room() -> None:
     near = nearer(wanted, host, MEMORY_NODES, [ALL], {"a": host})
     assert near is not None and parts(near)[-1] == ("a/memory/m1", 8, "a/circuit/m1")
     assert [circuit.provider for circuit in near.circuits] == ["m1"]
+
+
+def test_a_disk_comes_home_when_there_is_room_and_else_into_the_rack() -> None:
+    away = node("s1", "r2", cpu=1, storage=500)
+    wanted, here = spec(storage=100), node("s0", storage=50)
+    links = racks("r1", "r2")
+    host = composed(wanted, [here, away], links)
+    assert parts(host)[-1] == ("a/storage/s1", 100, "a/circuit/s1")
+    assert nearer(wanted, host, [here, away], [ALL, FLASH], {"a": host}, links=links) is None
+    nodes = [here, away, node("s2", cpu=1, storage=500)]
+    near = nearer(wanted, host, nodes, [ALL, FLASH], {"a": host}, links=links)
+    assert near is not None and parts(near) == [*parts(host)[:-1], ("a/storage/s2", 100, "a/circuit/s2")]
+    nodes[0] = node("s0", storage=150)
+    for now in (host, near):
+        home = nearer(wanted, now, nodes, [ALL, FLASH], {"a": now}, links=links)
+        assert home is not None and parts(home) == [*parts(host)[:-1], ("a/storage/s0", 100, "")]
+        assert home.circuits == []
+        assert nearer(wanted, now, nodes, [ALL, FLASH], {"a": now}, links=links, kinds={"memory", "gpu"}) is None
+
+
+def test_memory_comes_home_before_the_disk_does() -> None:
+    wanted = spec(memory=24, storage=100, **FAR)
+    far = [node("s1", memory=16), node("s2", "r2", cpu=1, memory=64, storage=500)]
+    host = composed(wanted, far)
+    assert [part[0] for part in parts(host)[2:]] == ["a/memory/s2", "a/storage/s2"] and len(host.circuits) == 1
+    roomy = [node("s1", memory=40, storage=500), far[1]]
+    first = nearer(wanted, host, roomy, [ALL, FLASH], {"a": host})
+    assert first is not None and [part[0] for part in parts(first)[1:]] == ["a/memory/s1", "a/storage/s2"]
+    second = nearer(wanted, first, roomy, [ALL, FLASH], {"a": first})
+    assert second is not None and [part[0] for part in parts(second)[1:]] == ["a/memory/s1", "a/storage/s1"]
+    only_disk = nearer(wanted, host, roomy, [ALL, FLASH], {"a": host}, kinds={"storage"})
+    assert only_disk is not None and [part[0] for part in parts(only_disk)[2:]] == ["a/memory/s2", "a/storage/s1"]
 
 
 # --- laws ------------------------------------------------------------------------------------------------------
@@ -471,8 +544,37 @@ def test_laws_of_plans(
         if name in others and name in after:
             closer = nearer(others[name], host, nodes, pools, after | kept, links=links)
             if closer is not None:
-                assert closer != host
+                assert closer != host and closer.anchor == host.anchor
                 assert_lawful(after | kept | {name: closer}, known | {n: others[n] for n in after}, nodes, links)
+                assert sum(distances(closer, nodes, links)) < sum(distances(host, nodes, links))
+                assert_alone(host, closer)
+            larger = replace(others[name], amounts={**others[name].amounts, "storage": 2 * host.amount("storage")})
+            if host.amount("storage"):
+                answer = plan_hosts([larger], nodes, pools, after | kept, links=links)[name]
+                if isinstance(answer, LogicalHost):
+                    assert_lawful(
+                        after | kept | {name: answer},
+                        known | {n: others[n] for n in after} | {name: larger},
+                        nodes,
+                        links,
+                    )
+                    assert_alone(host, answer)
+
+
+def distances(host: LogicalHost, nodes: Sequence[NodeCapacity], links: Sequence[LinkSpec]) -> list[int]:
+    """How far away each byte and GPU of it is: 0 here, 1 in the rack, 2 elsewhere; per mille of its kind."""
+    fabric, at = Fabric.between(nodes, links), {each.name: row for row, each in enumerate(nodes)}
+    near = {p.provider: int(fabric.nearness(at[host.anchor], at[p.provider])) for p in host.parts}
+    return [1000 * part.amount * near[part.provider] // host.amount(part.kind) for part in host.parts]
+
+
+def assert_alone(before: LogicalHost, after: LogicalHost) -> None:
+    """A disk of another node moves by itself: one part leaves, one comes, and they have different names."""
+    disks = [[part for part in each.parts if part.kind == "storage"] for each in (before, after)]
+    if disks[0] != disks[1] and before.is_far(disks[0][0]):
+        assert disks[0][0].id != disks[1][0].id
+        rest = [[part for part in each.parts if part.kind != "storage"] for each in (before, after)]
+        assert rest[0] == rest[1]
 
 
 @given(_nodes, _links, _wishes)

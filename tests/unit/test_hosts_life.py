@@ -17,8 +17,10 @@ from hosts_world import (
     far_world,
     host,
     nothing_is_left,
+    one_order,
     roles,
     settle,
+    steps,
     whole,
     wide_offer,
 )
@@ -463,26 +465,6 @@ CHANGES: dict[str, Callable[[World], None]] = {
 }
 
 
-def steps(w: World) -> int:
-    """One write, or one order of one agent, at a time; how many there are."""
-    done = 0
-    for done in range(500):
-        if w.write():
-            continue
-        if not any(_one_order(w, name) for name in NODES):
-            return done
-    raise AssertionError("no end")
-
-
-def _one_order(w: World, name: str) -> bool:
-    agent = w.agents[name]
-    if not agent.connected:
-        return False
-    before = (len(agent.parts.carried_out), agent.parts.has_news())
-    w.parts_of(name, 1)
-    return before[1] or len(agent.parts.carried_out) > before[0]
-
-
 def begun(change: str) -> World:
     w = far_world(*(() if change in ("compose", "fail") else (asked(),)))
     settle(w)
@@ -500,7 +482,7 @@ def test_a_leader_that_dies_at_any_moment_leaves_no_half_host(change: str) -> No
     for at in range(total + 1):
         w = begun(change)
         for _ in range(at):
-            assert w.write() or any(_one_order(w, name) for name in NODES)
+            assert w.write() or any(one_order(w, name) for name in NODES)
         check(w)
         asked_for = w.specs
         w.change_leader()
@@ -557,7 +539,7 @@ def test_every_state_of_a_record_is_read_back_as_it_was() -> None:
                 if key.startswith(KEYS.host("")):
                     record = LogicalHost.model_validate_json(value)
                     assert record.model_dump_json().encode() == value
-            if not w.write() and not any(_one_order(w, name) for name in NODES):
+            if not w.write() and not any(one_order(w, name) for name in NODES):
                 break
 
 

@@ -2,7 +2,8 @@
 
 agents carry out what they are told late, or cannot, or break it · nodes are cut off, die, and come back · leaders
 die at any moment with what they had not written · what is stored passes the audit · no agent has a part of two hosts,
-nor has given away more than it has · no order goes out before its step is durable · work runs on
+nor has given away more than it has · no order goes out before its step is durable · work runs on · what is written to
+a disk stays, also while another one takes its place
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ import pytest
 from control_rules import ClusterRules
 from control_world import GIB, KEYS, World, spec
 from far_planner import plan_far
-from hosts_world import NODES, TIB, asked, check, define, far_world, nothing_is_left, settle, whole
+from hosts_world import (
+    NODES,
+    TIB,
+    asked,
+    check,
+    define,
+    far_world,
+    nothing_is_left,
+    room_appears,
+    settle,
+    whole,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
@@ -107,6 +119,11 @@ class Hosts(ClusterRules):
         agent.parts.failing = {role} if role else set()
         if not role and agent.parts.has:
             agent.parts.lose(min(agent.parts.has)[0])
+
+    @rule(name=st.sampled_from(NODES[:2]))
+    def have_room(self, name: str) -> None:
+        """For disks, nearer to who has them elsewhere."""
+        room_appears(self.world, name)
 
     @rule()
     def mend(self) -> None:

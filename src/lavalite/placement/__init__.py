@@ -7,6 +7,6 @@ Pure: no I/O, no clock, no state of its own. "It does not fit" is a value with r
     which node         policies, gpu_policies; registry (by name), ranking (one class), board (many at once)
     why not            filters, reasons; asleep (who need not be looked at again)
     afterwards         replay (a choice once more, from its record)
-    logical hosts      compose (newcomers, resize, anchors, remote, assemble), floor and room (what is free of nodes),
-                       fabric and wiring (of the network between them), shares (what a host holds)
+    logical hosts      compose (newcomers, resize, move, anchors, remote, assemble), floor and room (what is free of
+                       nodes), fabric and wiring (of the network between them), shares (what a host holds)
 """

@@ -13,7 +13,7 @@ plan depends on what is asked and what is there, never on the order of either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lavalite.model.host import LogicalHost
 from lavalite.model.job import Share
@@ -70,13 +70,15 @@ def nearer(
     taken: Iterable[Share] = (),
     closed: Closed | None = None,
     links: Sequence[LinkSpec] = (),
+    *,
+    kinds: Collection[str] = (MEMORY, GPU, STORAGE),
 ) -> LogicalHost | None:
     """The host with parts of other nodes brought to its anchor, or else into its rack, where there is room by now.
 
-    Those are memory and GPUs: storage stays where its bytes are. None where nothing could be nearer, or the host is
-    not what the spec asks for. The arguments are those of `plan_hosts`; the host is one of `existing`.
+    Only those of `kinds` are; storage for itself alone. None where nothing could be nearer, or the host is not what
+    the spec asks for. The other arguments are those of `plan_hosts`; the host is one of `existing`.
     """
-    return nearer_parts(spec, host, _floor(nodes, pools, existing, taken, closed, links))
+    return nearer_parts(spec, host, _floor(nodes, pools, existing, taken, closed, links), kinds)
 
 
 def _floor(

@@ -82,8 +82,8 @@ WORDS: dict[Reason, tuple[str, str]] = {
     Reason.NO_PROVIDER: ("lacks what no other node has free", "lack what no other node has free"),
     Reason.PATH_FULL: ("has no room on the way to what it lacks", "have no room on the way to what they lack"),
     Reason.STORAGE_STAYS: (
-        "has storage of another node, which is not resized or moved in place",
-        "have storage of other nodes, which is not resized or moved in place",
+        "has storage of another node, which does not shrink",
+        "have storage of other nodes, which does not shrink",
     ),
     Reason.EXECUTOR_STAYS: (
         "runs it as what it was composed as; remove the host to have it otherwise",

@@ -1,13 +1,13 @@
 """What becomes of a logical host that is there, when something else is asked for, or when far parts could be near.
 
 It keeps its anchor. Parts of other nodes stay as they are as far as they suit: far memory never changes its amount,
-but grows by a further part and shrinks by whole parts; storage of another node stays or is refused, for its bytes are
-there. What is of the anchor grows first, and shrinks last.
+but grows by a further part and shrinks by whole parts; storage of another node is moved as a whole (placement.move),
+by itself, once all else is as it is to be. What is of the anchor grows first, and shrinks last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from lavalite.model.host import LogicalHost, Part
@@ -17,6 +17,7 @@ from lavalite.placement.anchors import attachable, may_be_far, survey
 from lavalite.placement.assemble import assemble, wanted_bandwidth
 from lavalite.placement.fabric import Nearness
 from lavalite.placement.floor import Floor
+from lavalite.placement.move import moved, moved_home, moved_into_rack
 from lavalite.placement.reasons import Gap, Reason, Refusal
 
 
@@ -34,15 +35,18 @@ def again(spec: HostSpec, host: LogicalHost, floor: Floor) -> LogicalHost | Refu
     return after
 
 
-def nearer_parts(spec: HostSpec, host: LogicalHost, floor: Floor) -> LogicalHost | None:
-    """The host with memory and GPUs of other nodes on its anchor, or else in its rack, as far as there is room now;
-    None where there is not. `floor` holds what the host holds, and does afterwards.
+def nearer_parts(spec: HostSpec, host: LogicalHost, floor: Floor, kinds: Collection[str]) -> LogicalHost | None:
+    """The host with parts of other nodes, of these kinds, on its anchor, or else in its rack, as far as there is room
+    now; its storage last, and alone. None where there is not. `floor` holds what the host holds, and does afterwards.
     """
     row = floor.rows.get(host.anchor)
     if row is None or not floor.open[row] or not is_as_asked(spec, host, floor):
         return None
     floor.move_host(host, +1)
-    found = _at_home(spec, host, row, floor) or _in_rack(spec, host, row, floor)
+    may_move = [part for part in host.parts if host.is_far(part) and part.kind in kinds and part.kind != STORAGE]
+    found = _at_home(spec, host, row, floor, may_move) or _in_rack(spec, host, row, floor, may_move)
+    if found is None and STORAGE in kinds:
+        found = _nearer_disk(spec, host, row, floor)
     if found is not None:
         floor.move_host(found, +1)
     floor.move_host(host, -1)
@@ -90,10 +94,28 @@ def _far_is_as_asked(spec: HostSpec, host: LogicalHost, far: Sequence[Part], flo
 def _changed(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> LogicalHost | Refusal:
     if (host.executor, host.vm) != (spec.executor, spec.vm):
         return Refusal({Reason.EXECUTOR_STAYS: 1}, asked=spec.asked())
-    if _storage_would_move(spec, host, floor):
+    disk = _unsuited_disk(spec, host, floor)
+    if disk is None:
+        return _with(spec, host, row, floor, _kept(spec, host, floor))
+    if spec.amounts[STORAGE] < disk.amount:
         return Refusal({Reason.STORAGE_STAYS: 1}, asked=spec.asked())
-    kept = _kept(spec, host, floor)
-    return _with(spec, host, row, floor, kept)
+    as_yet = _but_for(spec, disk)
+    if is_as_asked(as_yet, host, floor) or not _spans(spec, host, disk, floor):
+        return moved(spec, host, row, floor, disk)
+    return _with(as_yet, host, row, floor, _kept(as_yet, host, floor))
+
+
+def _unsuited_disk(spec: HostSpec, host: LogicalHost, floor: Floor) -> Part | None:
+    """Storage of another node that is to have another size or pool, or to be nearer than it is."""
+    asked = spec.amounts.get(STORAGE, 0)
+    disks = (part for part in host.parts if part.kind == STORAGE and host.is_far(part))
+    return next((p for p in disks if asked and (p.amount != asked or not _suits(spec, host, p, floor))), None)
+
+
+def _but_for(spec: HostSpec, disk: Part) -> HostSpec:
+    """What is asked for, with the disk as it is."""
+    amounts, pools = {**spec.amounts, STORAGE: disk.amount}, {**spec.pools, STORAGE: disk.pool}
+    return replace(spec, amounts=amounts, pools=pools)
 
 
 def _with(spec: HostSpec, host: LogicalHost, row: int, floor: Floor, kept: Sequence[Part]) -> LogicalHost | Refusal:
@@ -111,16 +133,6 @@ def _with(spec: HostSpec, host: LogicalHost, row: int, floor: Floor, kept: Seque
         return Refusal({reason: 1}, host.anchor if lacks else "", lacks, spec.asked())
     after = assemble(spec, floor, row, found.lacking(row), host, kept)
     return Refusal({after.reason: 1}, asked=spec.asked(), gap=after) if isinstance(after, Gap) else after
-
-
-def _storage_would_move(spec: HostSpec, host: LogicalHost, floor: Floor) -> bool:
-    """Whether storage of another node is to have another size or pool, or to be nearer than it is."""
-    asked = spec.amounts.get(STORAGE, 0)
-    return any(
-        asked and (part.amount != asked or not _suits(spec, host, part, floor))
-        for part in host.parts
-        if part.kind == STORAGE and host.is_far(part)
-    )
 
 
 def _kept(spec: HostSpec, host: LogicalHost, floor: Floor) -> list[Part]:
@@ -185,11 +197,13 @@ def _sum(parts: Iterable[Part], kind: str) -> int:
 # --- nearer -------------------------------------------------------------------------------------------------------
 
 
-def _at_home(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> LogicalHost | None:
+def _at_home(
+    spec: HostSpec, host: LogicalHost, row: int, floor: Floor, may_move: Sequence[Part]
+) -> LogicalHost | None:
     """With parts of other nodes on the anchor, the farthest first, as far as there is room."""
     far = [part for part in host.parts if host.is_far(part)]
     kept = list(far)
-    for part in sorted(_movable(far), key=lambda part: -_nearness(host, part, floor)):
+    for part in sorted(may_move, key=lambda part: -_nearness(host, part, floor)):
         rest = [other for other in kept if other is not part]
         amount = spec.amounts[part.kind] - _sum(rest, part.kind)
         usable = floor.members(spec, part.kind)[row]
@@ -202,10 +216,12 @@ def _at_home(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> Logic
     return after if isinstance(after, LogicalHost) else None
 
 
-def _in_rack(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> LogicalHost | None:
+def _in_rack(
+    spec: HostSpec, host: LogicalHost, row: int, floor: Floor, may_move: Sequence[Part]
+) -> LogicalHost | None:
     """With the first of its parts from elsewhere for which there is room in the rack."""
     far = [part for part in host.parts if host.is_far(part)]
-    for part in _movable(far):
+    for part in may_move:
         if _nearness(host, part, floor) is not Nearness.APART or part.provider not in floor.rows:
             continue
         kept = [other for other in far if other is not part]
@@ -215,8 +231,14 @@ def _in_rack(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> Logic
     return None
 
 
-def _movable(far: Iterable[Part]) -> list[Part]:
-    return [part for part in far if part.kind in (MEMORY, GPU)]
+def _nearer_disk(spec: HostSpec, host: LogicalHost, row: int, floor: Floor) -> LogicalHost | None:
+    disk = next((part for part in host.parts if part.kind == STORAGE and host.is_far(part)), None)
+    if disk is None or disk.provider not in floor.rows:
+        return None
+    found = moved_home(spec, host, row, floor, disk)
+    if found is None and _nearness(host, disk, floor) is Nearness.APART:
+        found = moved_into_rack(spec, host, row, floor, disk)
+    return found
 
 
 def _nearness(host: LogicalHost, part: Part, floor: Floor) -> Nearness:

@@ -52,7 +52,7 @@ def make_attachments(config: SbatchdConfig, clock: Clock) -> Attachments:
         config.storage_preallocate,
         config.line_bits_per_second,
     )
-    roles.update(make_roles(runner, settings, clock, attachments.ports))
+    roles.update(make_roles(runner, settings, clock, attachments.ports, attachments.beside))
     if config.vm_bridge:
         # Only then: QEMU's monitor costs memory that other nodes need not spend.
         from lavalite.sbatchd.vm.role import VmRole

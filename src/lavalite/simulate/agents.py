@@ -126,7 +126,9 @@ class SimulatedAgent:
 def _made(order: PartOrdered) -> PartReported:
     state: Literal["ready", "gone"] = "ready" if order.want == "present" else "gone"
     port = 1 if order.role == "export" else 0
-    return PartReported(order.part, order.role, order.host, order.incarnation, order.version, state, port=port)
+    device = "/dev/mapper/disk" if order.role == "disk" else ""
+    key = (order.part, order.role, order.host, order.incarnation, order.version)
+    return PartReported(*key, state, port=port, device=device)
 
 
 def _dated(report: AttemptReported, epoch_seconds: float) -> AttemptReported:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lavalite.control.events import DefinitionApplied, HostDrained, HostReserved
+from lavalite.control.hosts import moves
 from lavalite.control.hosts.commitment import (
     COMPOSED,
     COMPOSING,
@@ -41,7 +42,6 @@ from lavalite.control.reservations import kept_shares
 from lavalite.control.state import ClusterState
 from lavalite.model.host import LogicalHost, Step
 from lavalite.model.job import Share
-from lavalite.model.resources import GPU, MEMORY
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.columns import state_reason
 from lavalite.placement.compose import nearer, plan_hosts
@@ -153,6 +153,8 @@ def _let_go(state: ClusterState, name: str) -> None:
     host = state.hosts.get(name)
     if host is None:
         state.removals.discard(name)
+    elif moves.is_copying(host) and name not in state.flying and not state.host_in_use(name):
+        take_apart(state, host.model_copy(update={"state": DRAINING}), "to be removed")
     elif name in state.flying or host.step in (Step.DETACH, Step.WITHDRAW) or host.state is RESIZING:
         return
     elif host.state is COMPOSED:
@@ -201,10 +203,10 @@ def _what_is_there(state: ClusterState, now: float) -> _There:
 
 
 def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
-    """Parts of other nodes come to their anchor, or into its rack, where room has appeared there.
+    """Parts of other nodes come to their anchor, or into its rack, where room has appeared there: one host at a look.
 
-    New near parts first, then the far ones leave, like any other change of a host. Storage is not moved as yet: its
-    bytes would have to be copied while they are in use. GPUs are moved only while nobody uses the host.
+    New near parts first, then the far ones leave, like any other change of a host. A disk is copied while it is in
+    use, and takes the old one's place under the same device. GPUs are moved only while nobody uses the host.
     """
     state.reanchor_at = now + state.settings.reanchor_seconds
     far = [spec for spec in state.specs.hosts.values() if _could_be_nearer(state, spec, now)]
@@ -213,10 +215,9 @@ def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
     there = _what_is_there(state, now)
     for spec in far[:MOST_LOOKED_AT]:
         host, pools = there.existing[spec.name], list(state.specs.pools.values())
-        wish, links = grown_spec(spec, host), state.specs.links
-        plan = nearer(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links)
-        gpus_move = plan is not None and _gpus(plan) != _gpus(host) and state.host_in_use(spec.name)
-        if plan is not None and not gpus_move:
+        wish, links, kinds = grown_spec(spec, host), state.specs.links, moves.movable(state, host)
+        plan = nearer(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links, kinds=kinds)
+        if plan is not None:
             _commit(state, wish, plan, now, out)
             return  # the next one is planned beside it, at the next look
 
@@ -225,11 +226,8 @@ def _could_be_nearer(state: ClusterState, spec: HostSpec, now: float) -> bool:
     host = state.hosts.get(spec.name)
     if host is None or host.state is not COMPOSED or host.degraded or not _is_open(state, spec, now):
         return False
-    return any(host.is_far(part) and part.kind in (MEMORY, GPU) for part in host.parts)
-
-
-def _gpus(host: LogicalHost) -> set[tuple[str, str]]:
-    return {(part.provider, device) for part in host.parts if part.kind == GPU for device in part.devices}
+    kinds = moves.movable(state, host)
+    return any(host.is_far(part) and part.kind in kinds for part in host.parts)
 
 
 def _is_open(state: ClusterState, spec: HostSpec, now: float) -> bool:
@@ -279,6 +277,9 @@ def _commit(state: ClusterState, spec: HostSpec, plan: LogicalHost, now: float, 
         return
     if before is not None and before.state is COMPOSED and not may_become(state, plan):
         _wait(state, spec, "jobs use more of it than it is to have")
+        return
+    if before is not None and before.state is COMPOSED and (held_back := moves.held_back(state, before, plan)):
+        _wait(state, spec, held_back)
         return
     resizing = before is not None and bool(before.parts)
     until = before.reserved_until if before is not None and before.state is PLANNED else 0.0

@@ -11,6 +11,10 @@
 
     *  has to be heard of, ready or gone, before the host goes on
 
+A disk that takes the place of another one says so (`mirrors`) from ATTACH on until that one is gone for good: if it
+breaks when the other is to go already, it can be made anew from that one. In a VM's order it says so at ATTACH alone,
+where both are in it.
+
 An order's version grows with the host's, and twice within it, since what is near and what is far change at different
 steps: near 2v at ATTACH, 2v + 1 from DETACH on; far 2v before WITHDRAW, 2v + 1 from there on.
 """
@@ -73,6 +77,16 @@ def goal_of(host: LogicalHost) -> Holding:
     if host.step in NEAR_IS_LEAVING and host.state is not HostState.RESIZING:
         return Holding()
     return host.becomes or host.holding
+
+
+def moved_disk(host: LogicalHost) -> tuple[Part, Part] | None:
+    """The disk that leaves and the one that takes its place, while the host is resized to have that."""
+    if host.was is None or host.becomes is None:
+        return None
+    before = {part.id: part for part in host.was.parts if part.kind == STORAGE}
+    after = {part.id: part for part in host.becomes.parts if part.kind == STORAGE}
+    old, new = before.keys() - after.keys(), after.keys() - before.keys()
+    return (before[min(old)], after[min(new)]) if old and new else None
 
 
 def ordered(host: LogicalHost, fabric: Fabric) -> list[Ordered]:
@@ -157,9 +171,11 @@ def _near(host: LogicalHost, fabric: Fabric) -> Iterator[Ordered]:
             awaited = step in (Step.ATTACH, Step.DETACH)
             yield _machine(host, shown, version, awaited, fabric)
         return
+    moved = moved_disk(host) if step is not Step.EXPORT else None
     for part in shown.parts:
         if role := _near_role(host, part):
-            yield _attached(host, part, role, version, step is Step.ATTACH and part.id in stays, fabric)
+            one = _attached(host, part, role, version, step is Step.ATTACH and part.id in stays, fabric)
+            yield _mirroring(one, moved[0]) if moved is not None and part.id == moved[1].id else one
     for part in host.parts if step in NEAR_IS_LEAVING else ():
         if part.id not in stays and (role := _near_role(host, part)):
             order = _order(host, part.id, role, version, absent=True)
@@ -199,11 +215,16 @@ def _attached(host: LogicalHost, part: Part, role: str, version: int, awaited: b
     return Ordered(host.anchor, order, awaited, whole=source is not None)
 
 
+def _mirroring(one: Ordered, old: Part) -> Ordered:
+    return replace(one, order=replace(one.order, mirrors=old.id))
+
+
 def _machine(host: LogicalHost, shown: Holding, version: int, awaited: bool, fabric: Fabric) -> Ordered:
     order = _order(host, vm_part(host), VM_PART, version, absent=not shown.parts)
     if not shown.parts:
         return Ordered(host.anchor, order, awaited)
     disks, whole = [], True
+    moved = moved_disk(host) if host.step is Step.ATTACH else None
     for part in shown.parts:
         if part.kind != STORAGE and not (part.kind == MEMORY and host.is_far(part)):
             continue
@@ -211,7 +232,8 @@ def _machine(host: LogicalHost, shown: Holding, version: int, awaited: bool, fab
         whole &= source is not None
         address, port, secret = source or ("", 0, "")
         disk = {"part": part.id, "kind": part.kind, "bytes": part.amount}
-        disks.append({**disk, "address": address, "port": port, "secret": secret})
+        mirrors = {"mirrors": moved[0].id} if moved is not None and part.id == moved[1].id else {}
+        disks.append({**disk, "address": address, "port": port, "secret": secret, **mirrors})
     near = [part for part in shown.parts if not host.is_far(part)]
     cpu_milli = sum(part.amount for part in near if part.kind == CPU)
     memory_bytes = sum(part.amount for part in near if part.kind == MEMORY)

@@ -4,6 +4,10 @@
     DETACH, WITHDRAW   waits for every node, but for one that is not connected only let_go_seconds: it owes us its
                        parts from then on, and gets nothing new before it has told what it has (control.hosts.telling)
 
+Where a disk takes the place of another one, ATTACH lasts until all bytes are copied. For that it has, beside
+compose_seconds, four times what they take at the bandwidth of the narrower of the two disks' circuits, or at
+1 Gbit/s where both are the anchor's own: work goes on meanwhile, over the same circuits.
+
 Each step is written before its orders go out, since those go with that write (Outbox.durable).
 """
 
@@ -11,12 +15,16 @@ from __future__ import annotations
 
 from lavalite.control.hosts import commitment, loss
 from lavalite.control.hosts.commitment import COMPOSED, COMPOSING, DRAINING, FAILED, RESIZING
-from lavalite.control.hosts.orders import Ordered, ordered
+from lavalite.control.hosts.orders import Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
 from lavalite.model.host import LogicalHost, Step
 
+COPIES = 4
+"""So many times what copying a disk takes alone may go by until it is in place."""
+BITS_PER_SECOND_WITHIN = 10**9
+"""Of a copy that no circuit limits."""
 FORWARD = frozenset({Step.EXPORT, Step.ATTACH})
 NEXT = {Step.EXPORT: Step.ATTACH, Step.ATTACH: Step.DETACH, Step.DETACH: Step.WITHDRAW}
 
@@ -47,9 +55,12 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
     waited_for = [o for o in ordered(host, fabric_of(state)) if o.awaited]
     left = [o for o in waited_for if not o.is_met(told.get(o.node, {}).get(o.order.key))]
     if host.step not in FORWARD:
-        held_up = [o for o in left if not _is_let_go(state, o.node, since, now)]
+        # A disk that moves is not given away before its anchor has said with which of the two it goes on.
+        stays = "" if moved_disk(host) is None else host.anchor
+        held_up = [o for o in left if o.node == stays or not _is_let_go(state, o.node, since, now)]
         if held_up:
             _say(state, host, held_up[0])
+            _copy_again(state, host, now)
         else:
             _owe(state, left)
             _next(state, host, now, out)
@@ -61,9 +72,17 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
             return
     if not left:
         _next(state, host, now, out)
-    elif now - since >= state.settings.compose_seconds:
-        seconds = int(state.settings.compose_seconds)
-        _unwind(state, host, f"{_named(left[0])} was not ready within {seconds} s", now)
+    elif now - since >= (most := state.settings.compose_seconds + copy_seconds(host)):
+        _unwind(state, host, f"{_named(left[0])} was not ready within {int(most)} s", now)
+
+
+def copy_seconds(host: LogicalHost) -> float:
+    """How long the host may be at ATTACH on account of a disk that moves."""
+    moved = moved_disk(host) if host.step is Step.ATTACH else None
+    if moved is None:
+        return 0.0
+    over = [circuit.bits_per_second for circuit in host.circuits if circuit.id in {part.circuit for part in moved}]
+    return COPIES * moved[0].amount * 8 / max(1, min(over, default=BITS_PER_SECOND_WITHIN))
 
 
 def _named(one: Ordered) -> str:
@@ -93,10 +112,27 @@ def _owe(state: ClusterState, left: list[Ordered]) -> None:
 def _say(state: ClusterState, host: LogicalHost, one: Ordered) -> None:
     """A node says that it cannot let go: people see it, and the node is asked again now and then."""
     report = state.parts_told.get(one.node, {}).get(one.order.key)
-    if report is not None and one.is_broken(report) and host.state is DRAINING:
+    goes_forward = host.state is DRAINING or host.was is not None
+    if report is not None and one.is_broken(report) and goes_forward:
         reason = f"{_named(one)}: {report.reason}"
         if host.reason != reason:
             state.set_host(host.model_copy(update={"reason": reason}))
+
+
+def _copy_again(state: ClusterState, host: LogicalHost, now: float) -> None:
+    """A disk broke that took another one's place, just when that one was to go, which therefore stays as yet: it is
+    ordered once more, by a higher version.
+    """
+    moved = moved_disk(host)
+    if moved is None or now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
+        return
+    for one in ordered(host, fabric_of(state)):
+        report = state.parts_told.get(one.node, {}).get(one.order.key)
+        if one.order.mirrors and report is not None and one.is_broken(report):
+            state.reattached[host.name] = now
+            # What was said of it since, this one call may have changed.
+            state.set_host(state.hosts[host.name].model_copy(update={"version": host.version + 1}))
+            return
 
 
 def _next(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> None:

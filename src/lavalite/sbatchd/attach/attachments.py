@@ -21,9 +21,9 @@ import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.attach.book import Book, Work
+from lavalite.sbatchd.attach.book import Beside, Book, Work
 from lavalite.sbatchd.attach.records import Record, RecordFolder
-from lavalite.sbatchd.attach.roles import Key, Made, Overtaken, PartRole
+from lavalite.sbatchd.attach.roles import Key, Made, NotYetError, Overtaken, PartRole
 from lavalite.wire.frames import PartOrder, PartState
 
 CHECK_SECONDS = 5.0
@@ -42,6 +42,7 @@ class _Done:
     work: Work
     made: Made | None
     reason: str
+    not_yet: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -103,6 +104,10 @@ class Attachments:
         """As the book says."""
         return self.book.ports(circuit)
 
+    def beside(self, disk: PartOrder) -> Beside:
+        """As the book says."""
+        return self.book.beside(disk)
+
     def scratch(self, host: str) -> str:
         """Where the storage of a host is mounted here; empty where it has none."""
         paths = [
@@ -163,6 +168,10 @@ class Attachments:
     async def _note(self, done: _Done) -> None:
         verb, key = done.work.verb, done.work.record.key
         said = {"part": key.part, "role": key.role, "host": done.work.record.order.host}
+        if done.not_yet:
+            self.book.not_yet(key)
+            log.debug("a part is on its way", **said, reason=done.reason)
+            return
         if verb == "make":
             await self._write([self.book.made(key, done.made, done.reason)])
         else:
@@ -185,7 +194,7 @@ class Attachments:
             self._spawn(self._carry_out(work))
 
     async def _carry_out(self, work: Work) -> None:
-        made, reason, order = None, "", work.record.order
+        made, reason, not_yet, order = None, "", False, work.record.order
         try:
             role = self._roles[order.role]
             async with self._alone.setdefault(work.record.key, asyncio.Lock()):
@@ -194,12 +203,12 @@ class Attachments:
                 else:
                     await role.remove(order)
         except LavaLiteError as error:
-            reason = str(error)[:MAX_REASON_CHARACTERS]
+            reason, not_yet = str(error)[:MAX_REASON_CHARACTERS], isinstance(error, NotYetError)
         except Exception as error:
             # A fault of ours in one part must not take all others' keeper down.
             log.exception("a part", part=order.part, role=order.role)
             reason = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
-        self._queue.put_nowait(_Done(work, made, reason))
+        self._queue.put_nowait(_Done(work, made, reason, not_yet))
 
     def _check(self) -> None:
         for record in self.book.ready():

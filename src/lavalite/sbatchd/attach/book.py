@@ -3,6 +3,8 @@
     ordered ──► new ──► ready ◄──► lost        any ──► leaving (ordered absent) ──► gone
                  └────► failed
 
+What takes long is begun, and asked for again now and then until it is ready (not_yet).
+
 Laws, each held by a property test: whatever is ordered, and wherever it is killed and begun anew, in the end exactly
 what was ordered stands; what was not named stays; an incarnation is never taken for another; of one host a circuit is
 laid before its exports are opened and those before anything is attached, and all of it goes in the reverse order.
@@ -27,6 +29,17 @@ class Work(NamedTuple):
     record: Record
 
 
+class Beside(NamedTuple):
+    """Other disks of a disk's host. `mirrors`: whose place it takes, if that stands still, leaving or not. `stays`:
+    those that are to stay. `heir`: of these the one that takes its place, and whether that holds everything.
+    """
+
+    mirrors: Key | None
+    stays: tuple[Key, ...]
+    heir: Key | None
+    heir_is_ready: bool
+
+
 class Book:
     """Changed by its methods alone. What they give back is to be written down before anything else is done."""
 
@@ -40,9 +53,15 @@ class Book:
         """`ports`: those that exports may have; `usable`: whether nothing else on this machine has it."""
         self.records = {record.key: record for record in records}
         self._roles, self._ports, self._usable = roles, tuple(ports), usable
+        for record in list(self.records.values()):
+            old = self.records.get(record.key._replace(part=record.order.mirrors))
+            if record.state == "ready" and record.order.role == "disk" and old is not None and not old.leaving:
+                # The machine may have begun anew, and then it is a copy no more.
+                self.records[record.key] = record.but(state="new")
         self._due = {
             key for key, record in self.records.items() if record.leaving or record.state in ("new", "ready")
         }
+        self._later: set[Key] = set()
         self._busy: dict[Key, int] = {}
         """With the version of the order that is being carried out."""
         self._waiting: dict[Key, PartOrder] = {}
@@ -77,6 +96,10 @@ class Book:
             leaving = record.order.model_copy(update={"want": "absent", "version": order.version})
             self.records[key] = record.but(order=leaving, reason="")
             self._due.add(key)
+            self._later.discard(key)
+        elif order.version > record.order.version:
+            newer = record.order.model_copy(update={"version": order.version})
+            self.records[key] = record.but(order=newer)
 
     def _change(self, record: Record, order: PartOrder) -> None:
         kept = {"port": record.order.port, "address": record.order.address} if order.role == "export" else {}
@@ -157,6 +180,12 @@ class Book:
         self.records[key] = record
         return record
 
+    def not_yet(self, key: Key) -> None:
+        """It was begun, and is to be asked for again."""
+        del self._busy[key]
+        if not self.records[key].leaving:
+            self._later.add(key)
+
     def removed(self, key: Key, reason: str = "") -> list[Record]:
         """It is gone, or why not. The records that are new; its own goes where it is gone."""
         del self._busy[key]
@@ -166,6 +195,8 @@ class Book:
             return [self.records[key]]
         del self.records[key]
         self._due.discard(key)
+        self._later.discard(key)
+        self._ask_again()  # somebody may have waited for that
         self._gone[key] = record.order
         self._relay(record.order)
         before = set(self.records)
@@ -187,7 +218,8 @@ class Book:
         return self.records[key]
 
     def retry(self) -> None:
-        """What could not be removed is tried again."""
+        """What could not be removed is tried again, and what was not ready yet is asked for."""
+        self._ask_again()
         self._due |= {key for key, record in self.records.items() if record.leaving and key not in self._busy}
 
     def overtaken(self) -> list[PartOrder]:
@@ -195,9 +227,14 @@ class Book:
         busy = {key: self.records[key].order for key in self._busy}
         return [order for key, order in busy.items() if order.version > self._busy[key]]
 
+    def _ask_again(self) -> None:
+        self._due |= self._later & self.records.keys()
+        self._later.clear()
+
     def ready(self) -> list[Record]:
         """What is to be looked after."""
-        idle = [record for key, record in self.records.items() if key not in self._busy and key not in self._due]
+        begun = self._busy.keys() | self._due | self._later
+        idle = [record for key, record in self.records.items() if key not in begun]
         return [record for record in idle if record.state == "ready" and not record.leaving]
 
     # --- what to tell
@@ -209,6 +246,16 @@ class Book:
             told.append(_state(self._waiting[key], "failed", reason=reason))
         told += [_state(order, "gone") for order in self._gone.values()]
         return sorted(told, key=lambda state: (state.host, state.part, state.role, state.incarnation))
+
+    def beside(self, disk: PartOrder) -> Beside:
+        """What else of its host there is."""
+        others = [r for r in self.records.values() if _same_host(r.order, disk) and r.order.role == "disk"]
+        others = [record for record in others if record.order.part != disk.part]
+        mirrored = [record.key for record in others if record.order.part == disk.mirrors]
+        stay = [record for record in others if not record.leaving]
+        heir = next((record for record in stay if record.order.mirrors == disk.part), None)
+        whole = heir is not None and heir.state == "ready" and heir.key not in self._later
+        return Beside(next(iter(mirrored), None), tuple(r.key for r in stay), heir.key if heir else None, whole)
 
     def ports(self, circuit: PartOrder) -> tuple[list[int], list[int]]:
         """The ports that travel in a circuit: of this node's exports, and of the peer's."""

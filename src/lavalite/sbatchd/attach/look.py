@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
 import sys
@@ -56,6 +57,14 @@ def is_connected(address: str, port: int) -> bool:
 
 def is_mounted(path: str) -> bool:
     return bool(_mounts(path))
+
+
+def mounted_at(device: str) -> list[Path]:
+    """Where a block device is mounted."""
+    found = Path(device).stat().st_rdev
+    number = f"{os.major(found)}:{os.minor(found)}"
+    fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [Path(each[4].replace("\\040", " ")) for each in fields if each[2] == number]
 
 
 def is_read_only(path: str) -> bool:

@@ -12,8 +12,9 @@ import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
+from lavalite.sbatchd.attach.book import Beside
 from lavalite.sbatchd.attach.look import is_connected, is_mounted, is_read_only, is_swap
-from lavalite.sbatchd.attach.roles import Key, Made, PartRole
+from lavalite.sbatchd.attach.roles import Key, Made, NotYetError, PartRole
 from lavalite.sbatchd.attach.runner import Runner
 from lavalite.wire.frames import PartOrder
 
@@ -22,6 +23,7 @@ RECONNECT_SECONDS = 25.0
 RENEW_SECONDS = 300.0
 """So often the rules that keep others from an export are laid anew."""
 Ports = Callable[[PartOrder], tuple[list[int], list[int]]]
+DisksBeside = Callable[[PartOrder], Beside]
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +38,13 @@ class PartSettings:
     line_bits_per_second: int = 0
 
 
-def make_roles(runner: Runner, settings: PartSettings, clock: Clock, ports: Ports) -> dict[str, PartRole]:
-    """All roles of this room, by name. `ports`: what travels in a circuit."""
+def make_roles(
+    runner: Runner, settings: PartSettings, clock: Clock, ports: Ports, beside: DisksBeside
+) -> dict[str, PartRole]:
+    """All roles of this room, by name. `ports`: what travels in a circuit; `beside`: what disks a host has else."""
     return {
         "export": ExportRole(runner, settings, clock),
-        "disk": DiskRole(runner, settings, clock),
+        "disk": DiskRole(runner, settings, clock, beside),
         "swap": SwapRole(runner, settings, clock),
         "circuit": CircuitRole(runner, settings, ports),
     }
@@ -53,7 +57,10 @@ class RootRole:
         self._runner, self._settings = runner, settings
 
     async def make(self, order: PartOrder) -> Made:
-        return Made(**await self._run("make", order))
+        answer = await self._run("make", order)
+        if pending := answer.get("pending"):
+            raise NotYetError(str(pending))
+        return Made(**answer)
 
     async def remove(self, order: PartOrder) -> None:
         await self._run("remove", order)
@@ -132,10 +139,19 @@ class _Attached(RootRole):
 
 
 class DiskRole(_Attached):
+    def __init__(self, runner: Runner, settings: PartSettings, clock: Clock, beside: DisksBeside) -> None:
+        super().__init__(runner, settings, clock)
+        self._beside = beside
+
     def more(self, order: PartOrder) -> dict[str, Any]:
+        beside = self._beside(order)
         return {
             "storage_path": str(self._settings.storage_path),
             "preallocate": self._settings.storage_preallocate,
+            "mirrors": beside.mirrors.slug if beside.mirrors else "",
+            "stays": [key.slug for key in beside.stays],
+            "heir": beside.heir.slug if beside.heir else "",
+            "heir_is_ready": beside.heir_is_ready,
         }
 
     async def check(self, order: PartOrder, made: Made) -> str:
@@ -143,9 +159,17 @@ class DiskRole(_Attached):
             return f"{made.path} is not mounted any more"
         if is_read_only(made.path):
             return f"{made.path} could not be written to, and is read-only since"
+        if self._beside(order).mirrors is not None:
+            # What fails on one of two is held until somebody says with which of them it goes on.
+            try:
+                await self.make(order)
+            except NotYetError:
+                return "it has to be copied anew"
+            except LavaLiteError as error:
+                return str(error)
         if not order.address:
             return ""
-        if made.device.startswith("/dev/nbd"):
+        if made.device.startswith(("/dev/nbd", "/dev/mapper/")):
             return await self._connection(order)
         # libnbd does not connect again, and what was on its way is lost.
         served = await self._runner.serves(Key.of(order).slug) and is_connected(order.address, order.port)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from lavalite.base.errors import LavaLiteError
 from lavalite.wire.frames import PartOrder
 
 
@@ -40,11 +41,18 @@ class Made:
     path: str = ""
 
 
+class NotYetError(LavaLiteError):
+    """It is begun, and goes on by itself: it is to be asked for again. The message says how far it is."""
+
+
 class PartRole(Protocol):
     """Each raises LavaLiteError with a reason for people, and may be called again at any time after a crash."""
 
     async def make(self, order: PartOrder) -> Made:
-        """Make it as ordered; what stands of it already stays, and is changed where the order asks for more."""
+        """Make it as ordered; what stands of it already stays, and is changed where the order asks for more.
+
+        Raises NotYetError for what takes long: nobody is kept waiting who wants it away meanwhile.
+        """
         ...
 
     async def remove(self, order: PartOrder) -> None:

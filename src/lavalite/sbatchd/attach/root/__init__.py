@@ -4,7 +4,8 @@
     request   what it is asked, as sbatchd wrote it
     services  long-running programs (nbdkit, nbdfuse): units of systemd, or processes of their own session
     export    storage or memory of this node, served to one consumer
-    disk      storage, of this node or from an export, as a mounted file system
+    disk      storage, of this node or from an export, as a mounted file system; one in place of another
+    legs      what a disk's bytes are on: block devices; mapper: the device over them (dmsetup)
     swap      an export of memory, as swap
     circuit   bandwidth on the way to a peer (HTB)
     nbd       the kernel's NBD client over netlink; handshake: how NBD begins

@@ -1,8 +1,9 @@
-"""Storage as a mounted file system: an export of another node, or a file of this one.
+"""Storage as a mounted file system, which stays where it is while the disk below it becomes another one.
 
-another node, kernel with nbd      /dev/nbdX ──► ext4 ──► STATE/hosts-scratch/HOST/SLUG
-another node, kernel without nbd   nbdfuse ──► a file ──► /dev/loopX ──► ext4 …
-this node                          STATE/storage/SLUG ──► /dev/loopX ──► ext4 …
+    block device (legs) ──► /dev/mapper/lavalite-SLUG (mapper) ──► ext4 ──► STATE/hosts-scratch/HOST/SLUG
+
+Without a device mapper the file system lies on the block device, and stays there; so does one that was mounted before
+there was one. Device and folder are called by the disk for which they were made, also once that has gone.
 """
 
 from __future__ import annotations
@@ -13,49 +14,40 @@ from pathlib import Path
 from typing import Any
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.sbatchd.attach.look import is_connected, is_mounted
-from lavalite.sbatchd.attach.root import nbd, services
-from lavalite.sbatchd.attach.root.handshake import connect
-from lavalite.sbatchd.attach.root.request import Request, make_room, run
+from lavalite.sbatchd.attach.look import is_mounted, mounted_at
+from lavalite.sbatchd.attach.root import legs, mapper
+from lavalite.sbatchd.attach.root.mapper import Mapped
+from lavalite.sbatchd.attach.root.request import Request, alone, run
 
 BUSY_SECONDS = 5.0
 """How long what uses a disk may take to let go before it is named."""
 MOUNT_OPTIONS = "nosuid,nodev,noatime,errors=remount-ro"
-FUSE_LOST = "its connection to the export broke"
+UNMAPPED = "is without the device mapper, so that no other disk can take its place"
 
 
 def make(request: Request) -> dict[str, Any]:
+    """Ready, or `pending`, why not yet: then it is asked for again."""
     path = _path(request)
-    if request.order["address"]:
-        device = _far_device(request, path)
-    else:
-        make_room(request.storage, request.amount, preallocate=bool(request.more.get("preallocate")))
-        device = _loop(request.storage)
-    if is_mounted(str(path)):
-        if not request.order["address"]:
-            _grow(device)
-    else:
-        _file_system(device)
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for folder in (path, path.parent, path.parent.parent):
-            folder.chmod(0o755)
-        run(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, device, str(path)])
-    path.chmod(0o1777)
-    return {"device": device, "path": str(path)}
+    device = legs.bring(request, mounted=is_mounted(str(path)))
+    with alone(request.folder):
+        if request.more.get("mirrors"):
+            return _mirroring(request, device, str(request.more["mirrors"]))
+        return _mounted(request, device, path)
 
 
 def remove(request: Request) -> dict[str, Any]:
-    path = _path(request)
-    _unmount(path)
-    with contextlib.suppress(OSError):
-        path.rmdir()
-        path.parent.rmdir()
-        path.parent.parent.rmdir()
-    for device in (*_loops(request.storage), *_loops(_fuse_file(request))):
-        run(["losetup", "--detach", device])
-    _fuse_away(request)
-    nbd.detach(request.slug)
-    request.storage.unlink(missing_ok=True)
+    with alone(request.folder):
+        mapped = _mapped(legs.found(request, request.slug))
+        if not _goes_on(request, mapped):
+            for path in (_path(request), *(mounted_at(mapped.path) if mapped else ())):
+                _unmount(path)
+            if mapped:
+                mapper.remove(mapped)
+        host = _path(request).parent
+        for folder in (*host.glob("*"), host, host.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # what is mounted there, or in it, stays
+    legs.drop(request)
     return {}
 
 
@@ -63,76 +55,31 @@ def _path(request: Request) -> Path:
     return request.state_path / "hosts-scratch" / str(request.order["host"]) / request.slug
 
 
-# --- block devices
+# --- one disk
 
 
-def _far_device(request: Request, path: Path) -> str:
-    address, port = str(request.order["address"]), int(request.order["port"])
-    fuse = is_mounted(str(_fuse_file(request).parent))
-    if request.order["tls"]:
-        # Neither the kernel's nbd nor Debian 12's nbdfuse can take a key.
-        raise LavaLiteError("an encrypted export cannot be a disk of a bare host", hint="Compose it as a VM.")
-    if not fuse and (nbd.find(request.slug) or nbd.is_usable()):
-        return nbd.attach(request.slug, address, port, connected=is_connected(address, port))
-    if not Path("/dev/fuse").exists():
-        raise LavaLiteError(
-            "this node cannot attach storage of another node: its kernel has neither nbd nor FUSE",
-            hint="Load the module nbd.",
-        )
-    if fuse and not services.is_up(request):
-        if is_mounted(str(path)):
-            raise LavaLiteError(FUSE_LOST, code="disk_lost")
-        for device in _loops(_fuse_file(request)):
-            run(["losetup", "--detach", device])
-        _fuse_away(request)
-    file = _fuse_file(request)
-    if not services.is_up(request):
-        connect(address, port).close()  # nbdfuse would wait in silence, and for minutes
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        services.start(request, ["nbdfuse", str(file), f"nbd://{where}/"])
-    # Size and all are known once it has been connected.
-    services.until(request, lambda: is_mounted(str(file.parent)) and file.exists(), "nbdfuse")
-    return _loop(file)
-
-
-def _fuse_file(request: Request) -> Path:
-    return request.file("nbd") / "disk"
-
-
-def _fuse_away(request: Request) -> None:
-    folder = _fuse_file(request).parent
-    if is_mounted(str(folder)):
-        # What it still had to write is written by then: nbdfuse ends with its mount.
-        run(["umount", str(folder)], check=False)
-        if is_mounted(str(folder)):
-            run(["umount", "--lazy", str(folder)], check=False)
-    if services.is_up(request):
-        services.stop(request)
-    with contextlib.suppress(FileNotFoundError):
-        folder.rmdir()
-    services.stop(request)
-
-
-def _loops(file: Path) -> list[str]:
-    """Loop devices of a file, also where that cannot be reached any more."""
-    found = []
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            if backing.read_text().strip().removesuffix(" (deleted)") == str(file):
-                found.append(f"/dev/{backing.parents[1].name}")
-    return found
-
-
-def _loop(file: Path) -> str:
-    if found := _loops(file):
-        return found[0]
-    if not Path("/dev/loop-control").exists():
-        run(["modprobe", "loop"], check=False)
-    return run(["losetup", "--find", "--show", str(file)]).strip()
-
-
-# --- file systems
+def _mounted(request: Request, device: str, path: Path) -> dict[str, Any]:
+    mapped = mapper.over(device)
+    if mapped is None and not is_mounted(str(path)) and not legs.is_fuse(request) and mapper.is_usable():
+        mapped = mapper.create(mapper.name_of(request.slug), device)
+    if mapped is not None and len(mapped.disks) > 1:
+        # It is one of two that hold the same; whichever is to go says so.
+        return _ready(mapped)
+    was_small = mapped is not None and mapped.sectors < mapper.sectors(device)
+    if mapped is not None and was_small:
+        mapper.keep(mapped, mapped.disks[0], mapper.sectors(device))
+    on = mapped.path if mapped else device
+    if not (paths := mounted_at(mapped.path) if mapped else [path] * is_mounted(str(path))):
+        _file_system(on)
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder in (path, path.parent, path.parent.parent):
+            folder.chmod(0o755)
+        run(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, on, str(path)])
+    elif mapped is not None or not request.order["address"]:
+        run(["resize2fs", on])
+    path = paths[0] if paths else path
+    path.chmod(0o1777)
+    return {"device": on, "path": str(path)}
 
 
 def _file_system(device: str) -> None:
@@ -142,12 +89,83 @@ def _file_system(device: str) -> None:
     if not kind:
         # Its bytes are zero as yet: nothing has to be cleared, and nothing is cleared later either.
         options = "nodiscard,lazy_itable_init=1,assume_storage_prezeroed=1"
-        run(["mkfs.ext4", "-q", "-m", "0", "-E", options, device])
+        run(["mkfs.ext4", "-q", "-b", "4096", "-m", "0", "-E", options, device])
 
 
-def _grow(device: str) -> None:
-    run(["losetup", "--set-capacity", device])
-    run(["resize2fs", device])
+# --- one disk in place of another
+
+
+def _mirroring(request: Request, device: str, old: str) -> dict[str, Any]:
+    """What is on the disk of that slug comes onto this one as well, under the same device."""
+    mapped = mapper.over(device)
+    if mapped is not None:
+        return _ready(mapped) if len(mapped.disks) == 1 else _judged(mapped)
+    olds = legs.found(request, old)
+    mapped = _mapped(olds)
+    if mapped is None:
+        if is_mounted(str(_path(request).with_name(old))):
+            raise LavaLiteError(f"the disk whose place it is to take {UNMAPPED}")
+        return {"pending": "the disk whose place it is to take is not there yet"}
+    if len(mapped.disks) > 1:
+        raise LavaLiteError(f"another disk takes the place of {mapped.path} already")
+    if not mapper.is_usable("mirror"):
+        raise LavaLiteError(
+            "this node's kernel cannot mirror a disk, so that none can take another one's place",
+            hint="Load the module dm-mirror.",
+        )
+    if mapper.sectors(device) < mapped.sectors:
+        raise LavaLiteError(f"{device} is smaller than {mapped.path}, whose bytes it is to hold")
+    mapper.mirror(mapped, device)
+    return {"pending": "it is being copied"}
+
+
+def _judged(mapped: Mapped) -> dict[str, Any]:
+    """How far a mirror is. Where one of its disks broke, it goes on with the other, if that has everything."""
+    copied = mapper.copied(mapped)
+    if copied.is_complete:
+        if not copied.first_lives:
+            mapper.keep(mapped, mapped.disks[1])
+        return _ready(mapped)
+    if not (copied.first_lives and copied.second_lives):
+        mapper.keep(mapped, mapped.disks[0])
+        which = "the disk that it is a copy of" if copied.second_lives else "it"
+        raise LavaLiteError(f"{which} could not be read or written to, after {copied.done} of {copied.total} regions")
+    return {"pending": f"{copied.done} of {copied.total} regions are copied"}
+
+
+def _ready(mapped: Mapped) -> dict[str, Any]:
+    paths = mounted_at(mapped.path)
+    if not paths:
+        raise LavaLiteError(f"{mapped.path} is not mounted any more")
+    return {"device": mapped.path, "path": str(paths[0])}
+
+
+def _goes_on(request: Request, mapped: Mapped | None) -> bool:
+    """Whether the device goes on with another disk. Raises LavaLiteError where this one alone has everything."""
+    stays = [device for slug in request.more.get("stays", ()) for device in legs.found(request, slug)]
+    others = [mapper.number(device) for device in stays]
+    if mapped is not None and (kept := [disk for disk in mapped.disks if disk in others]):
+        if kept[0] != mapped.disks[0] and not mapper.copied(mapped).is_complete:
+            raise LavaLiteError("the disk that takes its place has not everything that it holds")
+        mapper.keep(mapped, kept[0])
+        return True
+    heir, copy_of = str(request.more.get("heir", "")), str(request.more.get("mirrors", ""))
+    if mapped is not None and (heir or copy_of in request.more.get("stays", ())):
+        raise LavaLiteError("the disk that stays has not what it holds")
+    if not heir:
+        return False
+    if is_mounted(str(_path(request))):
+        raise LavaLiteError(f"it {UNMAPPED}")
+    if _mapped(legs.found(request, heir)) is None and not request.more.get("heir_is_ready"):
+        raise LavaLiteError("the disk that takes its place is not known to hold what it holds")
+    return True
+
+
+def _mapped(devices: list[str]) -> Mapped | None:
+    return next((mapped for device in devices if (mapped := mapper.over(device))), None)
+
+
+# --- letting go
 
 
 def _unmount(path: Path) -> None:
