@@ -48,7 +48,8 @@ def status(node: Node) -> str:
 
 
 def going_to(told: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"address": told["address"], "port": told["port"], "secret": told["secret"], **more}
+    where = {name: told[name] for name in ("address", "port", "secret")}
+    return {**where, "carried": ["near-a", "near-b"], **more}
 
 
 def coming_to(node: Node, told: dict[str, Any]) -> dict[str, Any]:

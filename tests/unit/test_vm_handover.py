@@ -261,7 +261,7 @@ async def test_never_do_two_run_and_one_does_in_the_end(kills: list[int], read_a
         old.qemu.peer, old.qemu.read_all = new.qemu, read_all
         if fault == "new dies":
             new.qemu = old.qemu.peer = None
-        going = {"address": waits.address, "port": waits.port, "secret": waits.secret}
+        going = {"address": waits.address, "port": waits.port, "secret": waits.secret, "carried": ["near-a"]}
         try:
             await leader.ordered(old, NEAR, FAR, outgoing=going)
             handed_over = True

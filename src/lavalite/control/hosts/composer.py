@@ -44,7 +44,7 @@ from lavalite.model.host import LogicalHost, Step
 from lavalite.model.job import Share
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.columns import state_reason
-from lavalite.placement.compose import nearer, plan_hosts
+from lavalite.placement.compose import elsewhere, nearer, plan_hosts
 from lavalite.placement.reasons import Reason, Refusal
 
 MOST_LOOKED_AT = 8
@@ -217,6 +217,8 @@ def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
         host, pools = there.existing[spec.name], list(state.specs.pools.values())
         wish, links, kinds = grown_spec(spec, host), state.specs.links, moves.movable(state, host)
         plan = nearer(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links, kinds=kinds)
+        if plan is None and moves.may_go(state, host):
+            plan = elsewhere(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links)
         if plan is not None:
             _commit(state, wish, plan, now, out)
             return  # the next one is planned beside it, at the next look

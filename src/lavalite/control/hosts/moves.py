@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lavalite.control.hosts.orders import DISK, moved_disk
+from lavalite.control.hosts.orders import DISK, VM_PART, moved_disk, vm_part
 from lavalite.control.state import ClusterState
 from lavalite.model.host import VM, LogicalHost, Step
 from lavalite.model.resources import GPU, MEMORY, STORAGE
@@ -19,6 +19,12 @@ def movable(state: ClusterState, host: LogicalHost) -> frozenset[str]:
     if _disk_may_move(state, host):
         kinds.add(STORAGE)
     return frozenset(kinds)
+
+
+def may_go(state: ClusterState, host: LogicalHost) -> bool:
+    """Whether it is a machine that another node could take over: its own says what it is built of."""
+    told = state.parts_told.get(host.anchor, {}).get((vm_part(host), VM_PART, host.incarnation))
+    return host.executor == VM and told is not None and told.state == "ready" and bool(told.device)
 
 
 def held_back(state: ClusterState, before: LogicalHost, after: LogicalHost) -> str:

@@ -13,9 +13,9 @@ Each step is written before its orders go out, since those go with that write (O
 
 from __future__ import annotations
 
-from lavalite.control.hosts import commitment, loss
+from lavalite.control.hosts import commitment, loss, migration
 from lavalite.control.hosts.commitment import COMPOSED, COMPOSING, DRAINING, FAILED, RESIZING
-from lavalite.control.hosts.orders import Ordered, moved_disk, ordered
+from lavalite.control.hosts.orders import VM_PART, Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -25,8 +25,15 @@ COPIES = 4
 """So many times what copying a disk takes alone may go by until it is in place."""
 BITS_PER_SECOND_WITHIN = 10**9
 """Of a copy that no circuit limits."""
-FORWARD = frozenset({Step.EXPORT, Step.ATTACH})
+FORWARD = frozenset({Step.EXPORT, Step.ATTACH, Step.RECEIVE, Step.SEND})
 NEXT = {Step.EXPORT: Step.ATTACH, Step.ATTACH: Step.DETACH, Step.DETACH: Step.WITHDRAW}
+NEXT_OF_A_MOVE = {
+    Step.EXPORT: Step.RECEIVE,
+    Step.RECEIVE: Step.SEND,
+    Step.SEND: Step.RUN,
+    Step.RUN: Step.DETACH,
+    Step.DETACH: Step.WITHDRAW,
+}
 
 
 def look_again(state: ClusterState) -> None:
@@ -56,7 +63,10 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
     left = [o for o in waited_for if not o.is_met(told.get(o.node, {}).get(o.order.key))]
     if host.step not in FORWARD:
         # A disk that moves is not given away before its anchor has said with which of the two it goes on.
+        # Nor is a machine that moves, before it runs where it goes.
         stays = "" if moved_disk(host) is None else host.anchor
+        if host.moves_to:
+            stays = host.moves_to if host.step is Step.RUN else ""
         held_up = [o for o in left if o.node == stays or not _is_let_go(state, o.node, since, now)]
         if held_up:
             _say(state, host, held_up[0])
@@ -72,7 +82,7 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
             return
     if not left:
         _next(state, host, now, out)
-    elif now - since >= (most := state.settings.compose_seconds + copy_seconds(host)):
+    elif now - since >= (most := state.settings.compose_seconds + copy_seconds(host) + migration.send_seconds(host)):
         _unwind(state, host, f"{_named(left[0])} was not ready within {int(most)} s", now)
 
 
@@ -123,12 +133,15 @@ def _copy_again(state: ClusterState, host: LogicalHost, now: float) -> None:
     """A disk broke that took another one's place, just when that one was to go, which therefore stays as yet: it is
     ordered once more, by a higher version.
     """
-    moved = moved_disk(host)
-    if moved is None or now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
+    begins = bool(host.moves_to) and host.step is Step.RUN
+    if moved_disk(host) is None and not begins:
+        return
+    if now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
         return
     for one in ordered(host, fabric_of(state)):
         report = state.parts_told.get(one.node, {}).get(one.order.key)
-        if one.order.mirrors and report is not None and one.is_broken(report):
+        again = one.order.role == VM_PART if begins else one.order.mirrors
+        if again and report is not None and one.is_broken(report):
             state.reattached[host.name] = now
             # What was said of it since, this one call may have changed.
             state.set_host(state.hosts[host.name].model_copy(update={"version": host.version + 1}))
@@ -141,7 +154,8 @@ def _next(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> No
         done = {"state": COMPOSED, "step": Step.SETTLED, "tries": 0, "retry_at": 0.0, "reason": ""}
         _composed(state, host.model_copy(update=done))
     elif host.step is not Step.WITHDRAW:
-        state.set_host(host.model_copy(update={"step": NEXT[host.step]}))
+        following = NEXT_OF_A_MOVE if host.moves_to else NEXT
+        state.set_host(host.model_copy(update={"step": following[host.step]}))
     elif host.state is RESIZING:
         _resized(state, host, now, out)
     elif host.name in state.removals or host.state is DRAINING:
@@ -175,6 +189,7 @@ def _resized(state: ClusterState, host: LogicalHost, now: float, out: Outbox) ->
         "leaving": [],
         "degraded": [part for part in host.degraded if part in ids],
     }
+    settled |= migration.settled(host, after)
     if went_well:
         settled |= {"reason": "", "tries": 0, "retry_at": 0.0}
     commitment.commit(state, host.model_copy(update=settled), now, out, less=True)

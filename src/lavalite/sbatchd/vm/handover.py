@@ -1,6 +1,6 @@
 """A machine goes from one QEMU to another while it runs (ADR 13): what both nodes ask of their own.
 
-    at the new one   receive   a machine built alike waits; its root layer and the disks that are files can be written
+    at the new one   receive   a machine built alike waits; its root layer, and the disks that travel, can be written
                      arrive    all is here: it runs from now on
     at the old one   send      both get what the guest writes ──► memory travels ──► the guest stands ──► its disks
                                are alike, the rest of memory goes ──► the new one has read it: handed over
@@ -117,10 +117,11 @@ class Receiving:
         taken: places.Places = {}
         exports = {ROOT: ROOT}
         for disk, name, slot in pairs(told, wanted):
-            if slot.carried:
+            carried = disk.part != slot.part
+            if carried:
                 exports[name] = block_name(disk.serial)
-            if slot.carried or disk.serial != name:
-                taken[disk.serial] = places.Taken(name, "", whole=not slot.carried)
+            if carried or disk.serial != name:
+                taken[disk.serial] = places.Taken(name, "", whole=not carried)
             await disks.insert(disk, name, slot.port)
         await asyncio.to_thread(places.save, self.folder, taken)
         await Resize(self.qmp, self.settings, self.clock, runs=False).cpus(told.cpus_now)
@@ -219,7 +220,7 @@ class Sending:
         await _key(self.qmp, self.folder, to.secret, self.settings.vm_user, "client")
         taken = await asyncio.to_thread(places.load, self.folder)
         carried = [(ROOT, ROOT, "top")]
-        carried += [(places.place_of(d, taken), block_name(d.serial), "full") for d in wanted if not d.address]
+        carried += [(places.place_of(d, taken), block_name(d.serial), "full") for d in wanted if d.part in to.carried]
         where = {"type": "inet", "host": to.address, "port": str(to.port + 1)}
         for name, node, sync in carried:
             hand = hand_name(name)

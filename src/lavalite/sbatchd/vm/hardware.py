@@ -44,11 +44,10 @@ class Built(Config):
 
 
 class Slot(Config):
-    """Where a disk is plugged, and of which part its bytes are. `carried`: they are this node's, and travel along."""
+    """Where a disk is plugged, and of which part its bytes are."""
 
     part: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
     port: Annotated[str, StringConstraints(pattern=r"^port[0-9]{1,2}$")]
-    carried: bool = False
 
 
 class Hardware(Config):
@@ -128,7 +127,7 @@ async def hardware_of(qmp: Qmp, folder: Path, disks: list[Disk]) -> str:
             return ""
         bus = await qmp.call("qom-get", {"path": f"{PERIPHERAL}/{name}", "property": "parent_bus"})
         port = str(bus).rpartition("/")[2]
-        slots[name] = {"part": disk.part, "port": port, "carried": not disk.address}
+        slots[name] = {"part": disk.part, "port": port}
     kind = str(await qmp.call("qom-get", {"path": "/machine", "property": "type"})).removesuffix("-machine")
     _, present = processors(await qmp.call("query-hotpluggable-cpus"))
     found = {"built": built, "machine": kind, "cpus_now": len(present), "disks": slots}

@@ -100,6 +100,8 @@ class Outgoing(Config):
     port: int = Field(gt=0, lt=65_535)
     secret: PskHex = Field(repr=False)
     bits_per_second: int = Field(default=0, ge=0)
+    carried: list[Text] = Field(default=[], max_length=DISKS_MOST)
+    """Parts of which the bytes travel along. Other disks are exports that the other node attaches, too."""
 
 
 class Wanted(Config):
