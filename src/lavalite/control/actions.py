@@ -65,7 +65,6 @@ class PartOrdered:
     secret: str = field(default="", repr=False)
     iops: int = 0
     mirrors: str = ""
-    also: list[str] = field(default_factory=list)
     vm: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -332,8 +332,7 @@ class PartOrder(Frame):
     """One thing that a node is to have, or not to have any more, for a logical host.
 
     role      on          what
-    export    provider    `amount` bytes of `kind` (storage, memory) as an NBD export for `peer` alone, and for the
-                          addresses in `also` while a machine moves there
+    export    provider    `amount` bytes of `kind` (storage, memory) as an NBD export for `peer` alone
     disk      anchor      storage, from the export at `address`:`port`, or of this node where `address` is empty
     swap      anchor      far memory: the export at `address`:`port`, as swap
     circuit   both ends   `amount` bits a second to `peer`
@@ -364,7 +363,6 @@ class PartOrder(Frame):
     secret: str = Field(default="", repr=False)
     iops: int = 0
     mirrors: str = ""
-    also: list[str] = []
     vm: dict[str, Any] = {}
 
 

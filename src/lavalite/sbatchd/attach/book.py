@@ -264,7 +264,7 @@ class Book:
             order = record.order
             if not _same_host(order, circuit):
                 continue
-            if order.role == "export" and circuit.peer_address in (order.peer_address, *order.also):
+            if order.role == "export" and order.peer_address == circuit.peer_address:
                 own.add(order.port)
             elif order.role in ("disk", "swap", "vm") and order.address == circuit.peer_address:
                 far.add(order.port)

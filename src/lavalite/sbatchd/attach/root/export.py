@@ -1,5 +1,4 @@
-"""An NBD export: bytes of this node's storage or memory, served by nbdkit to one consumer alone, or, while that is a
-virtual machine that moves, to both the nodes that it is on.
+"""An NBD export: bytes of this node's storage or memory, served by nbdkit to one consumer alone.
 
 Storage is a file, and survives whatever becomes of nbdkit. Memory is nbdkit's own: once it has served and is down,
 what it held is lost, and it is not begun anew under the same name.
@@ -27,7 +26,7 @@ def make(request: Request) -> dict[str, Any]:
     order = request.order
     port, address, peer = int(order["port"]), str(order["address"]), str(order["peer_address"])
     try:
-        rules = nft.only_from(port, peer, *order.get("also", []))
+        rules = nft.only_from(port, peer)
         nft.family(address)
     except ValueError as error:
         raise LavaLiteError(f"an export needs the addresses of this node and of its consumer: {error}") from None

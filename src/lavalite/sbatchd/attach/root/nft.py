@@ -43,18 +43,11 @@ def drop(chain: str) -> None:
         run(["nft", "delete", "table", *TABLE.split()], check=False)
 
 
-def only_from(port: int, *peers: str) -> list[str]:
-    """Rules by which nobody but the peers reaches a port of this node. Raises ValueError for what is no address."""
-    by_family: dict[str, list[str]] = {"ip": [], "ip6": []}
-    for peer in dict.fromkeys(peers):
-        by_family[family(peer)].append(peer)
-    found = []
-    for own, protocol in (("ip", "ipv4"), ("ip6", "ipv6")):
-        if let_in := by_family[own]:
-            found.append(f"tcp dport {port} {own} saddr != {{ {', '.join(let_in)} }} drop")
-        else:
-            found.append(f"tcp dport {port} meta nfproto {protocol} drop")
-    return found
+def only_from(port: int, peer: str) -> list[str]:
+    """Rules by which nobody but the peer reaches a port of this node."""
+    own = family(peer)
+    other = "ipv6" if own == "ip" else "ipv4"
+    return [f"tcp dport {port} {own} saddr != {peer} drop", f"tcp dport {port} meta nfproto {other} drop"]
 
 
 def to_class(handle: str, peer: str, own: Sequence[int], far: Sequence[int]) -> list[str]:
