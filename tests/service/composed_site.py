@@ -49,6 +49,7 @@ TRACES_EVERYWHERE = {
 TRACES_OF_A_KERNEL = {
     "loop devices": "ls -d /sys/block/loop*/backing_file 2>/dev/null | wc -l",
     "NBD devices": "ls -d /sys/block/nbd*/pid 2>/dev/null | wc -l",
+    "mapped devices": "ls /dev/mapper | grep -c lavalite; true",
     "swap": "tail -n +2 /proc/swaps | wc -l",
 }
 

@@ -164,14 +164,20 @@ def test_work_uses_what_is_elsewhere_while_it_grows(clean: ComposedSite) -> None
     assert word == "whole" and DISK_MIB * 3 // 4 < int(size) <= DISK_MIB
 
 
-def test_its_disk_is_not_resized_in_place_and_says_so(clean: ComposedSite) -> None:
+def test_its_disk_grows_by_moving_to_a_larger_one_and_does_not_shrink(clean: ComposedSite) -> None:
     clean.apply(**hosts(clean))
-    clean.on_host('echo kept > "$LAVALITE_SCRATCH/note"')
-    said = clean.refused(**hosts(clean, disk=GROWN_DISK_MIB))
-    assert "storage of another node" in said and "not resized" in said
-    assert clean.on_host('cat "$LAVALITE_SCRATCH/note"').strip() == "kept"
+    look = 'echo "$LAVALITE_SCRATCH"; cat "$LAVALITE_SCRATCH/note"; df --output=size -m "$LAVALITE_SCRATCH" | tail -1'
+    before = clean.on_host(f'echo kept > "$LAVALITE_SCRATCH/note"; {look}').split()
+    clean.apply(**hosts(clean, disk=GROWN_DISK_MIB))
     host = clean.host()
-    assert host is not None and host["state"] == "composed" and amounts(host)["storage", DISK] == DISK_MIB * MIB
+    assert host is not None and host["state"] == "composed"
+    assert amounts(host)["storage", DISK] == GROWN_DISK_MIB * MIB
+    until(lambda: int(clean.on_host(look).split()[2]) > DISK_MIB, "the file system has grown", 60)
+    after = clean.on_host(look).split()
+    assert after[:2] == before[:2] and after[1] == "kept"
+    said = clean.refused(**hosts(clean))
+    assert "does not shrink" in said
+    assert clean.on_host('cat "$LAVALITE_SCRATCH/note"').strip() == "kept"
 
 
 def swapped_mib(site: ComposedSite) -> int:

@@ -15,6 +15,7 @@ import structlog
 from lavalite.base.errors import BusyError, ConflictError, FencedError, LavaLiteError, RefusedError
 from lavalite.control.events import HostGrown
 from lavalite.control.hosts import composer, growth
+from lavalite.control.hosts.moves import is_copying
 from lavalite.mbatchd.service import Service
 from lavalite.model.host import HostState
 from lavalite.model.task import AttemptId
@@ -108,6 +109,10 @@ class GrowthDesk:
                             return host.reason
                     await self._service.next_event()
         except TimeoutError:
+            host = self._service.state.hosts.get(name)
+            if host is not None and is_copying(host):
+                hint = "Ask what it has now and then."
+                raise BusyError(f"the disk of {name} is being copied to a larger one", hint=hint) from None
             return f"{name} has not become so within {self._wait_seconds:g} s"
 
     def _facts(self, node: str, name: str) -> dict[str, object]:

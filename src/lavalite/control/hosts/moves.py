@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lavalite.control.hosts.orders import DISK, VM_PART, moved_disk, vm_part
+from lavalite.control.events import PartReported
+from lavalite.control.hosts.orders import DISK, moved_disk
 from lavalite.control.state import ClusterState
 from lavalite.model.host import VM, LogicalHost, Step
 from lavalite.model.resources import GPU, MEMORY, STORAGE
@@ -21,17 +22,13 @@ def movable(state: ClusterState, host: LogicalHost) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def may_go(state: ClusterState, host: LogicalHost) -> bool:
-    """Whether it is a machine that another node could take over: its own says what it is built of."""
-    told = state.parts_told.get(host.anchor, {}).get((vm_part(host), VM_PART, host.incarnation))
-    return host.executor == VM and told is not None and told.state == "ready" and bool(told.device)
-
-
 def held_back(state: ClusterState, before: LogicalHost, after: LogicalHost) -> str:
     """Why the host's disk cannot move as is planned, for people; nothing where it can, or stays."""
     planned = after.model_copy(update={"was": before.holding, "becomes": after.holding})
     if moved_disk(planned) is None or _disk_may_move(state, before):
         return ""
+    if None in _disks_told(state, before):
+        return f"{before.anchor} has not said yet whether another disk can take the place of the host's"
     return f"{before.anchor} has its disk without the device mapper, so that it can be neither moved nor enlarged"
 
 
@@ -42,8 +39,10 @@ def is_copying(host: LogicalHost) -> bool:
 
 def _disk_may_move(state: ClusterState, host: LogicalHost) -> bool:
     """Whether the anchor says so, by the name of the device. A virtual machine's disks all may."""
-    if host.executor == VM:
-        return True
+    told = _disks_told(state, host)
+    return host.executor == VM or all(disk is not None and disk.device.startswith(MAPPED) for disk in told)
+
+
+def _disks_told(state: ClusterState, host: LogicalHost) -> list[PartReported | None]:
     told = state.parts_told.get(host.anchor, {})
-    disks = [told.get((part.id, DISK, host.incarnation)) for part in host.parts if part.kind == STORAGE]
-    return all(disk is not None and disk.device.startswith(MAPPED) for disk in disks)
+    return [told.get((part.id, DISK, host.incarnation)) for part in host.parts if part.kind == STORAGE]

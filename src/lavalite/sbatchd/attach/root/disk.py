@@ -76,7 +76,12 @@ def _mounted(request: Request, device: str, path: Path) -> dict[str, Any]:
             folder.chmod(0o755)
         run(["mount", "-t", "ext4", "-o", MOUNT_OPTIONS, on, str(path)])
     elif mapped is not None or not request.order["address"]:
-        run(["resize2fs", on])
+        try:
+            run(["resize2fs", on])
+        except LavaLiteError:
+            # One that has taken another one's place serves as it is, and may grow when it is looked at again.
+            if was_small or mapped is None:
+                raise
     path = paths[0] if paths else path
     path.chmod(0o1777)
     return {"device": on, "path": str(path)}
@@ -122,15 +127,18 @@ def _mirroring(request: Request, device: str, old: str) -> dict[str, Any]:
 def _judged(mapped: Mapped) -> dict[str, Any]:
     """How far a mirror is. Where one of its disks broke, it goes on with the other, if that has everything."""
     copied = mapper.copied(mapped)
-    if copied.is_complete:
+    if mapped.is_whole and copied.second_lives:
         if not copied.first_lives:
             mapper.keep(mapped, mapped.disks[1])
         return _ready(mapped)
     if not (copied.first_lives and copied.second_lives):
         mapper.keep(mapped, mapped.disks[0])
         which = "the disk that it is a copy of" if copied.second_lives else "it"
-        raise LavaLiteError(f"{which} could not be read or written to, after {copied.done} of {copied.total} regions")
-    return {"pending": f"{copied.done} of {copied.total} regions are copied"}
+        raise LavaLiteError(f"{which} could not be read or written to any more")
+    if copied.done < copied.total:
+        return {"pending": f"{copied.done} of {copied.total} regions are copied"}
+    mapper.note_whole(mapped)
+    return _ready(mapped)
 
 
 def _ready(mapped: Mapped) -> dict[str, Any]:
@@ -145,9 +153,13 @@ def _goes_on(request: Request, mapped: Mapped | None) -> bool:
     stays = [device for slug in request.more.get("stays", ()) for device in legs.found(request, slug)]
     others = [mapper.number(device) for device in stays]
     if mapped is not None and (kept := [disk for disk in mapped.disks if disk in others]):
-        if kept[0] != mapped.disks[0] and not mapper.copied(mapped).is_complete:
+        is_copy = kept[0] != mapped.disks[0]
+        if is_copy and not (mapped.is_whole and mapper.copied(mapped).second_lives):
             raise LavaLiteError("the disk that takes its place has not everything that it holds")
-        mapper.keep(mapped, kept[0])
+        mapper.keep(mapped, kept[0], mapper.sectors(stays[others.index(kept[0])]))
+        if is_copy:
+            with contextlib.suppress(LavaLiteError):
+                run(["resize2fs", mapped.path])
         return True
     heir, copy_of = str(request.more.get("heir", "")), str(request.more.get("mirrors", ""))
     if mapped is not None and (heir or copy_of in request.more.get("stays", ())):

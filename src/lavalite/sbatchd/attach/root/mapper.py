@@ -3,6 +3,9 @@
     linear over one disk ──► mirror over two: the first is copied to the second, what is written goes to both
                          ◄── linear over either of the two
 
+Once everything is copied, the mirror's table says so itself (`nosync`: nothing is to be copied), and that is what
+counts from then on: what cannot be written to the first disk counts with the kernel as not copied, too.
+
 A table is loaded beside the one in use, and put in its place by one call: a crash leaves the one or the other. What
 failed on one of two disks is held until there is another table, and then done on that, so nothing is lost on the way.
 """
@@ -25,11 +28,14 @@ ALIVE = "A"
 
 @dataclass(slots=True, frozen=True)
 class Mapped:
-    """A device of ours. `disks` are what lies below, as `43:0`: the one that is copied from first."""
+    """A device of ours. `disks` are what lies below, as `43:0`: the one that is copied from first. `is_whole`: all
+    of it has been copied to the second.
+    """
 
     name: str
     sectors: int
     disks: tuple[str, ...]
+    is_whole: bool = False
 
     @property
     def path(self) -> str:
@@ -44,10 +50,6 @@ class Copied:
     total: int
     first_lives: bool
     second_lives: bool
-
-    @property
-    def is_complete(self) -> bool:
-        return self.done == self.total and self.second_lives
 
 
 def is_usable(target: str = "linear") -> bool:
@@ -95,8 +97,12 @@ def keep(mapped: Mapped, disk: str, size: int = 0) -> None:
 
 def mirror(mapped: Mapped, device: str) -> None:
     """Begin to copy to that device."""
-    legs = f"2 {mapped.disks[0]} 0 {number(device)} 0"
-    _swap(mapped, f"0 {mapped.sectors} mirror core 1 {REGION_SECTORS} {legs} 1 handle_errors\n")
+    _swap(mapped, _mirror(mapped.sectors, f"core 1 {REGION_SECTORS}", mapped.disks[0], number(device)))
+
+
+def note_whole(mapped: Mapped) -> None:
+    """Of a mirror that has copied everything. What has failed since on either disk is done again, on both."""
+    _swap(mapped, _mirror(mapped.sectors, f"core 2 {REGION_SECTORS} nosync", *mapped.disks))
 
 
 def copied(mapped: Mapped) -> Copied:
@@ -115,6 +121,10 @@ def remove(mapped: Mapped) -> None:
 
 def _linear(size: int, disk: str) -> str:
     return f"0 {size} linear {disk} 0\n"
+
+
+def _mirror(size: int, log: str, first: str, second: str) -> str:
+    return f"0 {size} mirror {log} 2 {first} 0 {second} 0 1 handle_errors\n"
 
 
 def _swap(mapped: Mapped, table: str) -> None:
@@ -148,7 +158,7 @@ def _read(line: str) -> Mapped | None:
         return None
     after = 2 + int(rest[1])
     count = int(rest[after])
-    return Mapped(name, size, tuple(rest[after + 1 : after + 1 + 2 * count : 2]))
+    return Mapped(name, size, tuple(rest[after + 1 : after + 1 + 2 * count : 2]), "nosync" in rest[2:after])
 
 
 def _has(target: str) -> bool:
