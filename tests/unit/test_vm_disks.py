@@ -140,10 +140,27 @@ async def test_a_new_disk_that_fails_leaves_the_old_one_and_says_why(node: Node)
     assert "Input/output error" in await node.disks.not_following([OLD, NEW])
     # It missed something since: no machine starts from it.
     node.qemu_dies()
-    with pytest.raises(LavaLiteError, match="does not hold all that disk-old held"):
+    with pytest.raises(LavaLiteError, match="does not hold all that is on disk-old"):
         await node.make(NEW)
     await node.make(OLD)
     assert seen(node) == ON_OLD
+
+
+async def test_what_alone_has_all_is_not_given_up_for_what_has_not(node: Node) -> None:
+    """Also not its file, and not the name that the guest has for it."""
+    near, far = disk("near", "old", near=True), disk("far", "near")
+    await node.make(OLD)
+    await node.make(OLD, near)
+    await node.make(near)
+    node.qemu.copy_looks = 10**9
+    with pytest.raises(LavaLiteError, match="something else is ordered"):
+        await node.make(near, far, overtaken=True)
+    node.qemu_dies()
+    with pytest.raises(LavaLiteError, match="does not hold all"):
+        await node.make(far)
+    await node.make(disk("near", near=True))
+    assert seen(node)[0] == {"disk-old": "block-disk-near"}
+    assert (node.folder / "disk-near.raw").stat().st_size == 512
 
 
 async def test_a_longer_one_is_as_long_as_the_old_one_until_it_is_alone(node: Node) -> None:

@@ -87,6 +87,7 @@ class Disks:
         """Raises LavaLiteError with what the guest or QEMU does not give."""
         taken, serials = await self._places(), {disk.serial for disk in wanted}
         found = await self._found(taken)
+        _whole(wanted, found, taken)
         for serial, job in sorted(found.jobs.items()):
             if serial not in serials:
                 await self._stop(serial)
@@ -162,11 +163,6 @@ class Disks:
     # --- one disk comes, and goes
 
     async def _plug(self, disk: Disk, found: Found, taken: Places) -> None:
-        if disk.serial not in found.behind.values() and not taken.get(disk.serial, Taken("", "", True)).whole:
-            before = taken[disk.serial].before
-            raise LavaLiteError(
-                f"the disk {disk.part} does not hold all that {before} held, whose place it was to take"
-            )
         name = place_of(disk, taken)
         await self._open(disk)
         try:
@@ -332,6 +328,15 @@ class Disks:
 
     async def _until(self, done: Callable[[], Any], why: str) -> None:
         await until(self.clock, self.settings.vm_resize_seconds, done, why)
+
+
+def _whole(wanted: list[Disk], found: Found, taken: Places) -> None:
+    """Raises LavaLiteError where one would be taken for all that there is, and is not: before anything else goes."""
+    for disk in wanted:
+        alone = disk.serial not in found.behind.values() and not follows(disk, wanted, taken, found.behind)
+        if alone and disk.serial in taken and not taken[disk.serial].whole:
+            before = taken[disk.serial].before
+            raise LavaLiteError(f"the disk {disk.part} does not hold all that is on {before}, whose place it takes")
 
 
 def _cannot(disk: Disk, error: QmpError) -> LavaLiteError:
