@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ async def _forget_key(qmp: Qmp, folder: Path) -> None:
     for command, arguments in (("migrate-set-parameters", {"tls-creds": ""}), ("object-del", {"id": KEY})):
         with contextlib.suppress(QmpError):
             await qmp.call(command, arguments)
-    await asyncio.to_thread(lambda: (folder / KEY_FOLDER / "keys.psk").unlink(missing_ok=True))
+    await asyncio.to_thread(shutil.rmtree, folder / KEY_FOLDER, ignore_errors=True)
 
 
 def _uri(address: str, port: int) -> str:
@@ -155,7 +156,7 @@ async def arrived(folder: Path) -> None:
     def note() -> None:
         taken = places.load(folder)
         places.save(folder, {name: places.Taken(each.place, each.before, whole=True) for name, each in taken.items()})
-        (folder / KEY_FOLDER / "keys.psk").unlink(missing_ok=True)
+        shutil.rmtree(folder / KEY_FOLDER, ignore_errors=True)
         (folder / NOTE).unlink(missing_ok=True)
 
     await asyncio.to_thread(note)
