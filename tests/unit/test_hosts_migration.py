@@ -17,6 +17,7 @@ from hosts_world import (
     nothing_is_left,
     one_order,
     roles,
+    room_appears,
     settle,
     whole,
     wide_offer,
@@ -157,6 +158,22 @@ def test_a_machine_that_does_not_start_where_it_was_handed_over_to_is_waited_for
     w.advance(61)
     settle(w)
     is_at(w, "n3")
+
+
+def test_a_machine_that_cannot_let_go_of_its_old_disk_is_asked_again() -> None:
+    w = composed()
+    room_appears(w, "n1")
+    settle(w)
+    w.advance(61)
+    until_step(w, "detach")
+    w.agents["n1"].parts.failing = {"vm"}
+    settle(w)
+    assert host(w).step == "detach" and "no room on the disk" in host(w).reason
+    w.agents["n1"].parts.failing = set()
+    w.advance(61)
+    settle(w)
+    is_at(w, "n1")
+    assert not host(w).circuits and host(w).reason == ""
 
 
 def test_an_old_anchor_that_is_away_gives_its_machine_back_when_it_returns() -> None:

@@ -19,7 +19,7 @@ from lavalite.control.hosts.orders import VM_PART, Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
-from lavalite.model.host import LogicalHost, Step
+from lavalite.model.host import VM, LogicalHost, Step
 
 COPIES = 4
 """So many times what copying a disk takes alone may go by until it is in place."""
@@ -131,16 +131,18 @@ def _say(state: ClusterState, host: LogicalHost, one: Ordered) -> None:
 
 def _copy_again(state: ClusterState, host: LogicalHost, now: float) -> None:
     """A disk broke that took another one's place, just when that one was to go, which therefore stays as yet: it is
-    ordered once more, by a higher version.
+    ordered once more, by a higher version. So is a machine that does not run as yet where it has gone,
+    or where it is to stay after all.
     """
-    begins = bool(host.moves_to) and host.step is Step.RUN
+    begins = bool(host.moves_to) and host.step in (Step.RUN, Step.DETACH)
     if moved_disk(host) is None and not begins:
         return
     if now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
         return
     for one in ordered(host, fabric_of(state)):
         report = state.parts_told.get(one.node, {}).get(one.order.key)
-        again = one.order.role == VM_PART if begins else one.order.mirrors
+        machine = one.order.role == VM_PART and one.order.want == "present"
+        again = machine if host.executor == VM else one.order.mirrors
         if again and report is not None and one.is_broken(report):
             state.reattached[host.name] = now
             # What was said of it since, this one call may have changed.
