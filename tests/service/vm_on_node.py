@@ -31,7 +31,9 @@ async def made(role: VmRole, order: PartOrder) -> Made:
 
 
 async def main(verb: str, state: str, settings: str, order: str) -> int:
-    role = VmRole(Path(state), VmSettings.model_validate_json(settings), SystemClock(), ChildRunner())
+    role = VmRole(
+        Path(state), VmSettings.model_validate_json(settings), SystemClock(), ChildRunner(), range(10950, 10970)
+    )
     ordered = PartOrder.model_validate_json(order)
     try:
         if verb == "make":
