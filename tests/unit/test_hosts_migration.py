@@ -36,7 +36,8 @@ STEPS = ["export", "receive", "send", "run", "detach", "withdraw", ""]
 def composed(**fields: object) -> World:
     """CPU and memory of n1, and a disk that only n3 has, which has no cores for it."""
     vm = VmAsk(image="debian-12", address="198.19.0.50/24")
-    w = far_world(asked(amounts=AMOUNTS, executor=VM, vm=vm, **fields), cores_of_n3=1, settings=Settings(vm_migration=True))
+    spec, allowed = asked(amounts=AMOUNTS, executor=VM, vm=vm, **fields), Settings(vm_migration=True)
+    w = far_world(spec, cores_of_n3=1, settings=allowed)
     settle(w)
     assert host(w).state == "composed" and host(w).anchor == "n1"
     for name in NODES:
