@@ -91,8 +91,8 @@ def _spread(
     others = [name for name in sorted(free) if name != anchor and name not in closed]
     for node in (anchor, *others):
         near = min(wanted, max(0, free[node].get(kind, 0)))
-        if node == anchor and kind != MEMORY and near < wanted:
-            continue
+        if near < wanted and kind != MEMORY and (node == anchor or kind == STORAGE):
+            continue  # a disk is never divided
         if near and kind != GPU:
             parts.append(_part(spec.name, kind, near, node))
             wanted -= near
