@@ -563,7 +563,7 @@ def test_the_definition_is_read_and_changed_by_version(defined: One) -> None:
 
 
 def test_all_faults_of_a_document_are_told_at_once(defined: One) -> None:
-    text = "cluster: test\npools:\n  p: {nodes: '*', kinds: [cpu, smell]}\nqueues:\n  q: {priority: high}\n"
+    text = "cluster: test\npools:\n  p: {nodes: '*', kinds: [cpu, memry]}\nqueues:\n  q: {priority: high}\n"
     status, answer = defined.raw("PUT", "/v1/definition", {"text": text, "file": "my.yml"})
     assert status == 400
     assert [(e["file"], e["line"]) for e in answer["errors"]] == [("my.yml", 3), ("my.yml", 5)]

@@ -55,11 +55,16 @@ ExitCode = Annotated[int, reads(parse_exit)]
 
 def _kind(value: Any) -> str:
     """One of the five, or the name of a special kind; what is nearly one of the five is that misspelled."""
-    close = get_close_matches(value, KINDS, n=1, cutoff=0.75) if isinstance(value, str) else list(KINDS)
+    close = _close(value) if isinstance(value, str) else list(KINDS)
     if value not in KINDS and close:
         hint = f"Did you mean {close[0]}?" if len(close) == 1 else f"Write {' or '.join(close)}."
         raise custom("unknown_value", f"{str(value)[:60]} is not known here", hint)
     return str(value) if value in KINDS else _special(value)
+
+
+def _close(value: str) -> list[str]:
+    """`memry`, and `cup`; but `npu` and `tpu` are kinds of their own."""
+    return get_close_matches(value, KINDS, n=1, cutoff=0.75) or [k for k in KINDS if sorted(k) == sorted(value)]
 
 
 def _special(value: Any) -> str:
