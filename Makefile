@@ -91,13 +91,12 @@ molecule: $(VENV)/.dev $(COLLECTION)
 	@LAVALITE_LAB=required tools/molecule $(BIN) $(SCENARIO)
 
 # Hosts that boot come after, two files of tests at a time: beside them, what counts seconds on loopback would be disturbed.
-# They wait for each other half of the time, in which molecule has a turn; it says by itself what it cannot run.
+# Molecule says by itself what it cannot run.
 test: $(VENV)/.dev $(COLLECTION) test-deps
 	@tools/preflight $(PYTHON)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not lab"
-	@said=$$(mktemp); AT_A_TIME=1 tools/molecule $(BIN) >$$said 2>&1 & molecule=$$!; \
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m lab; tests=$$?; \
-	wait $$molecule; scenarios=$$?; cat $$said; rm -f $$said; [ $$tests = 0 ] && [ $$scenarios = 0 ]
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m lab
+	@tools/molecule $(BIN)
 
 sim: $(VENV)/.dev
 	$(BIN)/pytest -n $(TEST_WORKERS) tests/sim --seeds 2000
