@@ -314,6 +314,7 @@ def test_what_cannot_be_had_is_refused_with_its_reason_and_takes_nothing(clean: 
     assert site.traces() == before, "none of that took anything"
 
     # Less than jobs hold of it.
+    cluster.run(f"rm -f ~{PERSON}/leave")
     job = cluster.submit(f"until [ -e ~{PERSON}/leave ]; do sleep 0.5; done", host=HOST, memory_bytes=80 * MIB)
     cluster.running_task(job)
     before = site.traces()
