@@ -31,9 +31,7 @@ async def made(role: VmRole, order: PartOrder) -> Made:
 
 
 async def main(verb: str, state: str, settings: str, order: str) -> int:
-    role = VmRole(
-        Path(state), VmSettings.model_validate_json(settings), SystemClock(), ChildRunner(), range(10950, 10970)
-    )
+    role = VmRole(Path(state), VmSettings.model_validate_json(settings), SystemClock(), ChildRunner())
     ordered = PartOrder.model_validate_json(order)
     try:
         if verb == "make":

@@ -410,8 +410,6 @@ class World:
         host = LogicalHost.model_validate_json(record) if record is not None else None
         if order.want == "absent":
             gone = host is None or host.incarnation != order.incarnation or order.part not in part_ids(host)
-            if host is not None and order.role == "vm":
-                gone = gone or node not in (host.anchor, host.moves_to)
             at = ("withdraw",) if order.role in ("circuit", "export") else ("detach", "withdraw")
             assert gone or (host is not None and host.step in at), f"{order} at {host}"
             return
@@ -419,11 +417,6 @@ class World:
         assert order.part in part_ids(host)
         if order.role in ("disk", "swap", "vm") and host.state == "composing":
             assert host.step == "attach", f"{order} at {host.step}"
-        if order.role == "vm" and host.moves_to:
-            comes, goes = "incoming" in order.vm, "outgoing" in order.vm
-            at = ("receive", "send") if comes else ("send",) if goes else ("export", "receive", "detach", "withdraw")
-            runs_there = node == host.moves_to and not comes
-            assert host.step in (("run", "detach", "withdraw") if runs_there else at), f"{order} at {host.step}"
 
     # --- leaders ----------------------------------------------------------------------------------------------
 

@@ -14,13 +14,10 @@ Leg = tuple[str, int]
 
 @dataclass
 class Disks:
-    """Of all nodes. `written`: how often each host, by name and incarnation, has been written to; `handed_over`: how
-    often it had been when its machine was handed over last.
-    """
+    """Of all nodes. `written`: how often each host, by name and incarnation, has been written to."""
 
     holds: dict[Leg, int] = field(default_factory=dict)
     written: dict[tuple[str, int], int] = field(default_factory=dict)
-    handed_over: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass

@@ -29,8 +29,6 @@ class PartAgent:
     devices: Devices = field(default_factory=Devices)
     own_disks: set[PartKey] = field(default_factory=set)
     device_name: str = "/dev/mapper/disk"
-    coming: dict[tuple[str, int], list[str]] = field(default_factory=dict)
-    """By host, the disks that come with its machine."""
     _told: tuple[PartReported, ...] | None = None
     _answers: dict[PartKey, PartReported] = field(default_factory=dict)
 
@@ -112,15 +110,11 @@ class PartAgent:
         if reason := self._attached(order):
             self.has[order.key] = replace(answer, state="failed", reason=reason)
             return
-        waits = order.role == "vm" and "incoming" in order.vm
-        port = next(PORTS) if order.role == "export" or waits else 0
+        port = next(PORTS) if order.role == "export" else 0
         was = self.has.get(order.key)
         port = was.port if was is not None and was.port else port
-        port = 0 if order.role == "vm" and not waits else port
         device = self.device_name if order.role == "disk" else ""
-        if order.role == "vm" and not waits and "outgoing" not in order.vm:
-            device = "what it is built of"
-        self.has[order.key] = replace(answer, port=port, secret="5ec4e7" if order.tls or waits else "", device=device)
+        self.has[order.key] = replace(answer, port=port, secret="5ec4e7" if order.tls else "", device=device)
 
     # --- disks
 
@@ -133,15 +127,6 @@ class PartAgent:
             return self.devices.attach(host, order.part, order.mirrors)
         if order.role != "vm":
             return ""
-        if "incoming" in order.vm:
-            self.coming[host] = [disk["part"] for disk in order.vm["disks"] if "mirrors" in disk]
-            return ""
-        if "outgoing" in order.vm:  # its guest stands, and all that it wrote is at the other node, too
-            self.devices.disks.handed_over[host] = self.devices.disks.written.get(host, 0)
-            self.devices.legs.pop(host, None)
-            return ""
-        for part in self.coming.pop(host, []):
-            self.devices.disks.holds[part, host[1]] = self.devices.disks.handed_over.get(host, 0)
         wanted = {disk["part"]: disk.get("mirrors", "") for disk in order.vm["disks"] if disk["kind"] == "storage"}
         assert all(mirrors in wanted for mirrors in wanted.values() if mirrors), "there is nothing to be copied"
         gone = [part for part, _ in self.devices.legs.get(host, []) if part not in wanted]
@@ -156,7 +141,6 @@ class PartAgent:
         if order.role == "export":
             self.devices.disks.holds.pop(leg, None)
         elif order.role == "vm":
-            self.coming.pop(host, None)
             for part, _ in list(self.devices.legs.get(host, [])):
                 self.devices.detach(host, part, heir="")
         elif order.role == "disk":

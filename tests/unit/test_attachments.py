@@ -128,23 +128,6 @@ async def test_from_order_to_gone(bench: Bench) -> None:
     assert not bench.machine.stands and not list(bench.folder.iterdir())
 
 
-async def test_who_takes_long_hears_that_something_else_is_ordered(bench: Bench) -> None:
-    heard: list[tuple[str, int]] = []
-    bench.machine.overtaken = lambda order: heard.append((order.want, order.version))  # type: ignore[attr-defined]
-    bench.machine.gate.clear()
-    async with bench.running() as attachments:
-        attachments.order([order(version=1)])
-        await bench.machine.until_begun(["a"])
-        attachments.order([order(version=1)])  # the same again is nothing else
-        attachments.order([order(version=2)])
-        attachments.order([order(version=3, want="absent")])
-        attachments.order([order("b")])
-        await bench.machine.until_begun(["a", "b"])
-        assert heard[:2] == [("present", 2), ("absent", 3)]
-        bench.machine.gate.set()
-        await bench.until(lambda states: states.get("a") == "gone")
-
-
 async def test_what_it_takes_long_to_make_holds_up_nobody(bench: Bench) -> None:
     bench.machine.gate.clear()
     async with bench.running() as attachments:

@@ -44,8 +44,6 @@ class Settings:
     """A host that could not be composed, or resized, is tried again after the first, and then twice as long."""
     reattach_seconds: float = 30.0
     """For so long what a host lost is not attached anew, after it was tried."""
-    vm_migration: bool = False
-    """Whether a virtual machine may go to another anchor by itself, where its disk cannot come to it (ADR 13)."""
     reanchor_seconds: float = 60.0
     """For so long after a look whether far memory may come near, nothing is looked at."""
     keep_finished_jobs: int = 10_000

@@ -54,8 +54,6 @@ class MbatchdConfig(Config):
     """A part of a logical host that is not ready by then has failed."""
     let_go_seconds: float = Field(default=120.0, gt=0)
     """A host that is taken apart waits no longer for a node that is not connected."""
-    vm_migration: bool = False
-    """Whether virtual machines go to other anchors by themselves (docs/vm.md)."""
     back_pressure: BackPressure = BackPressure()
     max_unfinished_tasks: int = Field(default=5_000_000, ge=1)
 
@@ -81,7 +79,6 @@ class MbatchdConfig(Config):
             silent_after_seconds=self.silent_after_seconds,
             compose_seconds=self.compose_seconds,
             let_go_seconds=self.let_go_seconds,
-            vm_migration=self.vm_migration,
             keep_finished_jobs=self.retention.finished_jobs,
             keep_finished_seconds=self.retention.age_seconds,
         )

@@ -35,16 +35,11 @@ class HostState(StrEnum):
 
 class Step(StrEnum):
     """EXPORT: providers open exports, and circuits are laid at both ends. ATTACH: the anchor attaches them.
-    DETACH: the anchor lets go of what leaves. WITHDRAW: providers withdraw that, and its circuits are taken up.
-    Of a virtual machine that moves, instead of ATTACH: the new anchor waits for it (RECEIVE), the old one hands it
-    over (SEND), it runs at the new one (RUN)."""
+    DETACH: the anchor lets go of what leaves. WITHDRAW: providers withdraw that, and its circuits are taken up."""
 
     SETTLED = ""
     EXPORT = "export"
     ATTACH = "attach"
-    RECEIVE = "receive"
-    SEND = "send"
-    RUN = "run"
     DETACH = "detach"
     WITHDRAW = "withdraw"
 
@@ -133,8 +128,6 @@ class LogicalHost(Stored):
     """What the application inside asked for, by kind, in all: it stands where the definition says less."""
     degraded: list[str] = []
     """Parts, by id, that are lost and that it goes on without."""
-    moves_to: str = ""
-    """The anchor that its machine is on the way to. `anchor` is the old one until all of that is done."""
     was: Holding | None = None
     becomes: Holding | None = None
     most: dict[str, int] = {}

@@ -21,13 +21,12 @@ from lavalite.model.resources import CPU, GPU, MEMORY, STORAGE, is_special
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.floor import Closed, Floor
 from lavalite.placement.newcomers import Newcomers
-from lavalite.placement.reanchor import whole_elsewhere
 from lavalite.placement.reasons import Refusal
 from lavalite.placement.resize import again, grows, nearer_parts
 from lavalite.placement.room import natural
 from lavalite.placement.shares import shares_of
 
-__all__ = ["elsewhere", "nearer", "plan_hosts", "shares_of"]
+__all__ = ["nearer", "plan_hosts", "shares_of"]
 
 Hosts = Mapping[str, LogicalHost]
 Plan = dict[str, LogicalHost | Refusal]
@@ -80,20 +79,6 @@ def nearer(
     the spec asks for. The other arguments are those of `plan_hosts`; the host is one of `existing`.
     """
     return nearer_parts(spec, host, _floor(nodes, pools, existing, taken, closed, links), kinds)
-
-
-def elsewhere(
-    spec: HostSpec,
-    host: LogicalHost,
-    nodes: Sequence[NodeCapacity],
-    pools: Sequence[PoolSpec],
-    existing: Hosts,
-    taken: Iterable[Share] = (),
-    closed: Closed | None = None,
-    links: Sequence[LinkSpec] = (),
-) -> LogicalHost | None:
-    """The host, a virtual machine, on another anchor that has all of it. The arguments are those of `nearer`."""
-    return whole_elsewhere(spec, host, _floor(nodes, pools, existing, taken, closed, links))
 
 
 def _floor(

@@ -61,7 +61,7 @@ def make_attachments(config: SbatchdConfig, clock: Clock) -> Attachments:
         from lavalite.sbatchd.vm.units import UnitRunner
 
         vm_runner = UnitRunner(clock) if uses_systemd(config, os.geteuid()) else ChildRunner(config.vm_user)
-        roles["vm"] = VmRole(config.state_path, config, clock, vm_runner, config.ports)
+        roles["vm"] = VmRole(config.state_path, config, clock, vm_runner)
     return attachments
 
 

@@ -340,8 +340,7 @@ class PartOrder(Frame):
     disk      anchor      storage, from the export at `address`:`port`, or of this node where `address` is empty
     swap      anchor      far memory: the export at `address`:`port`, as swap
     circuit   both ends   `amount` bits a second to `peer`
-    vm        anchor      the host itself, as a virtual machine (`vm`). One that comes from another node has
-                          `incoming` in it there, and `outgoing` where it still is (ADR 13)
+    vm        anchor      the host itself, as a virtual machine (`vm`)
 
     The same `part`, `role` and `incarnation` is the same thing, however often it is ordered. A higher `version` may
     change its amount. `secret` opens an export that is encrypted (TLS-PSK, hexadecimal).

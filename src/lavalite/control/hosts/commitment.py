@@ -88,8 +88,6 @@ def resized(before: LogicalHost, after: LogicalHost) -> LogicalHost:
     stays = {part.id for part in becomes.parts} | {circuit.id for circuit in becomes.circuits}
     leaving = [p.id for p in was.parts if p.id not in stays] + [c.id for c in was.circuits if c.id not in stays]
     step = {"state": RESIZING, "step": Step.EXPORT, "leaving": leaving, "was": was, "becomes": becomes}
-    if after.anchor != before.anchor:
-        step |= {"anchor": before.anchor, "moves_to": after.anchor}
     return after.model_copy(update={**step, "parts": both.parts, "circuits": both.circuits, "pools": both.pools})
 
 

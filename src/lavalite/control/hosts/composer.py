@@ -36,15 +36,15 @@ from lavalite.control.hosts.commitment import (
     take_apart,
 )
 from lavalite.control.hosts.growth import grown_spec
-from lavalite.control.hosts.orders import VM_PART, ordered, vm_part
+from lavalite.control.hosts.orders import ordered
 from lavalite.control.outbox import Outbox
 from lavalite.control.reservations import kept_shares
 from lavalite.control.state import ClusterState
-from lavalite.model.host import VM, LogicalHost, Step
+from lavalite.model.host import LogicalHost, Step
 from lavalite.model.job import Share
 from lavalite.model.specs import HostSpec, LinkSpec, NodeCapacity, PoolSpec
 from lavalite.placement.columns import state_reason
-from lavalite.placement.compose import elsewhere, nearer, plan_hosts
+from lavalite.placement.compose import nearer, plan_hosts
 from lavalite.placement.reasons import Reason, Refusal
 
 MOST_LOOKED_AT = 8
@@ -225,8 +225,6 @@ def _bring_near(state: ClusterState, now: float, out: Outbox) -> None:
         host, pools = there.existing[spec.name], list(state.specs.pools.values())
         wish, links, kinds = grown_spec(spec, host), state.specs.links, moves.movable(state, host)
         plan = nearer(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links, kinds=kinds)
-        if plan is None and _may_go(state, host):
-            plan = elsewhere(wish, host, there.nodes, pools, there.existing, there.taken, there.closed, links)
         if plan is not None:
             _commit(state, wish, plan, now, out)
             return  # the next one is planned beside it, at the next look
@@ -238,13 +236,6 @@ def _could_be_nearer(state: ClusterState, spec: HostSpec, now: float) -> bool:
         return False
     kinds = moves.movable(state, host)
     return any(host.is_far(part) and part.kind in kinds for part in host.parts)
-
-
-def _may_go(state: ClusterState, host: LogicalHost) -> bool:
-    """Whether it is a machine that another node could take over: its own says what it is built of."""
-    told = state.parts_told.get(host.anchor, {}).get((vm_part(host), VM_PART, host.incarnation))
-    is_known = told is not None and told.state == "ready" and bool(told.device)
-    return state.settings.vm_migration and host.executor == VM and is_known
 
 
 def _is_open(state: ClusterState, spec: HostSpec, now: float) -> bool:

@@ -94,10 +94,6 @@ def ordered(host: LogicalHost, fabric: Fabric) -> list[Ordered]:
     composing_is_unwritten = host.state is HostState.COMPOSING and host.step is Step.SETTLED
     if not host.incarnation or not host.parts or host.state in BEFORE_COMPOSING or composing_is_unwritten:
         return []
-    if host.moves_to:
-        from lavalite.control.hosts import migration
-
-        return list(migration.ordered(host, fabric))
     return [*_far(host, fabric), *_near(host, fabric)]
 
 
@@ -116,13 +112,13 @@ def _far(host: LogicalHost, fabric: Fabric) -> Iterator[Ordered]:
         want_absent = goes and circuit.id not in stays
         awaited = want_absent if host.step is not Step.EXPORT else circuit.id in stays
         for node, peer in _ends(circuit):
-            order = circuit_order(host, circuit, peer, version, want_absent, fabric)
+            order = _circuit(host, circuit, peer, version, want_absent, fabric)
             yield Ordered(node, order, awaited, want_absent or bool(order.peer_address))
     for part in (*shown.parts, *gone):
         if host.is_far(part) and part.kind in (STORAGE, MEMORY):
             want_absent = goes and part.id not in stays
             awaited = want_absent if host.step is not Step.EXPORT else part.id in stays
-            order = export_order(host, part, version, want_absent, fabric)
+            order = _export(host, part, version, want_absent, fabric)
             yield Ordered(part.provider, order, awaited, want_absent or bool(order.peer_address))
 
 
@@ -134,7 +130,7 @@ def _order(host: LogicalHost, part: str, role: str, version: int, absent: bool) 
     return PartOrdered(part, role, host.name, host.incarnation, version, "absent" if absent else "present")
 
 
-def circuit_order(
+def _circuit(
     host: LogicalHost, circuit: Circuit, peer: str, version: int, absent: bool, fabric: Fabric
 ) -> PartOrdered:
     order = _order(host, circuit.id, CIRCUIT, version, absent)
@@ -143,7 +139,7 @@ def circuit_order(
     return replace(order, amount=circuit.bits_per_second, peer=peer, peer_address=fabric.address(peer))
 
 
-def export_order(host: LogicalHost, part: Part, version: int, absent: bool, fabric: Fabric) -> PartOrdered:
+def _export(host: LogicalHost, part: Part, version: int, absent: bool, fabric: Fabric) -> PartOrdered:
     order = _order(host, part.id, EXPORT, version, absent)
     if absent:
         return order
@@ -173,7 +169,7 @@ def _near(host: LogicalHost, fabric: Fabric) -> Iterator[Ordered]:
     if host.executor == VM:
         if shown.parts or step in NEAR_IS_LEAVING:
             awaited = step in (Step.ATTACH, Step.DETACH)
-            yield machine_order(host, shown, version, awaited, fabric)
+            yield _machine(host, shown, version, awaited, fabric)
         return
     moved = moved_disk(host) if step is not Step.EXPORT else None
     for part in shown.parts:
@@ -223,7 +219,7 @@ def _mirroring(one: Ordered, old: Part) -> Ordered:
     return replace(one, order=replace(one.order, mirrors=old.id))
 
 
-def machine_order(host: LogicalHost, shown: Holding, version: int, awaited: bool, fabric: Fabric) -> Ordered:
+def _machine(host: LogicalHost, shown: Holding, version: int, awaited: bool, fabric: Fabric) -> Ordered:
     order = _order(host, vm_part(host), VM_PART, version, absent=not shown.parts)
     if not shown.parts:
         return Ordered(host.anchor, order, awaited)

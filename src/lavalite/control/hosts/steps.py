@@ -14,9 +14,9 @@ Each step is written before its orders go out, since those go with that write (O
 
 from __future__ import annotations
 
-from lavalite.control.hosts import commitment, loss, migration
+from lavalite.control.hosts import commitment, loss
 from lavalite.control.hosts.commitment import COMPOSED, COMPOSING, DRAINING, FAILED, RESIZING
-from lavalite.control.hosts.orders import VM_PART, Ordered, moved_disk, ordered
+from lavalite.control.hosts.orders import Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -29,15 +29,8 @@ BITS_PER_SECOND_WITHIN = 10**9
 BITS_PER_IO = 64 * 1024 * 8
 BOOT_SECONDS = 360.0
 """A virtual machine may take so much longer to attach: its agent gives it `vm_boot_seconds`, 300 as a rule."""
-FORWARD = frozenset({Step.EXPORT, Step.ATTACH, Step.RECEIVE, Step.SEND})
+FORWARD = frozenset({Step.EXPORT, Step.ATTACH})
 NEXT = {Step.EXPORT: Step.ATTACH, Step.ATTACH: Step.DETACH, Step.DETACH: Step.WITHDRAW}
-NEXT_OF_A_MOVE = {
-    Step.EXPORT: Step.RECEIVE,
-    Step.RECEIVE: Step.SEND,
-    Step.SEND: Step.RUN,
-    Step.RUN: Step.DETACH,
-    Step.DETACH: Step.WITHDRAW,
-}
 
 
 def look_again(state: ClusterState) -> None:
@@ -67,10 +60,7 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
     left = [o for o in waited_for if not o.is_met(told.get(o.node, {}).get(o.order.key))]
     if host.step not in FORWARD:
         # A disk that moves is not given away before its anchor has said with which of the two it goes on.
-        # Nor is a machine that moves, before it runs where it goes.
         stays = "" if moved_disk(host) is None else host.anchor
-        if host.moves_to:
-            stays = host.moves_to if host.step is Step.RUN else ""
         held_up = [o for o in left if o.node == stays or not _is_let_go(state, o.node, since, now)]
         if held_up:
             _say(state, host, held_up[0])
@@ -92,7 +82,7 @@ def _go_on(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> N
 
 def _most_seconds(state: ClusterState, host: LogicalHost) -> float:
     boot = BOOT_SECONDS if host.executor == VM and host.step is Step.ATTACH else 0.0
-    return state.settings.compose_seconds + boot + copy_seconds(host) + migration.send_seconds(host)
+    return state.settings.compose_seconds + boot + copy_seconds(host)
 
 
 def copy_seconds(host: LogicalHost) -> float:
@@ -142,19 +132,14 @@ def _say(state: ClusterState, host: LogicalHost, one: Ordered) -> None:
 
 def _copy_again(state: ClusterState, host: LogicalHost, now: float) -> None:
     """A disk broke that took another one's place, just when that one was to go, which therefore stays as yet: it is
-    ordered once more, by a higher version. So is a machine that does not run as yet where it has gone,
-    or where it is to stay after all.
+    ordered once more, by a higher version.
     """
-    begins = bool(host.moves_to) and host.step in (Step.RUN, Step.DETACH)
-    if moved_disk(host) is None and not begins:
-        return
-    if now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
+    moved = moved_disk(host)
+    if moved is None or now - state.reattached.get(host.name, float("-inf")) < state.settings.reattach_seconds:
         return
     for one in ordered(host, fabric_of(state)):
         report = state.parts_told.get(one.node, {}).get(one.order.key)
-        machine = one.order.role == VM_PART and one.order.want == "present"
-        again = machine if host.executor == VM else one.order.mirrors
-        if again and report is not None and one.is_broken(report):
+        if one.order.mirrors and report is not None and one.is_broken(report):
             state.reattached[host.name] = now
             # What was said of it since, this one call may have changed.
             state.set_host(state.hosts[host.name].model_copy(update={"version": host.version + 1}))
@@ -167,8 +152,7 @@ def _next(state: ClusterState, host: LogicalHost, now: float, out: Outbox) -> No
         done = {"state": COMPOSED, "step": Step.SETTLED, "tries": 0, "retry_at": 0.0, "reason": ""}
         _composed(state, host.model_copy(update=done))
     elif host.step is not Step.WITHDRAW:
-        following = NEXT_OF_A_MOVE if host.moves_to else NEXT
-        state.set_host(host.model_copy(update={"step": following[host.step]}))
+        state.set_host(host.model_copy(update={"step": NEXT[host.step]}))
     elif host.state is RESIZING:
         _resized(state, host, now, out)
     elif host.name in state.removals or host.state is DRAINING:
@@ -202,7 +186,6 @@ def _resized(state: ClusterState, host: LogicalHost, now: float, out: Outbox) ->
         "leaving": [],
         "degraded": [part for part in host.degraded if part in ids],
     }
-    settled |= migration.settled(host, after)
     if went_well:
         settled |= {"reason": "", "tries": 0, "retry_at": 0.0}
     commitment.commit(state, host.model_copy(update=settled), now, out, less=True)

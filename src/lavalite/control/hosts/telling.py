@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from lavalite.control.actions import PartOrdered, SendParts
 from lavalite.control.events import PartReported, PartsReported
-from lavalite.control.hosts.orders import VM_PART, Fabric, ordered, part_ids
+from lavalite.control.hosts.orders import Fabric, ordered, part_ids
 from lavalite.control.node_state import NodeState
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -30,12 +30,12 @@ def reported(state: ClusterState, event: PartsReported) -> None:
         return  # a session that was closed in between
     before = state.parts_told.get(node.name)
     now = state.parts_told[node.name] = {part.key: part for part in event.parts[:MOST_PARTS]}
-    state.set_owing(node, any(_is_stray(state, node.name, part) for part in now.values()))
+    state.set_owing(node, any(_is_stray(state, part) for part in now.values()))
     if before == now:
         return
     state.parts_stale.add(node.name)
     for name in state.part_hosts.get(node.name, ()):
-        state.parts_stale |= {state.hosts[name].anchor, state.hosts[name].moves_to} - {""}
+        state.parts_stale.add(state.hosts[name].anchor)
         state.steps_wanted[name] = None
 
 
@@ -91,7 +91,7 @@ def fabric_of(state: ClusterState) -> Fabric:
 def strangers(state: ClusterState, node: str) -> Iterator[PartReported]:
     """Parts of an earlier generation of the store that no record knows; they stay as they are."""
     for part in state.parts_told.get(node, {}).values():
-        if part.state != "gone" and _is_unknown(state, node, part) and not _is_stray(state, node, part):
+        if part.state != "gone" and _is_unknown(state, part) and not _is_stray(state, part):
             yield part
 
 
@@ -102,17 +102,15 @@ def _orders(state: ClusterState, node: str) -> Iterator[PartOrdered]:
             if one.node == node and one.whole:
                 yield one.order
     for part in state.parts_told.get(node, {}).values():
-        if _is_stray(state, node, part):
+        if _is_stray(state, part):
             yield PartOrdered(part.part, part.role, part.host, part.incarnation, part.version, "absent")
 
 
-def _is_stray(state: ClusterState, node: str, part: PartReported) -> bool:
+def _is_stray(state: ClusterState, part: PartReported) -> bool:
     ours = generation_of(part.incarnation) == state.epoch[0]
-    return part.state != "gone" and ours and _is_unknown(state, node, part)
+    return part.state != "gone" and ours and _is_unknown(state, part)
 
 
-def _is_unknown(state: ClusterState, node: str, part: PartReported) -> bool:
+def _is_unknown(state: ClusterState, part: PartReported) -> bool:
     host = state.hosts.get(part.host)
-    if host is not None and part.role == VM_PART and node not in (host.anchor, host.moves_to):
-        return True  # its machine has moved, or was to, and this is what is left of it
     return host is None or host.incarnation != part.incarnation or part.part not in part_ids(host)

@@ -23,7 +23,7 @@ from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
 from lavalite.sbatchd.attach.book import Beside, Book, Work
 from lavalite.sbatchd.attach.records import Record, RecordFolder
-from lavalite.sbatchd.attach.roles import Key, Made, NotYetError, Overtaken, PartRole
+from lavalite.sbatchd.attach.roles import Key, Made, NotYetError, PartRole
 from lavalite.wire.frames import PartOrder, PartState
 
 CHECK_SECONDS = 5.0
@@ -143,9 +143,6 @@ class Attachments:
         match item:
             case _Orders(orders):
                 await self._write(self.book.order(orders))
-                for order in self.book.overtaken():
-                    if isinstance(role := self._roles[order.role], Overtaken):
-                        role.overtaken(order)
                 self._told = None  # whoever orders is to be answered
             case _Done():
                 await self._note(item)

@@ -222,11 +222,6 @@ class Book:
         self._ask_again()
         self._due |= {key for key, record in self.records.items() if record.leaving and key not in self._busy}
 
-    def overtaken(self) -> list[PartOrder]:
-        """What is ordered of things of which an earlier order is being carried out."""
-        busy = {key: self.records[key].order for key in self._busy}
-        return [order for key, order in busy.items() if order.version > self._busy[key]]
-
     def _ask_again(self) -> None:
         self._due |= self._later & self.records.keys()
         self._later.clear()

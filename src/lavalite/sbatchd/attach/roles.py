@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from lavalite.base.errors import LavaLiteError
 from lavalite.wire.frames import PartOrder
@@ -61,13 +61,4 @@ class PartRole(Protocol):
 
     async def check(self, order: PartOrder, made: Made) -> str:
         """Whether it still is as it was made: an empty text, or why it is lost. What can be mended is mended."""
-        ...
-
-
-@runtime_checkable
-class Overtaken(Protocol):
-    """A role of which `make` may take long all the same."""
-
-    def overtaken(self, order: PartOrder) -> None:
-        """Ordered while an earlier order of the same thing is carried out: that one may end, and fail."""
         ...

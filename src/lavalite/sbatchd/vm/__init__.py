@@ -12,7 +12,6 @@
     qmp.py          QEMU's protocol; the only file that imports qemu.qmp
     resize.py       CPUs and memory come and go;  guest.py  what the guest is asked for
     disks.py        disks come, go and take each other's place;  places.py  which has taken which
-    handover.py     a machine goes from node to node while it runs;  hardware.py  what it is built of
     console.py      a terminal on the node as the machine's console
 
 A machine outlives sbatchd, and all that it has lies in one folder. Nothing else has to be found again: its process is

@@ -26,7 +26,7 @@ SPARE_STEP_MIB = 128
 """A guest of Linux takes memory in steps of so much."""
 TRANSLATED_MIB = 256
 """Code that emulation keeps; QEMU would take a gigabyte."""
-BLOCK, COPY, HAND = "block-", "copy-", "hand-"
+BLOCK, COPY = "block-", "copy-"
 PSK_USER = "lavalite"
 TAP_FD = 3
 
@@ -42,10 +42,6 @@ class Machine:
     image: Image
     wanted: Wanted
     accelerator: str
-    kind: str = "q35"
-    """QEMU's name of what is built."""
-    incoming: bool = False
-    """Whether its guest comes from another QEMU."""
 
 
 def qemu_command(qemu: Path, machine: Machine) -> list[str]:
@@ -60,7 +56,6 @@ def qemu_command(qemu: Path, machine: Machine) -> list[str]:
         *_memory(machine.wanted),
         *_wires(machine),
         *_boot(machine.image),
-        *(["-incoming", "defer"] if machine.incoming else []),
     ]
 
 
@@ -68,7 +63,7 @@ def _board(machine: Machine) -> list[str]:
     kvm = machine.accelerator == KVM
     wanted = machine.wanted
     return [
-        *("-machine", f"{machine.kind},sata=off,smbus=off,usb=off,vmport=off"),
+        *("-machine", "q35,sata=off,smbus=off,usb=off,vmport=off"),
         *("-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={TRANSLATED_MIB}"),
         # Newer ones take a third longer to emulate; older ones do not start what distributions build today.
         *("-cpu", "host" if kvm else "Nehalem"),
@@ -210,11 +205,6 @@ def block_name(serial: str) -> str:
 def wire_name(serial: str) -> str:
     """What is behind a disk that was cut to a length."""
     return f"wire-{serial}"
-
-
-def hand_name(what: str) -> str:
-    """Of what is handed over with a machine: the job, the export, and the node through which both are written."""
-    return f"{HAND}{what}"
 
 
 def copy_name(serial: str) -> str:

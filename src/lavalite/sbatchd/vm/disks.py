@@ -177,15 +177,6 @@ class Disks:
         except QmpError as error:
             raise _cannot(disk, error) from None
 
-    async def insert(self, disk: Disk, name: str, port: str) -> None:
-        """Where it was in another QEMU, under the serial that it had there."""
-        await self._open(disk)
-        try:
-            steps = plug(disk, self.folder, port, self.settings.vm_reconnect_seconds, name)
-            await self.qmp.call("device_add", steps.device)
-        except QmpError as error:
-            raise _cannot(disk, error) from None
-
     async def _open(self, disk: Disk, length: int = 0) -> None:
         """QEMU has it, and no guest as yet. It is cut to `length` bytes, where that is said."""
         await asyncio.to_thread(files.prepare_disk, self.folder, disk, self.settings.vm_user)

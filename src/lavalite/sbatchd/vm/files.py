@@ -3,7 +3,7 @@
 launch.json    what begin.py starts, and the amounts
 root.qcow2     what the guest has changed of its image          seed.iso     its first instructions
 disk-….raw     a disk of this node                              disk-….key/  the key to another node's
-disks.json     which disk has taken the place of which          moving/, incoming.json    while it moves
+disks.json     which disk has taken the place of which
 console.log    what it said; qemu.log, what QEMU said           qmp, console, guest    sockets
 """
 
@@ -15,7 +15,6 @@ import pwd
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from lavalite.base.errors import InputError, LavaLiteError
 from lavalite.sbatchd.vm.command import (
@@ -37,7 +36,7 @@ GONE = ".gone-"
 IMG_SECONDS = 60.0
 
 
-def prepare(machine: Machine, settings: VmSettings, built: dict[str, Any]) -> None:
+def prepare(machine: Machine, settings: VmSettings) -> None:
     """All that is there before QEMU starts; what is there already stays. Raises LavaLiteError and OSError."""
     folder = machine.folder
     folder.parent.mkdir(mode=0o711, exist_ok=True)
@@ -47,7 +46,6 @@ def prepare(machine: Machine, settings: VmSettings, built: dict[str, Any]) -> No
         "bridge": settings.vm_bridge,
         "user": settings.vm_user,
         "command": qemu_command(settings.qemu_path, machine),
-        "built": built,
     }
     replace(folder / LAUNCH, json.dumps(launch, indent=1))
     if not (folder / OVERLAY).exists():

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    StringConstraints,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
 
 from lavalite.base.config import Config
 from lavalite.base.errors import Fault, InputError
@@ -42,19 +34,13 @@ SshKey = Annotated[
 PskHex = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$")]
 
 
-def _plain_address(address: str) -> str:
-    if address and not re.fullmatch(r"[A-Za-z0-9.:_-]+", address):
-        raise ValueError("it should be an address or the name of a node")
-    return address
-
-
 class Disk(Config):
     """A disk of the guest. One without an address is a file of this node. `mirrors` is as in PartOrder."""
 
     part: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
     kind: Literal["storage", "memory"] = "storage"
     bytes: int = Field(gt=0, multiple_of=512)
-    address: Annotated[Text, AfterValidator(_plain_address)] = ""
+    address: Text = ""
     port: int = Field(default=0, ge=0, le=65_535)
     secret: PskHex = Field(default="", repr=False)
     mirrors: Text = ""
@@ -68,6 +54,13 @@ class Disk(Config):
         if self.mirrors == self.part:
             raise ValueError("a disk cannot take its own place")
         return self
+
+    @field_validator("address")
+    @classmethod
+    def _plain(cls, address: str) -> str:
+        if address and not re.fullmatch(r"[A-Za-z0-9.:_-]+", address):
+            raise ValueError("it should be an address or the name of a node")
+        return address
 
     @property
     def serial(self) -> str:
@@ -84,24 +77,6 @@ class Disk(Config):
         if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) and len(part) <= SERIAL_CHARACTERS - 5:
             return prefix + part
         return prefix + _digest(part, 12)
-
-
-class Incoming(Config):
-    """The machine comes from another node while it runs: it listens at `address`, built as `hardware` says."""
-
-    address: Annotated[Text, AfterValidator(_plain_address)]
-    hardware: Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
-
-
-class Outgoing(Config):
-    """The machine goes to the node that listens there, by a circuit so wide; 0 is as fast as it goes."""
-
-    address: Annotated[Text, AfterValidator(_plain_address)]
-    port: int = Field(gt=0, lt=65_535)
-    secret: PskHex = Field(repr=False)
-    bits_per_second: int = Field(default=0, ge=0)
-    carried: list[Text] = Field(default=[], max_length=DISKS_MOST)
-    """Parts of which the bytes travel along. Other disks are exports that the other node attaches, too."""
 
 
 class Wanted(Config):
@@ -121,9 +96,6 @@ class Wanted(Config):
     disks: list[Disk] = Field(default=[], max_length=2 * DISKS_MOST)
     cores: list[Annotated[int, Field(ge=0, lt=8192)]] = []
     """The node's cores that it may run on; empty is any."""
-    incoming: Incoming | None = None
-    outgoing: Outgoing | None = None
-    """While it moves, at the node that it comes to and at the one that it leaves. With neither it runs."""
 
     @field_validator("network_address")
     @classmethod
@@ -134,8 +106,6 @@ class Wanted(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Wanted:
-        if self.incoming and self.outgoing:
-            raise ValueError("a machine comes or goes, not both")
         if self.gateway and ipaddress.ip_address(self.gateway).version != self.interface.version:
             raise ValueError("gateway and network_address are of two families")
         serials = [disk.serial for disk in self.disks]
