@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from lavalite.control.hosts import commitment, loss
 from lavalite.control.hosts.commitment import COMPOSED, COMPOSING, DRAINING, FAILED, RESIZING
-from lavalite.control.hosts.orders import Ordered, moved_disk, ordered
+from lavalite.control.hosts.orders import VM_PART, Ordered, moved_disk, ordered
 from lavalite.control.hosts.telling import fabric_of
 from lavalite.control.outbox import Outbox
 from lavalite.control.state import ClusterState
@@ -139,7 +139,9 @@ def _copy_again(state: ClusterState, host: LogicalHost, now: float) -> None:
         return
     for one in ordered(host, fabric_of(state)):
         report = state.parts_told.get(one.node, {}).get(one.order.key)
-        if one.order.mirrors and report is not None and one.is_broken(report):
+        machine = one.order.role == VM_PART and one.order.want == "present"
+        again = machine if host.executor == VM else one.order.mirrors
+        if again and report is not None and one.is_broken(report):
             state.reattached[host.name] = now
             # What was said of it since, this one call may have changed.
             state.set_host(state.hosts[host.name].model_copy(update={"version": host.version + 1}))

@@ -43,7 +43,7 @@ class Qmp:
         except ExecuteError as error:
             raise QmpError(str(error)) from None
         except (QMPError, OSError, EOFError, TimeoutError) as error:
-            raise _unreachable(f"{command}: {error or type(error).__name__}") from None
+            raise _unreachable(f"{command}: {str(error) or type(error).__name__}") from None
 
     async def yank(self, node: str) -> None:
         """Whatever waits for an export that is away fails at once; no error where there is nothing to tear."""
