@@ -7,6 +7,7 @@ handshake is made here, and the kernel takes the socket over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -79,15 +80,18 @@ def attach(slug: str, address: str, port: int, *, connected: bool) -> str:
 
 
 def remember(slug: str) -> None:
-    """What a device holds, now that it has a file system or is swap. Nothing where there is none."""
+    """What a device holds, now that it has a file system or is swap. Nothing where there is none; of what does not
+    answer just now, what was known before.
+    """
     if device := find(slug):
-        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            held = identity(os.pread(descriptor, HEAD_BYTES, 0))
-        finally:
-            os.close(descriptor)
-        REMEMBERED.mkdir(mode=0o700, exist_ok=True)
-        (REMEMBERED / slug).write_text(held)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                held = identity(os.pread(descriptor, HEAD_BYTES, 0))
+            finally:
+                os.close(descriptor)
+            REMEMBERED.mkdir(mode=0o700, exist_ok=True)
+            (REMEMBERED / slug).write_text(held)
 
 
 def identity(head: bytes) -> str:
