@@ -24,6 +24,8 @@ from lab import Lab, ssh, state
 from role_templates import render
 from test_systemd import PACKAGES, gather
 
+from lavalite.sbatchd.attach.roles import Key
+
 import test_systemd  # isort: skip
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -235,12 +237,16 @@ def test_killed_in_the_middle_of_the_work_nothing_leaks(nodes: tuple[Node, Node]
     giver.begin()
     giver.order()
     export = giver.wait({("roomy/s", "export"): "ready"})["roomy/s", "export"]
-    taker.order(order("roomy/s", "disk", giver, address=export["address"], port=export["port"]))
-    until(
-        lambda: "True" in taker.run(f"ls {STATE}/parts | grep -q request && echo True", check=False), "it is at work"
-    )
+    ask = order("roomy/s", "disk", giver, address=export["address"], port=export["port"])
+    slug = Key(ask["part"], ask["role"], ask["incarnation"]).slug
+    # The part's lock is held, so that the work lasts until sbatchd is dead.
+    taker.run(f"systemd-run --quiet --unit=holder flock {STATE}/parts/{slug}.lock sleep infinity")
+    until(lambda: taker.run(f"flock -n {STATE}/parts/{slug}.lock true || echo held"), "the lock is held")
+    taker.order(ask)
+    until(lambda: taker.run(f"ls {STATE}/parts/{slug}.request", check=False), "it is at work")
     taker.kill()
     taker.begin()
+    taker.run("systemctl stop holder")
     taker.order()
     taker.wait({("roomy/s", "disk"): "ready"})
 
