@@ -240,7 +240,7 @@ class Client:
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
-    def jobs(self, **filters: str) -> Iterator[Job]:
+    def jobs(self, /, **filters: str) -> Iterator[Job]:
         """`filters`: state, user, queue, host, name, component, reservation."""
         return self._pages("/v1/jobs", Job, {k: v for k, v in filters.items() if v})
 

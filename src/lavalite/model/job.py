@@ -154,8 +154,8 @@ class JobSpec(Stored):
 
     `retries` and `retry_on` are the queue's where they are None. With an empty `retry_on` every failure is worth one.
     `user`, `uid` and `gid` are set by the server from whoever asks, never taken from the request.
-    `grace_seconds` are between the request to end and the end by force; else as the settings say. One of which nothing
-    has been placed for `start_within_seconds` is cancelled.
+    `grace_seconds` are between the request to end and the end by force; else as the settings say. One of which
+    nothing has been placed for `start_within_seconds` is cancelled.
     """
 
     name: str = Field(default="", max_length=128)
