@@ -40,8 +40,12 @@ class GroupRecord(Stored):
     created: bool = False
     requirements: dict[str, Any] = {}
     """As they were asked for, so that a later ask can be compared."""
+    run: dict[str, Any] = {}
+    """What runs in it, where the provider runs components (requirements.Run)."""
     isolation: Literal["", "mig", "mps", "none"] = ""
     """Of a part of a GPU, what keeps it apart from others; empty where it has whole ones."""
+    mig_profile: str = ""
+    """Of MIG instances that are made on demand for it, as `1g.10gb`: so many as its GPU shares come to."""
     instances: list[str] = []
     """MIG instances that were made for it and are removed with it, by UUID."""
     ready: bool = True
