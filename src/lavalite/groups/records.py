@@ -42,6 +42,8 @@ class GroupRecord(Stored):
     """As they were asked for, so that a later ask can be compared."""
     isolation: Literal["", "mig", "mps", "none"] = ""
     """Of a part of a GPU, what keeps it apart from others; empty where it has whole ones."""
+    mig_profile: str = ""
+    """Of MIG instances that are made on demand for it, as `1g.10gb`: so many as its GPU shares come to."""
     instances: list[str] = []
     """MIG instances that were made for it and are removed with it, by UUID."""
     ready: bool = True

@@ -1,0 +1,69 @@
+"""LedgerProvider: everything that a provider of compute groups does, over a ledger and the engine.
+
+    decide on the picture ──► commit ──► (others were quicker: read what they wrote, decide anew) ──► make ──► answer
+
+Subclasses say what there is, and make what a group needs beside its commitment.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from lavalite.base.clock import Clock
+from lavalite.groups.ledger import GroupLedger
+from lavalite.groups.records import GroupRecord, Holder
+from lavalite.groups.utilization import Utilization
+from lavalite.model.resources import NodeOffer
+from lavalite.providers.base import ComputeResourceProvider
+
+
+class LedgerProvider(ComputeResourceProvider):
+    """Make one, then `await provider.start()`."""
+
+    discovers_all = True
+    """Whether a node that `_discover` does not name any more is gone."""
+
+    def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
+        """`holder` is who allocates: this process, where it is not said."""
+
+    async def start(self) -> None:
+        """Read the ledger, and look at what there is."""
+
+    # --- what subclasses give --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _discover(self) -> list[NodeOffer]:
+        """What there is now. A node on which nothing new may be placed has an extra field `closed`: why not."""
+
+    def _needs_making(self, record: GroupRecord) -> bool:
+        """Whether `_make` and `_unmake` have anything to do for this group, as it is now: then it is written twice,
+        first with `ready` false. MIG instances and MPS, where nothing else is said."""
+        return record.isolation in ("mig", "mps")
+
+    async def _make(self, record: GroupRecord) -> GroupRecord:
+        """See to it that there is what the group needs, of its present state and component; idempotent.
+
+        Called when it was written durably with `ready` false: new groups, and such as change hands (a created one
+        that is taken, or is free again). Answers with the record, with what is now known of it (`instances`); its
+        shares must stay. What it raises as LavaLiteError undoes a new group.
+        """
+        return record
+
+    async def _unmake(self, record: GroupRecord) -> None:
+        """Remove what there is beside the commitment, before that is given back; idempotent."""
+
+    async def _ask_to_end(self, record: GroupRecord) -> None:
+        """What runs in the group is to end: it drains."""
+
+    def _environment(self, record: GroupRecord) -> dict[str, str]:
+        """What a process in the group needs in its environment."""
+        return {}
+
+    async def _busy(self, records: Sequence[GroupRecord]) -> set[str]:
+        """Ids of those groups that are in use by processes."""
+        return set()
+
+    async def _utilization(self) -> Utilization:
+        """Of all that this process can measure."""
+        return Utilization()
