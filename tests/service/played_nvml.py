@@ -1,7 +1,7 @@
 """NVIDIA's library libnvidia-ml.so as a recording plays it: the module pynvml runs on top of it as it is.
 
-A recording is a JSON file (nvml_recordings/, written by record_nvml.py) of what NVML answered on a machine. Each answer
-is a value, or {"error": N} where NVML refused. MIG instances can be made and removed: the file is then written
+A recording is a JSON file (nvml_recordings/, written by record_nvml.py) of what NVML answered on a machine. Each
+answer is a value, or {"error": N} where NVML refused. MIG instances can be made and removed: the file is then written
 anew, so that other processes on the same file see them, as they would on the same machine. Whoever changes the file
 changes the machine: a GPU falls sick, or vanishes, under the feet of those who use it.
 """
@@ -62,7 +62,7 @@ class Recording:
 
 
 class Library:
-    """Stands for ctypes.CDLL("libnvidia-ml.so.1"). `fail` may refuse any call: (function, GPU's index or -1) → code."""
+    """Stands for ctypes.CDLL("libnvidia-ml.so.1"). `fail` may refuse any call: (function, GPU or -1) → code."""
 
     def __init__(self, recording: Recording, fail: Callable[[str, int], int] | None = None) -> None:
         self._recording, self._fail = recording, fail or (lambda name, gpu: 0)
@@ -389,9 +389,7 @@ def play(source: Path | dict[str, Any], fail: Callable[[str, int], int] | None =
 
 
 @contextlib.contextmanager
-def playing(
-    source: Path | dict[str, Any], fail: Callable[[str, int], int] | None = None
-) -> Iterator[Library]:
+def playing(source: Path | dict[str, Any], fail: Callable[[str, int], int] | None = None) -> Iterator[Library]:
     """As `play`, until the end of the block; all that was opened must be closed by then."""
     import pynvml
 

@@ -1,4 +1,4 @@
-"""Write down what NVML answers on this machine, as played_nvml.py plays it: `python record_nvml.py FILE ["where, what"]`.
+"""Write down what NVML answers on this machine, as played_nvml.py plays it: `python record_nvml.py FILE "where, what"`.
 
 It asks with the calls that lavalite.providers asks with, and needs nothing but the module pynvml (nvidia-ml-py). It
 changes nothing. Names of processes are not written down, but their numbers are.
@@ -18,10 +18,7 @@ def record(nvml: Any, about: str) -> dict[str, Any]:
     nvml.nvmlInit()
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
-        handles = [
-            _answer(nvml, lambda at=at: nvml.nvmlDeviceGetHandleByIndex(at))  # type: ignore[misc]
-            for at in range(nvml.nvmlDeviceGetCount())
-        ]
+        handles = [_answer(nvml, nvml.nvmlDeviceGetHandleByIndex, at) for at in range(nvml.nvmlDeviceGetCount())]
         return {
             "header": {"recorded": True, "about": about},
             "driver": driver,
@@ -134,22 +131,17 @@ def _memory(nvml: Any, device: Any) -> dict[str, int]:
 
 def _pairs(nvml: Any, handles: list[Any], ask: Callable[[Any, Any], Any]) -> list[list[Any]]:
     """For each two GPUs; null where one of them does not answer, or both are the same."""
+    silent = [isinstance(handle, dict) for handle in handles]
+    numbers = range(len(handles))
     return [
-        [
-            None if one is other or isinstance(one, dict) or isinstance(other, dict) else _answer(nvml, _of(ask, one, other))
-            for other in handles
-        ]
-        for one in handles
-    ]  # fmt: skip
+        [None if i == j or silent[i] or silent[j] else _answer(nvml, ask, handles[i], handles[j]) for j in numbers]
+        for i in numbers
+    ]
 
 
-def _of(ask: Callable[[Any, Any], Any], one: Any, other: Any) -> Callable[[], Any]:
-    return lambda: ask(one, other)
-
-
-def _answer(nvml: Any, ask: Callable[[], Any]) -> Any:
+def _answer(nvml: Any, ask: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return ask()
+        return ask(*arguments)
     except nvml.NVMLError as error:
         return {"error": error.value}
 
