@@ -1,4 +1,4 @@
-"""Write down what NVML answers on this machine, as played_nvml.py plays it: `python record_nvml.py FILE "where, what"`.
+"""Write down what NVML answers on this machine, for played_nvml.py: `python record_nvml.py FILE "where, what"`.
 
 It asks with the calls that lavalite.providers asks with, and needs nothing but the module pynvml (nvidia-ml-py). It
 changes nothing. Names of processes are not written down, but their numbers are.

@@ -70,9 +70,7 @@ def mig_instances(nvml: Any, gpu: Any) -> list[MigInstance]:
     """Those that there are. The profile is the last word of the device's name. Raises NVMLError."""
     found = []
     for at in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-        try:
-            device = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, at)
-        except nvml.NVMLError:
+        if (device := asked(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", gpu, at)) is None:
             continue  # there is none of this number
         found.append(
             MigInstance(

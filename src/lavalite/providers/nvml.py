@@ -72,7 +72,7 @@ def _all(nvml: Any, warn: Warn, sick: Mapping[str, str], divide: Divide | None) 
     return found + instances
 
 
-def _with(gpu: Device, attributes: Mapping[str, str]) -> Device:
+def _with(gpu: Device, attributes: dict[str, str]) -> Device:
     return gpu.model_copy(update={"attributes": gpu.attributes | attributes})
 
 

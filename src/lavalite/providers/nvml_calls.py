@@ -51,7 +51,9 @@ def asked(nvml: Any, name: str, *arguments: Any, lost: bool = True) -> Any:
     except nvml.NVMLError as error:
         if lost and type(error).__name__ in LOST:
             raise
-        return None
+    except getattr(nvml, "NVMLLibraryMismatchError", ()):
+        pass  # a driver that is older than the function
+    return None
 
 
 def text(value: str | bytes) -> str:
