@@ -87,7 +87,8 @@ def test_a_critical_xid_makes_sick_until_the_boot_and_one_of_a_program_does_not(
         assert {gpu for gpu, state in states.items() if state.sick} == ({ids[5]} if sick else set())
         assert list(watch.sick_until_boot) == ([ids[5]] if sick else [])
         watch.close()
-        later = HealthWatch(events=False, boots_sick=watch.sick_until_boot)
+        later = HealthWatch(events=False)
+        later.add(watch.sick_until_boot)
         assert bool(later.look(pytest.fail)[ids[5]].sick) is sick
 
 

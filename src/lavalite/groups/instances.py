@@ -43,7 +43,7 @@ class Instances:
             made: list[str] = []
             try:
                 for gpu, profile in wanted:
-                    made.append(create_instance(gpu, profile, self._nvml).id)  # noqa: PERF401 - known one by one
+                    made.append(create_instance(gpu, profile, self._nvml).id)
             except LavaLiteError:
                 self._write(group, intent | {"made": made})
                 self._remove(group, self._read(group))

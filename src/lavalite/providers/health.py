@@ -42,6 +42,7 @@ class GpuState:
     utilization: Mapping[str, float] = field(default_factory=dict)
     pids: tuple[int, ...] = ()
     sick: str = ""
+    answers: bool = True
 
 
 @dataclass(slots=True, frozen=True)
@@ -113,12 +114,12 @@ class HealthWatch:
     """Looks at all GPUs, again and again, and remembers what they were sick of. For one thread at a time.
 
     With `events` it also hears of critical XIDs; NVML then stays open between looks, but for GPUs that are sick:
-    these an operator must be able to reset. `boots_sick` is what another watch of this boot has heard: id → reason.
+    these an operator must be able to reset.
     """
 
-    def __init__(self, nvml: Any = None, *, events: bool, boots_sick: Mapping[str, str] | None = None) -> None:
+    def __init__(self, nvml: Any = None, *, events: bool) -> None:
         self._nvml = nvml
-        self._verdicts = {gpu: Verdict(why, until_boot=True) for gpu, why in (boots_sick or {}).items()}
+        self._verdicts: dict[str, Verdict] = {}
         self._known: dict[str, int] = {}
         """GPU → the index at which it was seen last."""
         self._ears = _Ears() if events else None
@@ -133,13 +134,19 @@ class HealthWatch:
             for gpu, at in self._known.items():
                 if gpu not in found:
                     said = silent.get(at, "it is there no more" if nvml is not None else "NVML does not answer")
-                    found[gpu] = at, GpuState(gpu, sick=f"{said}; it may have to be reset")
+                    found[gpu] = at, GpuState(gpu, sick=f"{said}; it may have to be reset", answers=False)
             for gpu, (_, state) in found.items():
                 self._verdicts[gpu] = judge(self._verdicts.get(gpu, WELL), state.sick, reported.get(gpu, ""))
             states = {g: replace(state, sick=self._verdicts[g].reason) for g, (_, state) in found.items()}
             if self._ears is not None and nvml is not None:
                 self._ears.listen(nvml, [gpu for gpu, state in states.items() if not state.sick])
         return states
+
+    def add(self, sick_until_boot: Mapping[str, str]) -> None:
+        """What another watch of this boot has heard: id → reason."""
+        for gpu, why in sick_until_boot.items():
+            if not self._verdicts.get(gpu, WELL).until_boot:
+                self._verdicts[gpu] = Verdict(why, until_boot=True)
 
     @property
     def sick(self) -> dict[str, str]:

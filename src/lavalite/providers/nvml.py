@@ -23,18 +23,24 @@ Divide = Callable[[str, Sequence[str]], bool]
 
 
 def find_gpus(
-    warn: Warn, nvml: Any = None, *, sick: Mapping[str, str] | None = None, divide: Divide | None = None
+    warn: Warn,
+    nvml: Any = None,
+    *,
+    sick: Mapping[str, str] | None = None,
+    also_sick: bool = False,
+    divide: Divide | None = None,
 ) -> list[Device]:
     """All GPUs that answer and are well. Others, or an NVML that fails, are told to `warn`; the rest counts.
 
-    `sick`: what is known of GPUs beside their counters, id → reason. Of a GPU in MIG mode its instances are offered;
+    `sick`: what is known of GPUs beside their counters, id → reason. With `also_sick` these are there too: for who
+    knows by other means that nothing may be placed on them. Of a GPU in MIG mode its instances are offered;
     itself instead, with `mig_profiles`, where `divide` says so. `nvml` stands in for the module `pynvml` in tests.
     """
     with opened(nvml, warn) as found:
-        return [] if found is None else _all(found, warn, sick or {}, divide)
+        return [] if found is None else _all(found, warn, None if also_sick else sick or {}, divide)
 
 
-def _all(nvml: Any, warn: Warn, sick: Mapping[str, str], divide: Divide | None) -> list[Device]:
+def _all(nvml: Any, warn: Warn, sick: Mapping[str, str] | None, divide: Divide | None) -> list[Device]:
     found: list[Device] = []
     try:
         count = nvml.nvmlDeviceGetCount()
@@ -48,7 +54,7 @@ def _all(nvml: Any, warn: Warn, sick: Mapping[str, str], divide: Divide | None) 
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             gpu = _gpu(nvml, handle, index, driver)
-            if reason := why_sick(read_counters(nvml, handle)) or sick.get(gpu.id, ""):
+            if sick is not None and (reason := why_sick(read_counters(nvml, handle)) or sick.get(gpu.id, "")):
                 warn(f"GPU {gpu.id} is not offered: {reason}")
             elif gpu.attributes["mig"] == "on":
                 # Nobody can use it whole: its instances are offered instead, or what it can be divided into.
