@@ -67,10 +67,8 @@ class Machine:
 
         def find(warn: Callable[[str], None]) -> list[Device]:
             found = find_gpus(warn, self._nvml, also_sick=True, divide=divide)
-            there = {device.id for device in found}
-            silent = {gpu for gpu, state in self._states.items() if not state.answers}
-            known = {gpu for gpu in self._states if gpu not in silent}
-            return found + [device for device in before if device.id not in there | known]
+            there = {id_ for device in found for id_ in (device.id, device.attributes.get("mig_parent", ""))}
+            return found + [device for device in before if device.id not in there]
 
         with self._lock:
             self._look()
