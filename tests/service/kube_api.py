@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp.web
@@ -77,11 +78,11 @@ class Fault:
     """Whether the request is carried out all the same, and only its answer is lost."""
 
 
-class KubeApi(kmock.RawHandler, Played):
+class KubeApi(Played, kmock.RawHandler):
     """Use it by `async with running_api() as api`; `api.url` is where it listens."""
 
     def __init__(self, rules: list[Json] | None = None) -> None:
-        super().__init__()
+        super().__init__(strict=True)  # what goes wrong in here fails the test
         self.rules = rules
         self.kinds = dict(KINDS)
         self.objects: dict[Key, Json] = {}
@@ -363,3 +364,18 @@ async def running_api(rules: list[Json] | None = None) -> AsyncIterator[KubeApi]
         finally:
             api.closing.set()
             await api.stop_playing()
+
+
+def kubeconfig(api: KubeApi, folder: Path, namespace: str = "planner") -> Path:
+    """A file by which clients find it."""
+    path = folder / "kubeconfig.yml"
+    document = {
+        "current-context": "played",
+        "clusters": [{"name": "played", "cluster": {"server": str(api.url)}}],
+        "users": [{"name": "planner", "user": {"token": "played"}}],
+        "contexts": [
+            {"name": "played", "context": {"cluster": "played", "user": "planner", "namespace": namespace}}
+        ],
+    }
+    path.write_text(json.dumps(document))
+    return path

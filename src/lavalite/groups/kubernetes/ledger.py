@@ -35,11 +35,11 @@ from lavalite.groups.kubernetes.head import (
 from lavalite.groups.kubernetes.storage import LEDGER, Storage, Where
 from lavalite.groups.ledger import Changed, GroupLedger
 from lavalite.providers.kubernetes.connection import CONFIG_MAPS, GROUPS, Connection, GoneError
+from lavalite.providers.kubernetes.patience import FIRST_SECONDS, MOST_SECONDS, Pauses, patiently
 
 MOST_KEPT = 64
 """Intents that the watch brought, and nobody has asked for."""
 LISTS = 8
-PAUSE_FIRST_SECONDS, PAUSE_MOST_SECONDS = 0.05, 2.0
 T = TypeVar("T")
 
 
@@ -132,7 +132,7 @@ class KubernetesLedger(GroupLedger):
 
     async def wait(self, timeout_seconds: float) -> None:
         if self._following is None or self._following.done():
-            await self._clock.sleep(min(timeout_seconds, PAUSE_MOST_SECONDS))
+            await self._clock.sleep(min(timeout_seconds, MOST_SECONDS))
             return
         told = asyncio.ensure_future(self._told.wait())
         slept = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
@@ -219,13 +219,13 @@ class KubernetesLedger(GroupLedger):
 
     async def _follow(self) -> None:
         """Keep the intents of changes that others make, and ring the bell."""
-        pause_seconds = PAUSE_FIRST_SECONDS
+        pause_seconds = FIRST_SECONDS
         while True:
             try:
                 head = await self._read_head()
                 await self._keep(head)
                 async for kind, obj in self._connection.watch(CONFIG_MAPS, version=head.version, name=HEAD):
-                    pause_seconds = PAUSE_FIRST_SECONDS
+                    pause_seconds = FIRST_SECONDS
                     if kind != "DELETED":
                         await self._keep(Head.read(obj))
             except GoneError:
@@ -234,7 +234,7 @@ class KubernetesLedger(GroupLedger):
                 structlog.get_logger(__name__).info("watch", reason=str(error))
             self._told.set()
             await self._clock.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, PAUSE_MOST_SECONDS)
+            pause_seconds = min(2 * pause_seconds, MOST_SECONDS)
 
     async def _keep(self, head: Head) -> None:
         if head.change <= self._seen:
@@ -249,22 +249,16 @@ class KubernetesLedger(GroupLedger):
 
     async def _swap(self, head: Head) -> Head | None:
         """The head as it was written, or None where somebody else was quicker."""
-        deadline = self._clock.monotonic() + self._patience_seconds
-        unsure, pause_seconds = False, PAUSE_FIRST_SECONDS
+        unsure, pauses = False, Pauses(self._clock, self._patience_seconds)
         while True:
             try:
                 written = await self._connection.replace(CONFIG_MAPS, head.object())
                 return Head.read(written) if written is not None else None
             except ConflictError:
-                if not unsure:
-                    return None
-                return await self._ours(head)
+                return await self._ours(head) if unsure else None
             except (UnreachableError, BusyError) as error:
                 unsure = unsure or isinstance(error, UnreachableError)
-                if self._clock.monotonic() >= deadline:
-                    raise
-                await self._clock.sleep(_pause(error, pause_seconds))
-                pause_seconds = min(2 * pause_seconds, PAUSE_MOST_SECONDS)
+                await pauses.after(error)
 
     async def _ours(self, head: Head) -> Head | None:
         """Whether it was our own swap that was quicker, its answer lost."""
@@ -306,29 +300,16 @@ class KubernetesLedger(GroupLedger):
     async def _clear_parts(self, head: Head) -> None:
         """Parts of intents that can never be, or no more be of use."""
         with contextlib.suppress(LavaLiteError):
-            for part in await self._connection.list(CONFIG_MAPS, labels={LEDGER: "part"}) or []:
+            for part in await self._connection.list_all(CONFIG_MAPS, labels={LEDGER: "part"}) or []:
                 if int(part["data"]["change"]) <= head.change and part["data"]["writer"] != head.writer:
                     await self._connection.delete(CONFIG_MAPS, part["metadata"]["name"])
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What may be done twice, until it is answered, or patience is at its end."""
-        deadline, pause_seconds = self._clock.monotonic() + self._patience_seconds, PAUSE_FIRST_SECONDS
-        while True:
-            try:
-                return await call()
-            except (UnreachableError, BusyError) as error:
-                if self._clock.monotonic() >= deadline:
-                    raise
-                await self._clock.sleep(_pause(error, pause_seconds))
-                pause_seconds = min(2 * pause_seconds, PAUSE_MOST_SECONDS)
-
-
-def _pause(error: LavaLiteError, pause_seconds: float) -> float:
-    return error.retry_after_seconds if isinstance(error, BusyError) else pause_seconds
+        return await patiently(self._clock, self._patience_seconds, call)
 
 
 async def _where(connection: Connection) -> Where:
     try:
-        return "computegroups" if await connection.list(GROUPS) is not None else "configmaps"
+        return "computegroups" if await connection.list_all(GROUPS) is not None else "configmaps"
     except RefusedError:
         return "configmaps"

@@ -52,7 +52,7 @@ class Storage:
         kinds = {CONFIG_MAPS, self._kind(GROUPS)}
         found = []
         for kind in sorted(kinds, key=lambda kind: kind.resource):
-            listed = await self._connection.list(kind, labels={LEDGER: "record"})
+            listed = await self._connection.list_all(kind, labels={LEDGER: "record"})
             if listed is None:
                 raise UnreachableError(
                     f"the ledger's groups are {kind.resource}, which the cluster does not have any more",

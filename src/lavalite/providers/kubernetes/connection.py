@@ -49,6 +49,12 @@ class GoneError(ConflictError):
     default_code = "gone"
 
 
+class NoSuchKindError(LavaLiteError):
+    """The cluster has no objects of that kind."""
+
+    default_code = "no_such_kind"
+
+
 class RejectedError(LavaLiteError):
     """The API server does not accept an object of ours."""
 
@@ -87,7 +93,7 @@ class Connection:
         try:
             config = KubeConfig.from_file(kubeconfig) if kubeconfig is not None else KubeConfig.from_env()
             client = AsyncClient(config, timeout=httpx2.Timeout(timeout_seconds))
-        except (ConfigError, OSError, KeyError, ValueError) as error:
+        except (ConfigError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
             hint = "Give a kubeconfig, set KUBECONFIG, or run in a pod of the cluster."
             raise InputError(f"no Kubernetes cluster is configured: {error}", field="where", hint=hint) from error
         return cls(client, namespace)
@@ -104,7 +110,7 @@ class Connection:
                     return None
                 raise
 
-    async def list(
+    async def list_all(
         self,
         kind: Kind,
         *,
@@ -114,16 +120,31 @@ class Connection:
     ) -> list[Json] | None:
         """None where the cluster has no such kind. `labels`: by value, None where any will do; `without`: fields that
         have none of these values."""
+        try:
+            return (await self.list_at(kind, labels=labels, without=without, everywhere=everywhere))[0]
+        except NoSuchKindError:
+            return None
+
+    async def list_at(
+        self,
+        kind: Kind,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        without: Mapping[str, Sequence[str]] | None = None,
+        everywhere: bool = False,
+    ) -> tuple[list[Json], str]:
+        """And the version as of which that is, to watch from. Raises NoSuchKindError."""
         fields = {field: operators.not_in(values) for field, values in (without or {}).items()} or None
+        where = {"namespace": "*"} if everywhere else self._where(kind)
         for attempt in (1, 2, 3):
             with _told(f"list {kind.resource}", "list", kind):
                 try:
-                    where = {"namespace": "*"} if everywhere else self._where(kind)
                     pages = self._client.list(kind._of, chunk_size=PAGE, labels=labels, fields=fields, **where)
-                    return [_plain(found) async for found in pages]
+                    found = [_plain(each) async for each in pages]
+                    return found, pages.resourceVersion
                 except httpx2.HTTPStatusError as error:
                     if _code(error) == 404:
-                        return None
+                        raise NoSuchKindError(f"the cluster has no {kind.resource}") from error
                     # The pages that follow are of a version that is forgotten by now.
                     if _code(error) != 410 or attempt == 3:
                         raise
