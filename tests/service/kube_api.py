@@ -373,9 +373,7 @@ def kubeconfig(api: KubeApi, folder: Path, namespace: str = "planner") -> Path:
         "current-context": "played",
         "clusters": [{"name": "played", "cluster": {"server": str(api.url)}}],
         "users": [{"name": "planner", "user": {"token": "played"}}],
-        "contexts": [
-            {"name": "played", "context": {"cluster": "played", "user": "planner", "namespace": namespace}}
-        ],
+        "contexts": [{"name": "played", "context": {"cluster": "played", "user": "planner", "namespace": namespace}}],
     }
     path.write_text(json.dumps(document))
     return path
