@@ -12,6 +12,7 @@ import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import BusyError, ConflictError, LavaLiteError, UnreachableError
+from lavalite.groups.errors import ConflictingAllocationError
 from lavalite.groups.kubernetes.pods import OurPods
 from lavalite.groups.kubernetes.workloads import GROUP, MADE, MANAGED, ROLE, Workload, failure_of, scheduled
 from lavalite.providers.kubernetes.connection import DEPLOYMENTS, PODS, RESOURCE_CLAIMS, Connection, Kind
@@ -23,7 +24,7 @@ ATTEMPTS = 10
 T = TypeVar("T")
 
 
-class UnplacedError(ConflictError):
+class UnplacedError(ConflictingAllocationError):
     """Kubernetes does not place the pod on the node that was chosen: others were quicker there."""
 
     default_code = "unplaced"

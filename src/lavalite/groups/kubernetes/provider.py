@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lavalite.groups.kubernetes.workloads import (
     name_of,
     workload_of,
 )
-from lavalite.groups.records import GroupRecord, Holder
+from lavalite.groups.records import GROUPS, GroupRecord, Holder
 from lavalite.model.resources import GPU, Device, NodeOffer
 from lavalite.providers.kubernetes.connection import (
     NODES,
@@ -40,6 +41,8 @@ from lavalite.providers.kubernetes.usage import ENDED
 from lavalite.providers.local import with_versions
 
 Json = dict[str, Any]
+LOOK_SECONDS = 10.0
+"""What there is is looked at anew before something is given out, where the last look was longer ago."""
 
 
 class KubernetesComputeResourceProvider(LedgerProvider):
@@ -47,19 +50,27 @@ class KubernetesComputeResourceProvider(LedgerProvider):
 
     name = "the Kubernetes cluster"
     runs_components = True
+    on_one_machine = False
 
     def __init__(
-        self, connection: Connection, ledger: KubernetesLedger, clock: Clock, options: Options, deadlines: Deadlines
+        self,
+        connection: Connection,
+        ledger: KubernetesLedger,
+        clock: Clock,
+        *,
+        options: Options,
+        deadlines: Deadlines,
+        identity: str,
     ) -> None:
-        # Who allocates is a pod somewhere: no process of this machine can be asked whether it lives.
-        super().__init__(ledger, clock=clock, holder=Holder())
+        # Who allocates is a pod somewhere: it has no process that anybody could ask for.
+        super().__init__(ledger, clock=clock, holder=Holder(boot_id=identity))
         self._connection = connection
         self._options = options
         self._deadlines = deadlines
         self._pods = OurPods(connection, clock, self._pod_changed)
         self._objects = Objects(connection, clock, self._pods, deadlines)
         self._offers: dict[str, NodeOffer] = {}
-        self._kubernetes_clock = clock
+        self._looked_at = float("-inf")
 
     @classmethod
     async def open(
@@ -71,11 +82,14 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         clock: Clock | None = None,
         options: Options | None = None,
         deadlines: Deadlines | None = None,
+        identity: str = "",
     ) -> KubernetesComputeResourceProvider:
         """On the cluster of the kubeconfig, or the one that we are in. Objects of ours are in the namespace.
 
         What a crash has left is put right first: objects without their group are removed, groups without their
-        objects get them anew. Raises InputError, UnreachableError, BusyError, RefusedError.
+        objects get them anew. `identity`: a name that no other planner has, and that this one has again once it is
+        restarted: then what it was just making is undone at once, else after some minutes.
+        Raises InputError, UnreachableError, BusyError, RefusedError.
         """
         clock, deadlines = clock or SystemClock(), deadlines or Deadlines()
         connection = client or Connection.open(namespace, kubeconfig)
@@ -88,7 +102,14 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         except BaseException:
             await connection.close()
             raise
-        provider = cls(connection, ledger, clock, options or Options(), deadlines)
+        provider = cls(
+            connection,
+            ledger,
+            clock,
+            options=options or Options(),
+            deadlines=deadlines,
+            identity=f"planner/{identity or secrets.token_hex(8)}",
+        )
         try:
             await provider.start()
         except BaseException:
@@ -97,9 +118,10 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         return provider
 
     async def start(self) -> None:
-        await patiently(self._kubernetes_clock, self._deadlines.answer, self._pods.start)
+        await patiently(self._clock, self._deadlines.answer, self._pods.start)
         ours = await self._objects.all_ours()  # before the ledger: objects are made after their group is written
         await super().start()
+        await self._end([r.id for r in self._records() if not r.ready and r.holder == self._holder])
         records = list(self._records())
         await self._objects.remove_but(ours, {label_of(record.id) for record in records})
         there = {obj["metadata"]["name"] for _, obj in ours}
@@ -126,10 +148,16 @@ class KubernetesComputeResourceProvider(LedgerProvider):
             claims = await self._connection.list_all(RESOURCE_CLAIMS, everywhere=True) or []
             seen = replace(seen, taken=claimed_devices(claim for claim in claims if not self._is_ours(claim)))
         held = frozenset(device for record in self._records() for device in devices_of(record))
-        now = int(self._kubernetes_clock.now())
+        now = int(self._clock.now())
         offers = [with_versions(offer, self._offers.get(offer.node), now) for offer in offers_of(seen, held)]
         self._offers = {offer.node: offer for offer in offers}
+        self._looked_at = self._clock.monotonic()
         return offers
+
+    async def _look_if_long_ago(self) -> None:
+        """Others come and go on the nodes, and nobody tells us."""
+        if self._clock.monotonic() - self._looked_at > LOOK_SECONDS:
+            await self._look_at_nodes()
 
     async def _all_pods(self) -> list[Json]:
         return await self._connection.list_all(PODS, everywhere=True, without={"status.phase": ENDED}) or []
@@ -142,9 +170,29 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         )
 
     def _records(self) -> Iterable[GroupRecord]:
-        return self._picture.groups.values()
+        return self.picture.groups.values()
 
     # --- groups ---------------------------------------------------------------------------------------------------
+
+    async def allocate_resources(self, component_name: str, resources: dict[str, Any]) -> dict[str, Any]:
+        await self._look_if_long_ago()
+        return await super().allocate_resources(component_name, resources)
+
+    async def reserve_resources(
+        self, component_name: str, resources: dict[str, Any], timeout_seconds: int
+    ) -> dict[str, Any]:
+        await self._look_if_long_ago()
+        return await super().reserve_resources(component_name, resources, timeout_seconds)
+
+    async def watch_resources(self) -> AsyncIterator[dict[str, Any]]:
+        async for change in super().watch_resources():
+            if change["group"] is not None:
+                (group,) = await self._with_faults([change["group"]])
+                change |= {"group": group, "state": group["state"]}
+            yield change
+
+    def _pod_changed(self, label: str) -> None:
+        self._desk.tell(GROUPS + record.id for record in self._records() if label_of(record.id) == label)
 
     async def get_resource_state(self) -> dict[str, Any]:
         state = await super().get_resource_state()
@@ -160,7 +208,7 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         """Groups whose pod has failed, or is gone, are so too."""
         found = []
         for group in groups:
-            record = self._picture.groups.get(group["id"])
+            record = self.picture.groups.get(group["id"])
             fault = await self._fault(record) if record is not None and group["state"] != "failed" else ""
             found.append(group | {"state": "failed", "reason": fault} if fault else group)
         return found

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import yaml
 from lightkube import ApiError, AsyncClient, KubeConfig, operators
 from lightkube.core.exceptions import ConfigError
-from lightkube.generic_resource import create_namespaced_resource
+from lightkube.core.resource import ApiInfo, GlobalResource, NamespacedResourceG, ResourceDef
+from lightkube.generic_resource import Generic, create_api_info
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import ConfigMap, Node, Pod
 from lightkube.resources.resource_v1 import ResourceClaim, ResourceSlice
@@ -69,13 +71,21 @@ class Kind:
     _of: Any
 
 
-NODES = Kind("nodes", Node)
-PODS = Kind("pods", Pod)
-CONFIG_MAPS = Kind("configmaps", ConfigMap)
-DEPLOYMENTS = Kind("deployments", Deployment)
-RESOURCE_SLICES = Kind("resourceslices", ResourceSlice)
-RESOURCE_CLAIMS = Kind("resourceclaims", ResourceClaim)
-GROUPS = Kind("computegroups", create_namespaced_resource("lavalite.io", "v1", "ComputeGroup", "computegroups"))
+def _kind(info: ApiInfo, *, everywhere: bool = False) -> Kind:
+    """Read as plain mappings: what a release of Kubernetes adds or leaves out is no fault."""
+    bases = (GlobalResource if everywhere else NamespacedResourceG, Generic)
+    return Kind(info.plural, type(info.resource.kind, bases, {"_api_info": info}))
+
+
+NODES = _kind(Node._api_info, everywhere=True)
+PODS = _kind(Pod._api_info)
+CONFIG_MAPS = _kind(ConfigMap._api_info)
+DEPLOYMENTS = _kind(Deployment._api_info)
+RESOURCE_SLICES = _kind(ResourceSlice._api_info, everywhere=True)
+RESOURCE_CLAIMS = _kind(ResourceClaim._api_info)
+GROUPS = _kind(create_api_info("lavalite.io", "v1", "ComputeGroup", "computegroups"))
+_SCALES = _kind(replace(Deployment.Scale._api_info, resource=ResourceDef("autoscaling", "v1", "Scale")))
+_EVICTIONS = _kind(Pod.Eviction._api_info)
 
 
 class Connection:
@@ -93,7 +103,7 @@ class Connection:
         try:
             config = KubeConfig.from_file(kubeconfig) if kubeconfig is not None else KubeConfig.from_env()
             client = AsyncClient(config, timeout=httpx2.Timeout(timeout_seconds))
-        except (ConfigError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
+        except (ConfigError, OSError, LookupError, ValueError, TypeError, AssertionError, yaml.YAMLError) as error:
             hint = "Give a kubeconfig, set KUBECONFIG, or run in a pod of the cluster."
             raise InputError(f"no Kubernetes cluster is configured: {error}", field="where", hint=hint) from error
         return cls(client, namespace)
@@ -153,13 +163,13 @@ class Connection:
     async def create(self, kind: Kind, obj: Json) -> Json:
         """ConflictError where there is one of that name."""
         with _told(f"create {kind.resource} {obj['metadata']['name']}", "create", kind):
-            return _plain(await self._client.create(kind._of.from_dict(obj, lazy=False), **self._where(kind)))
+            return _plain(await self._client.create(kind._of(obj), **self._where(kind)))
 
     async def replace(self, kind: Kind, obj: Json) -> Json | None:
         """With `metadata.resourceVersion` only where it still has that version, else ConflictError."""
         with _told(f"update {kind.resource} {obj['metadata']['name']}", "update", kind):
             try:
-                return _plain(await self._client.replace(kind._of.from_dict(obj, lazy=False), **self._where(kind)))
+                return _plain(await self._client.replace(kind._of(obj), **self._where(kind)))
             except httpx2.HTTPStatusError as error:
                 if _code(error) == 404:
                     return None
@@ -191,7 +201,7 @@ class Connection:
             try:
                 scale = {"spec": {"replicas": replicas}}
                 where = {"namespace": self.namespace, "patch_type": PatchType.MERGE}
-                await self._client.patch(Deployment.Scale, name, scale, **where)
+                await self._client.patch(_SCALES._of, name, scale, **where)
             except httpx2.HTTPStatusError as error:
                 if _code(error) == 404:
                     return False
@@ -202,7 +212,7 @@ class Connection:
         """Ask a pod to end, where budgets of disruption allow it; else BusyError: ask again. False: it is gone."""
         with _told(f"create pods/eviction {name}", "create", PODS):
             try:
-                eviction = Pod.Eviction.from_dict({"metadata": {"name": name, "namespace": self.namespace}})
+                eviction = _EVICTIONS._of({"metadata": {"name": name, "namespace": self.namespace}})
                 await self._client.create(eviction, name=name, namespace=self.namespace)
             except httpx2.HTTPStatusError as error:
                 if _code(error) == 404:
@@ -233,8 +243,7 @@ class Connection:
 
 
 def _plain(obj: Any) -> Json:
-    plain: Json = obj.to_dict()
-    return plain
+    return dict(obj)
 
 
 def _code(error: httpx2.HTTPStatusError) -> int:
