@@ -40,6 +40,8 @@ class GroupRecord(Stored):
     created: bool = False
     requirements: dict[str, Any] = {}
     """As they were asked for, so that a later ask can be compared."""
+    run: dict[str, Any] = {}
+    """What runs in it, where the provider runs components (requirements.Run)."""
     isolation: Literal["", "mig", "mps", "none"] = ""
     """Of a part of a GPU, what keeps it apart from others; empty where it has whole ones."""
     mig_profile: str = ""

@@ -1,4 +1,4 @@
-"""What decides about compute groups: what is free, what fits, quotas, reservations, who waits. Pure: no I/O, no clock.
+"""What decides about compute groups: what is free, what fits, quotas, who waits. Pure: no I/O, no clock.
 
     records ──► Picture (picture): all of them in memory, with the book, the columns and some indices kept up
     ask ──► wanted (what it means in classes of placement) ──► find (a free group, or new room) ──► decide ──► Changes

@@ -12,11 +12,12 @@ from lavalite.model.resources import NodeOffer, Stored
 
 @dataclass(slots=True)
 class Changes:
-    """`groups` are those that the decision is about, as they are once it is written; those that go as they were."""
+    """`groups` are those that are put, as they are once it is written; `gone` those that go, as they were."""
 
     puts: dict[str, bytes] = field(default_factory=dict)
     deletes: list[str] = field(default_factory=list)
     groups: list[GroupRecord] = field(default_factory=list)
+    gone: list[GroupRecord] = field(default_factory=list)
     records: dict[str, Stored] = field(default_factory=dict)
     """What `puts` holds, read: so that who wrote it need not read it again."""
 
@@ -30,8 +31,10 @@ class Changes:
         if isinstance(record, GroupRecord):
             self.groups.append(record)
 
-    def delete(self, key: str) -> None:
-        self.deletes.append(key)
+    def delete(self, record: GroupRecord | NodeOffer | PoolRecord | WaitingRecord) -> None:
+        self.deletes.append(key_of(record))
+        if isinstance(record, GroupRecord):
+            self.gone.append(record)
 
     def join(self, others: Iterable[Changes]) -> Changes:
         """With what the others change too; no key may be changed twice."""
@@ -39,6 +42,7 @@ class Changes:
             self.puts |= other.puts
             self.deletes += other.deletes
             self.groups += other.groups
+            self.gone += other.gone
             self.records |= other.records
         return self
 
