@@ -312,8 +312,11 @@ async def test_what_a_reservation_cannot_keep_is_refused_in_one_sentence(manager
 async def test_a_job_that_is_no_group_is_none_and_stays_as_it_is(
     system: UpSystem, manager: ComputeGroupManager
 ) -> None:
-    number = (await system.lavalite("submit", "--cpu", "0.05", "--", "sleep", "600")).split()[1]
+    typed = ("--cpu", "0.05", "--grace", "90s", "--start-within", "10m", "--", "sleep", "600")
+    number = (await system.lavalite("submit", *typed)).split()[1]
     try:
+        job = await (await calls(manager))(Client.job, int(number))
+        assert (job.grace_seconds, job.start_within_seconds, job.component) == (90, 600, "")
         for method in (manager.get_compute_group, manager.deallocate_compute_group, manager.drain_compute_group):
             with pytest.raises(UnknownGroupError):
                 await method(f"job-{number}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 
 import pytest
 from control_world import GIB, World, offer, spec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_control_jobs import states, world
 from test_control_reservations import reserve, submit, told
@@ -52,6 +52,7 @@ def test_those_that_have_not_ended_are_known_by_component_also_to_the_next_leade
     assert "prefill" not in w.state.components
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "a", "b"]), min_size=1, max_size=6), st.sets(st.integers(0, 5)))
 def test_the_index_is_what_a_look_at_all_jobs_would_find(components: list[str], cancelled: set[int]) -> None:
     w = world(offer("n1", cpu=3))
@@ -93,14 +94,14 @@ def test_a_compute_group_may_ask_for_no_cpu_and_no_other_job_may() -> None:
 # --- time to end, and to wait --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("own", "given"), [(None, 10.0), (0, 0.0), (90, 90.0)])
-def test_who_is_cancelled_has_its_own_grace(own: int | None, given: float) -> None:
+@pytest.mark.parametrize(("own", "told_by", "given"), [(None, SIGTERM, 10.0), (0, SIGKILL, 0.0), (90, SIGTERM, 90.0)])
+def test_who_is_cancelled_has_its_own_grace(own: int | None, told_by: int, given: float) -> None:
     w = world(offer("n1"))
     job = w.submit(spec(grace_seconds=own))
     told(w)
     w.feed(CancelRequested(job))
     w.settle()
-    assert [(stop.signal, stop.grace_seconds) for stop in w.stops] == [(SIGTERM, given)]
+    assert [(stop.signal, stop.grace_seconds) for stop in w.stops] == [(told_by, given)]
 
 
 def test_what_waits_too_long_is_given_up_and_what_was_placed_is_not() -> None:
