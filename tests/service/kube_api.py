@@ -1,8 +1,8 @@
 """An API server of Kubernetes as far as ComputeGroups use one, after the API's documentation, in this process.
 
 kmock carries HTTP, reads the URLs and keeps what was asked. Here is the state behind it: versions, conflicts,
-watches, selectors. Scheduler, kubelet, DRA driver, evictions and the controllers of deployments are in kube_played. `fail`
-makes answers go wrong on purpose; `rules` are rights as in a Role: whatever is beyond them is 403.
+watches, selectors. Scheduler, kubelet, DRA driver, evictions and the controllers of deployments are in kube_played.
+`fail` makes answers go wrong on purpose; `rules` are rights as in a Role: whatever is beyond them is 403.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Played:
                     self._condition(key, pod, conditions=[told])
         elif status["phase"] == "Pending":
             ready = {"type": "Ready", "status": "True"}
-            self._condition(key, pod, phase="Running", conditions=[*status["conditions"], ready])
+            self._condition(key, pod, phase="Running", conditions=[*status.get("conditions", []), ready])
 
     def _condition(self, key: Key, pod: Json, **status: Any) -> None:
         pod = copy.deepcopy(pod)
