@@ -494,6 +494,8 @@ async def test_the_manifest_has_just_the_rights_that_are_used(tmp_path: Path) ->
             await manager.drain_compute_group(group.id)
             await manager.deallocate_compute_group(group.id)
             free = await manager.create_compute_group({"gpu": 0.5, "cpu": 0.1, "isolation": "none"})
+            async with planner(api, tmp_path) as other:
+                await other.deallocate_compute_group((await other.allocate_compute_group("other", ONE)).id)
             await manager.put_pool("p", {"nodes": "*", "kinds": ["gpu"]})
             await manager.delete_pool("p")
             await manager.delete_compute_group(free.id)
