@@ -18,7 +18,7 @@ TRACE ?=
 HYPERQUEUE := hyperqueue==0.27.0
 BENCHES = inventory.py site.py placement.py "placement.py --classes 500" "placement.py --distinct" \
   "placement.py --nodes 1000,10000,100000" commit.py "endtoend.py --peer slurm --peer hyperqueue" memory.py \
-  compose.py attach.py \
+  compose.py attach.py groups.py \
   $(if $(TRACE),"packing.py --trace $(TRACE)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from groups_on import MODEL, NAMES, MakeManager, managers_on
 
 from lavalite.base.errors import InputError, LavaLiteError, UnknownNameError
@@ -32,7 +33,7 @@ ONE = {"gpu": 1, "cpu": 0.1}
 DEADLINE_SECONDS = 60.0
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=NAMES)
 async def make(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[MakeManager]:
@@ -41,13 +42,13 @@ async def make(
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def manager(make: MakeManager) -> AsyncIterator[ComputeGroupManager]:
     async with await make() as found:
         yield found
 
 
-@pytest.fixture(autouse=True)
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def nothing_is_left(manager: ComputeGroupManager) -> AsyncIterator[None]:
     yield
     await clear(manager)

@@ -17,15 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lavalite.base.errors import ConflictError, LavaLiteError, UnknownNameError
-
-
-class UnknownGroupError(UnknownNameError):
-    default_code = "unknown_group"
-
-    def __init__(self, group_id: str) -> None:
-        hint = "It may have been deallocated or deleted meanwhile; list_compute_groups() says what there is."
-        super().__init__(f"there is no compute group {group_id[:80]!r}", hint=hint)
+from lavalite.base.errors import ConflictError, LavaLiteError
+from lavalite.providers.base import UnknownGroupError as UnknownGroupError
 
 
 class GroupStateError(ConflictError):

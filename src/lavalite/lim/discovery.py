@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from lavalite.base.clock import Clock
 from lavalite.lim.config import LimConfig
-from lavalite.model.resources import NodeOffer
+from lavalite.model.resources import Device, NodeOffer
+from lavalite.providers.health import HealthWatch
 from lavalite.providers.local import discover
+from lavalite.providers.nvml import find_gpus
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +29,8 @@ class OwnOffer:
         self._file = config.state_path / "offer.json"
         self._previous = _load(self._file)
         self._warnings: set[str] = set()
+        self._health = HealthWatch(events=False)
+        """So that a GPU that is sick one moment and well the next does not come and go."""
 
     async def refresh(self) -> None:
         """Look again. Raises nothing that a later look could mend."""
@@ -36,6 +41,7 @@ class OwnOffer:
             self._clock.now(),
             storage_path=self._config.storage_path or self._config.state_path,
             previous=self._previous,
+            gpus=self._find_gpus,
             special={k: (found.paths, found.model) for k, found in self._config.special.items()},
             warn=self._warn,
         )
@@ -48,6 +54,10 @@ class OwnOffer:
         while True:
             await self._clock.sleep(self._config.discover_seconds)
             await self.refresh()
+
+    def _find_gpus(self, warn: Callable[[str], None]) -> list[Device]:
+        self._health.look(warn)
+        return find_gpus(warn, sick=self._health.sick)
 
     def _warn(self, sentence: str) -> None:
         """Once each: what is broken at one look is mostly still broken at the next."""

@@ -33,6 +33,14 @@ class NotOfferedError(LavaLiteError):
     default_code = "not_offered"
 
 
+class UnknownGroupError(UnknownNameError):
+    default_code = "unknown_group"
+
+    def __init__(self, group_id: str) -> None:
+        hint = "It may have been deallocated or deleted meanwhile; list_compute_groups() says what there is."
+        super().__init__(f"there is no compute group {group_id[:80]!r}", hint=hint)
+
+
 class ComputeResourceProvider(ABC):
     """See the module's docstring. All methods raise LavaLiteErrors; then nothing has changed."""
 
@@ -71,12 +79,12 @@ class ComputeResourceProvider(ABC):
     # --- what may be had more cheaply than from all of it ---------------------------------------------------------
 
     async def get_group(self, group_id: str) -> dict[str, Any]:
-        """Raises UnknownNameError."""
+        """Raises UnknownGroupError."""
         for group in (await self.get_resource_state())["groups"]:
             if group["id"] == group_id:
                 found: dict[str, Any] = group
                 return found
-        raise UnknownNameError(f"there is no compute group {group_id[:80]}", code="unknown_group")
+        raise UnknownGroupError(group_id)
 
     async def get_groups(self, component_name: str) -> list[dict[str, Any]]:
         groups = (await self.get_resource_state())["groups"]

@@ -33,8 +33,8 @@ from lavalite.providers.sysfs import (
     Tree,
     find_cores,
     find_network_cards,
+    nearest_bridges,
     numa_memory_bytes,
-    root_port,
     total_memory_bytes,
 )
 
@@ -74,7 +74,7 @@ def discover(
         _memory(node, tree),
         _storage(node, storage_path, warn),
         _network(node, tree),
-        _gpu(node, [_placed(gpu, tree) for gpu in (gpus or find_gpus)(warn)]),
+        _gpu(node, _placed((gpus or find_gpus)(warn), tree)),
         *(_resource(node, k, len(devices), devices, {}) for k, devices in find_special(special, root, warn).items()),
     ]
     offer = NodeOffer(
@@ -153,8 +153,16 @@ def _gpu(node: str, gpus: list[Device]) -> Resource:
     return _resource(node, GPU, WHOLE * len(gpus), gpus, {})
 
 
-def _placed(gpu: Device, tree: Tree) -> Device:
-    """With the NUMA node that its PCI address is on, and the PCIe root port that it is behind."""
-    folder = f"sys/bus/pci/devices/{gpu.pci_address}"
-    attributes = gpu.attributes | ({"pcie": port} if (port := root_port(tree.root / folder)) else {})
-    return gpu.model_copy(update={"numa_node": tree.number(f"{folder}/numa_node", -1), "attributes": attributes})
+def _placed(gpus: list[Device], tree: Tree) -> list[Device]:
+    """With the NUMA node that each one's PCI address is on, and the PCIe bridge that brings it nearest to another."""
+    folders = [f"sys/bus/pci/devices/{gpu.pci_address}" for gpu in gpus]
+    bridges = nearest_bridges([tree.root / folder for folder in folders])
+    return [
+        gpu.model_copy(
+            update={
+                "numa_node": tree.number(f"{folder}/numa_node", -1),
+                "attributes": gpu.attributes | ({"pcie": bridge} if bridge else {}),
+            }
+        )
+        for gpu, folder, bridge in zip(gpus, folders, bridges, strict=True)
+    ]

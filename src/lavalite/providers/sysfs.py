@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lavalite.model.resources import Device
@@ -155,12 +155,28 @@ def _card(tree: Tree, name: str) -> Device:
     )
 
 
-def root_port(device: Path) -> str:
-    """The PCIe root port that a device, by its link in /sys/bus/pci/devices, is behind; empty where there is none."""
+def nearest_bridges(devices: Sequence[Path]) -> list[str]:
+    """For each device, by its link in /sys/bus/pci/devices, the lowest PCIe bridge (of a switch, or a root port) that
+    it shares with another one's; its root port where it shares none; empty where it is behind none.
+
+    MIG instances of one GPU have one link between them.
+    """
+    paths = [_bridges(device) for device in devices]
+    distinct = set(paths)
+    return [
+        next((bridge for bridge in reversed(path) if sum(bridge in other for other in distinct) > 1), path[0])
+        if path
+        else ""
+        for path in paths
+    ]
+
+
+def _bridges(device: Path) -> tuple[str, ...]:
+    """From the root port down to the one that the device is at; then, to tell devices apart, itself."""
     if not device.is_symlink():
-        return ""
-    found = [name for name in device.resolve().parts if PCI_ADDRESS.fullmatch(name)]
-    return found[0] if len(found) > 1 else ""
+        return ()
+    found = tuple(name for name in device.resolve().parts if PCI_ADDRESS.fullmatch(name))
+    return found if len(found) > 1 else ()
 
 
 def _pci_address(device: Path) -> str:
