@@ -1,0 +1,69 @@
+"""Where ledgers of compute groups are kept: fixtures that open a store, or a ledger, as often as a test likes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer
+from memory_ledger import MemoryLedger, World
+
+from lavalite.base.clock import SystemClock
+from lavalite.groups.ledger import GroupLedger
+from lavalite.groups.store_ledger import StoreLedger
+from lavalite.store.base import Store
+from lavalite.store.open import StoreConfig, open_store
+
+OpenStore = Callable[[], Awaitable[Store]]
+OpenLedger = Callable[[], Awaitable[GroupLedger]]
+DEADLINE_SECONDS = 30.0
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def etcd_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as etcd:
+        yield etcd.endpoints[0]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
+    """Opens the store once more, as another process would."""
+    config = StoreConfig(kind="sqlite", path=tmp_path / "store.db")
+    if request.param == "etcd":
+        config = StoreConfig(kind="etcd", endpoints=(request.getfixturevalue("etcd_endpoint"),))
+    async with AsyncExitStack() as stack:
+
+        async def opened() -> Store:
+            found = await open_store(config, SystemClock())
+            stack.push_async_callback(found.close)
+            return found
+
+        yield opened
+
+
+@pytest.fixture
+def cluster() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def open_ledger(request: pytest.FixtureRequest, tmp_path: Path, cluster: str) -> AsyncIterator[OpenLedger]:
+    """Opens the ledger once more, as another process would."""
+    world = World()
+    config = StoreConfig(kind="sqlite", path=tmp_path / "store.db")
+    if request.param == "etcd":
+        config = StoreConfig(kind="etcd", endpoints=(request.getfixturevalue("etcd_endpoint"),))
+    async with AsyncExitStack() as stack:
+
+        async def opened() -> GroupLedger:
+            if request.param == "memory":
+                return MemoryLedger(world)
+            ledger = StoreLedger(await open_store(config, SystemClock()), cluster, clock=SystemClock())
+            stack.push_async_callback(ledger.close)
+            return ledger
+
+        yield opened
