@@ -21,3 +21,11 @@ async def environment(tmp_path: Path) -> AsyncIterator[MakeManager]:
 
     with playing(plain_gpus(GPUS)):
         yield make
+
+
+@contextlib.asynccontextmanager
+async def open_planner(path: Path) -> AsyncIterator[ComputeGroupManager]:
+    """One planner, with the groups in that file."""
+    with playing(plain_gpus(GPUS)):
+        async with ComputeGroupManager(await LocalComputeResourceProvider.open(path)) as manager:
+            yield manager
