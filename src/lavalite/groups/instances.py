@@ -3,9 +3,9 @@
     FOLDER/lock           held while an instance is made or removed
     FOLDER/GROUP.json     {"wanted": [[GPU, profile]], "before": {GPU: [UUID]}, "made": [UUID] or null}
 
-A file without `made` is of somebody who died while making or removing: whoever holds the lock next removes what there
-is beside `before`. Only then is anything else made on a GPU, so that nothing of others is ever removed. Blocking: call
-it in a worker thread.
+A file without `made` is of somebody who died while making or removing: whoever holds the lock next removes what
+there is beside `before`. Only then is anything else made on a GPU, so that nothing of others is ever removed.
+Blocking: call it in a worker thread.
 """
 
 from __future__ import annotations
