@@ -3,7 +3,7 @@
 python groups_fighter.py STATE FOLDER NAME SEED CALLS
 
 Whoever has a device locks it: FOLDER holds a file for each half of it, with an flock that dies with its process. So
-nobody has to trust what the groups say. A line is said for each call that is over; `twice DEVICE` where another has it.
+nobody has to trust what the groups say. A line is said for each call; `twice DEVICE` where another has it.
 """
 
 from __future__ import annotations

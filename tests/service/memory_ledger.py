@@ -1,4 +1,4 @@
-"""A ledger of compute groups in memory, for as many pictures as a test likes: one world, a ledger for each of them."""
+"""A ledger of compute groups in memory, for as many pictures as a test likes: one world, a ledger for each."""
 
 from __future__ import annotations
 

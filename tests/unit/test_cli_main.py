@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lavalite.base.errors import InputError, UnreachableError
-from lavalite.cli import connect
 from lavalite.cli.connect import Place, find_place
 from lavalite.cli.main import run
+from lavalite.providers import place as place_of
 
 GOOD = """
 cluster: rack1
@@ -29,8 +29,8 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("LAVALITE_API", "LAVALITE_STATE", "LAVALITE_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr(connect, "SYSTEM_CONFIGURATION", tmp_path / "no-etc")
-    monkeypatch.setattr(connect, "SYSTEM_SOCKETS", tmp_path / "no-run")
+    monkeypatch.setattr(place_of, "SYSTEM_CONFIGURATION", tmp_path / "no-etc")
+    monkeypatch.setattr(place_of, "SYSTEM_SOCKETS", tmp_path / "no-run")
 
 
 def test_a_good_file_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_the_way_to_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_this_nodes_daemons_are_asked_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
-    monkeypatch.setattr(connect, "SYSTEM_SOCKETS", run_folder)
+    monkeypatch.setattr(place_of, "SYSTEM_SOCKETS", run_folder)
     place = find_place()
     assert place == Place()
     assert place.lim_socket == run_folder / "lim.sock"

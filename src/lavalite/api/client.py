@@ -23,6 +23,7 @@ from lavalite.api.models import (
     CONSOLE_HEADER,
     CancelAsk,
     Change,
+    ChangePage,
     Commitment,
     ConsoleTyped,
     Definition,
@@ -34,6 +35,7 @@ from lavalite.api.models import (
     Job,
     LabelsPut,
     Node,
+    NodeResources,
     Page,
     Plan,
     Pool,
@@ -155,6 +157,10 @@ class Client:
         body = LabelsPut(labels=dict(labels), purge=purge)
         return self._send("PUT", f"/v1/nodes/{_part(name)}/labels", Node, body)
 
+    def resources(self) -> Iterator[NodeResources]:
+        """What each node has, device by device, and what of it is free."""
+        return self._pages("/v1/resources", NodeResources)
+
     def pools(self) -> Iterator[Pool]:
         return self._pages("/v1/pools", Pool)
 
@@ -196,8 +202,9 @@ class Client:
         """What the logical hosts of this document would be. Changes nothing."""
         return self._send("POST", "/v1/plan", Plan, definition)
 
-    def reservations(self) -> Iterator[Reservation]:
-        return self._pages("/v1/reservations", Reservation)
+    def reservations(self, *, groups: bool = False) -> Iterator[Reservation]:
+        """All of them, or only those that are compute groups."""
+        return self._pages("/v1/reservations", Reservation, {"group": "true"} if groups else {})
 
     def reservation(self, name: str) -> Reservation:
         return self._get(f"/v1/reservations/{_part(name)}", Reservation)
@@ -205,6 +212,13 @@ class Client:
     def reserve(self, name: str, ask: ReservationPut, *, dry_run: bool = False) -> ReservationResult:
         """One that is there already as it is asked for is left as it is; ConflictError where it differs."""
         return self._send("PUT", f"/v1/reservations/{_part(name)}", ReservationResult, ask, _dry(dry_run))
+
+    def drain_reservation(self, name: str, *, dry_run: bool = False) -> Reservation:
+        """Let nothing new start in it. What is kept stays so."""
+        return self._send("POST", f"/v1/reservations/{_part(name)}/drain", Reservation, params=_dry(dry_run))
+
+    def resume_reservation(self, name: str, *, dry_run: bool = False) -> Reservation:
+        return self._send("POST", f"/v1/reservations/{_part(name)}/resume", Reservation, params=_dry(dry_run))
 
     def unreserve(self, name: str, *, dry_run: bool = False) -> ReservationResult:
         path = f"/v1/reservations/{_part(name)}"
@@ -226,8 +240,8 @@ class Client:
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
-    def jobs(self, **filters: str) -> Iterator[Job]:
-        """`filters`: state, user, queue, host, name."""
+    def jobs(self, /, **filters: str) -> Iterator[Job]:
+        """`filters`: state, user, queue, host, name, component, reservation."""
         return self._pages("/v1/jobs", Job, {k: v for k, v in filters.items() if v})
 
     def job(self, job_id: int) -> Job:
@@ -249,9 +263,13 @@ class Client:
         keyed = [job if job.key else job.model_copy(update={"key": uuid.uuid4().hex}) for job in jobs]
         return self._send("POST", "/v1/jobs", Submitted, SubmitBatch(jobs=keyed), _dry(dry_run))
 
-    def cancel(self, job_id: int, tasks: list[int] | None = None, force: bool = False) -> Job:
-        """`tasks` are array indices; None means all. `force`: what is UNKNOWN counts as ended."""
-        return self._send("POST", f"/v1/jobs/{job_id}/cancel", Job, CancelAsk(tasks=tasks, force=force))
+    def cancel(
+        self, job_id: int, tasks: list[int] | None = None, force: bool = False, *, waiting: bool = False
+    ) -> Job:
+        """`tasks` are array indices; None means all. `force`: what is UNKNOWN counts as ended; `waiting`: only what
+        holds nothing is to end."""
+        said = {"waiting": True} if waiting else {}  # a scheduler of an earlier release does not know it
+        return self._send("POST", f"/v1/jobs/{job_id}/cancel", Job, CancelAsk(tasks=tasks, force=force, **said))
 
     def hold(self, job_id: int) -> Job:
         return self._send("POST", f"/v1/jobs/{job_id}/hold", Job)
@@ -318,6 +336,12 @@ class Client:
             for line in body.iter_lines():
                 if line.startswith("data:"):
                     yield Change.model_validate_json(line.removeprefix("data:"))
+
+    def recent(self, since: str = "", *, kinds: Sequence[str] = (), wait_seconds: float = 0) -> ChangePage:
+        """What changed after the cursor `since` (`now`: from now on), waited for where there is nothing yet."""
+        asked = {"since": since, "kind": ",".join(kinds), "wait_seconds": wait_seconds}
+        params = {name: value for name, value in asked.items() if value}
+        return _parse(self._transport.request("GET", "/v1/events/recent", params=params), ChangePage)
 
     # --- shared -----------------------------------------------------------------------------------------------
 

@@ -8,17 +8,20 @@
     POST   /v1/nodes/NAME/resume                         → Node                           ?dry_run=true
     DELETE /v1/nodes/NAME                                → Node                           ?dry_run=true
     PUT    /v1/nodes/NAME/labels                         LabelsPut → Node                 ?dry_run=true
+    GET    /v1/resources                                 Page of NodeResources (ETag)     ?state=
     GET    /v1/pools            /v1/pools/NAME           Page of Pool, Pool
     GET    /v1/queues           /v1/queues/NAME          Page of Queue, Queue
     GET    /v1/hosts            /v1/hosts/NAME           Page of Host, Host               ?state=
-    GET    /v1/reservations     /v1/reservations/NAME    Page of Reservation, Reservation ?state=
+    GET    /v1/reservations     /v1/reservations/NAME    Page of Reservation, Reservation ?state= &group=true
     PUT    /v1/reservations/NAME                         ReservationPut → ReservationResult   ?dry_run=true
     DELETE /v1/reservations/NAME                         → ReservationResult              ?dry_run=true
+    POST   /v1/reservations/NAME/drain|resume            → Reservation                    ?dry_run=true
     PUT    /v1/{pools,queues,hosts}/NAME                 EntryPut → DefinitionResult      ?dry_run=true
     DELETE /v1/{pools,queues,hosts}/NAME                 → DefinitionResult               ?dry_run=true &if_version=
     GET    /v1/definition                                Definition (ETag)
     PUT    /v1/definition         (If-Match)             DefinitionPut → DefinitionResult ?dry_run=true
     GET    /v1/jobs                                      Page of Job     ?state= &user= &queue= &host= &name=
+                                                                         &component= &reservation=
     POST   /v1/jobs                                      SubmitBatch → Submitted          ?dry_run=true
     GET    /v1/jobs/N                                    Job (with `why` while it waits)
     GET    /v1/jobs/N/tasks                              Page of Task    ?state=
@@ -113,6 +116,36 @@ class Node(Shape):
     beat_age_seconds: float | None = None
     round_trip_ms: float | None = None
     lost_beats: int = 0
+
+
+class KeptAmounts(Amounts):
+    """`kept` is what of `free` is only for the tasks of reservations, now."""
+
+    kept: int = 0
+
+
+class NodeDevice(Shape):
+    """One GPU, MIG instance or special device, and how much of it is free: 1000 is all of it."""
+
+    kind: str
+    id: str
+    model: str = ""
+    memory_bytes: int = 0
+    numa_node: int = -1
+    pci_address: str = ""
+    attributes: dict[str, str] = {}
+    free_milli: int
+
+
+class NodeResources(Shape):
+    """What a node has, kind by kind and device by device. `state` is as of Node; `version` grows with its offer."""
+
+    node: str
+    state: str
+    labels: dict[str, list[str]] = {}
+    resources: dict[str, KeptAmounts]
+    devices: list[NodeDevice] = []
+    version: int = 0
 
 
 class LabelsPut(Ask):
@@ -241,6 +274,12 @@ class Reservation(Shape):
     owner: str
     users: list[str] = []
     pool: str = ""
+    group: bool = False
+    """Whether it is a compute group, for one job at a time."""
+    component: str = ""
+    """Of a compute group: the only component that it lets in, if there is just one."""
+    drained: bool = False
+    """Whether nothing new starts in it."""
     amounts: dict[str, int]
     nodes: list[str]
     start: float
@@ -255,6 +294,9 @@ class Reservation(Shape):
 class ReservationPut(Ask):
     """These amounts on each of `count` nodes, of a pool or of all, from `start` (now, where absent) on.
 
+    `selector` is in the words of pools.yml: only of nodes that it selects. A `group` is a compute group, of any
+    component's or of the one that is named.
+
     Unused for `timeout_seconds` after its start, it ends early. With `every` it recurs at the same time of day by the
     clock of `zone`, before `until`, for a year at most.
     """
@@ -265,6 +307,9 @@ class ReservationPut(Ask):
     storage_bytes: Amount = 0
     count: int = Field(default=1, ge=1, le=10_000)
     pool: str = ""
+    selector: str | list[str] | dict[str, str | list[str]] | None = None
+    group: bool = False
+    component: str = Field(default="", max_length=63)
     start: float | None = Field(default=None, allow_inf_nan=False, le=LATEST_SECONDS)
     duration_seconds: int = Field(ge=1, le=MAX_RESERVED_SECONDS)
     users: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=1000)
@@ -323,6 +368,17 @@ class Job(Shape):
     depends: list[str] = []
     rerunnable: bool = False
     walltime_seconds: int | None = None
+    grace_seconds: int | None = None
+    start_within_seconds: int | None = None
+    component: str = ""
+    """Whose compute group it is, if any."""
+    gpus: list[str] = []
+    """Those that it holds, where it has a single task; `gpu_topology` is what they have in common, as of Task."""
+    gpu_topology: str = ""
+    attempts: int = 0
+    """How many attempts at its task have ended, where it has a single one."""
+    told_to_end: bool = False
+    """Whether it is being cancelled."""
     preemptions: int = 0
     """How often its tasks have ended since they were preempted."""
 
@@ -383,6 +439,8 @@ class Explanation(Shape):
     filters: dict[str, int] = {}
     nearest: str = ""
     lacks: dict[str, int] = {}
+    soon: bool = False
+    """Whether nothing but a scheduler pass, or the write of its commitment, is between it and its start."""
     held_by: list[str] = []
     waits_for: list[str] = []
     fairshare: dict[str, Any] = {}
@@ -454,7 +512,9 @@ class Submit(Ask):
         """A stored spec may come from a later release and hold what we do not know; one that is typed may not."""
         if not isinstance(value, dict):
             return validate(value)
-        return JobSpec.model_validate(value, extra="forbid", context=TYPED)
+        # A compute group may be of no CPU at all; who asks for one says so on purpose.
+        context = None if value.get("component") else TYPED
+        return JobSpec.model_validate(value, extra="forbid", context=context)
 
 
 class SubmitBatch(Ask):
@@ -469,10 +529,14 @@ class Submitted(Shape):
 
 
 class CancelAsk(Ask):
-    """`tasks` are array indices, all if absent. `force`: an operator says that what is UNKNOWN has ended."""
+    """`tasks` are array indices, all if absent. `force`: an operator says that what is UNKNOWN has ended.
+
+    With `waiting` only what holds nothing yet ends; what was placed meanwhile goes on.
+    """
 
     tasks: list[int] | None = Field(default=None, max_length=100_000)
     force: bool = False
+    waiting: bool = False
 
 
 CONSOLE_HEADER = "LavaLite-Console"
@@ -487,7 +551,8 @@ class ConsoleTyped(Ask):
 
 
 class Change(Shape):
-    """What /v1/events tells: `kind` job, task, node, host or definition; `name` which; `state` what it is now."""
+    """What /v1/events tells: `kind` job, task, group, node, host, reservation or definition; `name` which; `state`
+    what it is now. A group is a job of a component: it is told twice."""
 
     kind: str
     name: str

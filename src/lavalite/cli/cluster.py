@@ -475,7 +475,7 @@ def label_change(text: str) -> tuple[str, list[str] | None]:
 @at_place
 def resign(place: Place) -> None:
     """Ask the LIM of this machine to hand leadership to another candidate."""
-    from lavalite.cli import lim_socket
+    from lavalite.providers import lim_socket
 
     if place.api:
         hint = "Run it on the leading node, without --api and LAVALITE_API."

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.cli import lim_socket, local_cluster
+from lavalite.cli import local_cluster
 from lavalite.cli.connect import Place, at_place, find_place
 from lavalite.cli.local_files import DAEMONS, LOOPBACK, StateFolder
 from lavalite.cli.output import note, progress, say
+from lavalite.providers import lim_socket
 
 PROBE_SECONDS = 1.0
 READY = "ready"

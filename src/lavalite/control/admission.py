@@ -191,6 +191,9 @@ def _reservation(state: ClusterState, spec: JobSpec) -> list[Fault]:
     if not kept.lets_in(spec.user):
         hint = "Leave it out, or ask its owner."
         faults.append(Fault("not_allowed", f"{kept.name} is not for {spec.user}", "reservation", hint))
+    if kept.component and kept.component != spec.component:
+        message = f"{kept.name} is kept for component {kept.component}"
+        faults.append(Fault("not_allowed", message, "reservation", "Leave it out."))
     if spec.host:
         hint = "Leave one of them out."
         faults.append(Fault("bad_input", "a host and a reservation exclude each other", "reservation", hint))
@@ -238,7 +241,7 @@ def _exclusive(spec: JobSpec) -> list[Fault]:
         wrong.append(f"logical host {spec.host} is a part of its node, and a task is to have a node for itself")
     if spec.reservation:
         wrong.append(f"reservation {spec.reservation} keeps amounts on its nodes, and no node for one task alone")
-    here = (t for t in spec.affinity if t.demanded and not (t.anti or t.within or t.labels))
+    here = (t for t in spec.affinity if t.demanded and not (t.anti or t.within or t.labels or t.nodes))
     wrong += [f"a task is to have its node for itself, and to be {term.text()}" for term in here]
     hint = "Leave one of them out."
     faults = [Fault("bad_input", message, f"{field}.exclusive", hint) for field in asking for message in wrong]

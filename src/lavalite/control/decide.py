@@ -35,6 +35,7 @@ from lavalite.control.events import (
     PartsReported,
     ReleaseRequested,
     RequeueRequested,
+    ReservationDrained,
     ReservationEnded,
     ReservationMade,
     ResumeRequested,
@@ -57,6 +58,8 @@ def decide(state: ClusterState, event: Event, now: float) -> list[Action]:
     if state.gangs_moved:
         gangs.settle(state, now, out)
     state.wake(now)  # what the event made due as well: else it would wait for the next one
+    if state.impatient:
+        wishes.give_up(state, now, out)
     steps.go_on(state, now, out)
     if state.compose_wanted and now >= state.compose_at:
         composer.compose(state, now, out)
@@ -153,6 +156,8 @@ def _obey(state: ClusterState, event: Event, now: float, out: Outbox) -> None:
             state.set_reservation(reservation)
         case ReservationEnded(name) if name in state.reservations:
             state.remove_reservation(name)
+        case ReservationDrained(name, undo) if name in state.reservations:
+            state.set_drained(name, not undo)
         case _:
             pass
 

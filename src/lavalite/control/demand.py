@@ -30,6 +30,9 @@ from lavalite.placement.ranking import Ranking
 from lavalite.placement.registry import Rankings
 from lavalite.store.keys import Keys
 
+MAY_START, SHOULD_HAVE_STARTED = -1, -2
+"""In place of a task's position, what a time means for a whole job."""
+
 
 @dataclass(slots=True, eq=False)
 class WaitingClass:
@@ -73,11 +76,16 @@ class WaitingClass:
 
 @dataclass(slots=True)
 class Cancel:
-    """Of a whole job: the tasks before `position` have been dealt with. With `force`, UNKNOWN ones are given up."""
+    """Of a whole job: the tasks before `position` have been dealt with. With `force`, UNKNOWN ones are given up.
+
+    With `waiting` only what holds nothing ends, and `why` says why.
+    """
 
     position: int = 0
     force: bool = False
     by: str = ""
+    waiting: bool = False
+    why: str = "cancelled before it started"
 
 
 class Demand(Supply):
@@ -92,6 +100,10 @@ class Demand(Supply):
         """Job id → (job, place of the dependency) of those to which its single tasks matter."""
         self._cursors: dict[tuple[int, int], int] = {}
         """(job, place of the dependency) → how many of the tasks that it names are known to be as needed."""
+        self.components: dict[str, dict[int, None]] = {}
+        """Whose compute groups there are: jobs that have not ended, by component."""
+        self.impatient: dict[int, None] = {}
+        """Jobs of which something should have been placed by now, or else they are cancelled."""
         self.finished: dict[int, float] = {}
         """Job id → when it ended, in that order."""
         self.classes: dict[tuple[Any, ...], WaitingClass] = {}
@@ -175,8 +187,13 @@ class Demand(Supply):
             if dependencies.by_task(dependency):
                 self.watchers.setdefault(dependency.job, []).append((job.id, place))
         if record.spec.not_before is not None:
-            heapq.heappush(self._wakes, (record.spec.not_before, job.id, -1))
+            heapq.heappush(self._wakes, (record.spec.not_before, job.id, MAY_START))
             job.sleeping = True
+        if record.spec.start_within_seconds is not None:
+            until = record.submitted_at + record.spec.start_within_seconds
+            heapq.heappush(self._wakes, (until, job.id, SHOULD_HAVE_STARTED))
+        if record.spec.component:
+            self.components.setdefault(record.spec.component, {})[job.id] = None
         return job
 
     def remove_job(self, job: JobState) -> None:
@@ -195,6 +212,14 @@ class Demand(Supply):
             if (job.id, place) in self.watchers.get(dependency.job, ()):
                 self.watchers[dependency.job].remove((job.id, place))
         self.dirty.gone_jobs[job.id] = job
+
+    def component_left(self, job: JobState) -> None:
+        """The job is nobody's compute group any more: it has ended."""
+        component = job.spec.component
+        if component and (left := self.components.get(component)) is not None:
+            left.pop(job.id, None)
+            if not left:
+                del self.components[component]
 
     def set_held(self, job: JobState, held: bool) -> None:
         if job.held != held:
@@ -217,6 +242,14 @@ class Demand(Supply):
         self.schedule_wanted = self.keeps_changed = True
         if len(self.reservations) == 1:
             self._sort_anew()
+
+    def set_drained(self, name: str, drained: bool) -> None:
+        """Let nothing more start in a reservation, or let it again."""
+        reservation = self.reservations[name]
+        if reservation.drained != drained:
+            self.reservations[name] = reservation.model_copy(update={"drained": drained})
+            self.dirty.reservations[name] = None
+            self.schedule_wanted = self.keeps_changed = True
 
     def set_next_time(self, reservation: Reservation) -> None:
         """One that recurs is at its next time: nothing is kept for it any more until that."""
@@ -433,6 +466,7 @@ class Demand(Supply):
         return missing is None
 
     def _job_ended(self, job: JobState) -> None:
+        self.component_left(job)
         for number in self.dependents.get(job.id, ()):
             waiting = self.jobs[number]
             places = [p for p in waiting.unmet if waiting.spec.depends[p].job == job.id]
@@ -485,7 +519,10 @@ class Demand(Supply):
             job = self.jobs.get(job_id)
             if job is None:
                 continue
-            if position < 0:
+            if position == SHOULD_HAVE_STARTED:
+                self.impatient[job_id] = None
+                continue
+            if position == MAY_START:
                 job.sleeping = False
             elif job.codes[position] == WAITING and job.wakes.get(position) == at:
                 job.no_wake(position)

@@ -110,12 +110,16 @@ class Submitted:
 
 @dataclass(slots=True, frozen=True)
 class CancelRequested:
-    """`tasks` are array indices; None means all. With `force`, UNKNOWN tasks count as ended: a person says so."""
+    """`tasks` are array indices; None means all. With `force`, UNKNOWN tasks count as ended: a person says so.
+
+    With `waiting`, only what holds nothing ends: what was placed meanwhile goes on.
+    """
 
     job: int
     tasks: tuple[int, ...] | None = None
     force: bool = False
     by: str = ""
+    waiting: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -198,6 +202,14 @@ class ReservationEnded:
     """Nothing is to be kept for it any more."""
 
     name: str
+
+
+@dataclass(slots=True, frozen=True)
+class ReservationDrained:
+    """Nothing new is to start in it, whose amounts are kept; or (`undo`) again."""
+
+    name: str
+    undo: bool = False
 
 
 # --- from agents ----------------------------------------------------------------------------------------------
@@ -338,6 +350,7 @@ Event = (
     | LabelsSet
     | ReservationMade
     | ReservationEnded
+    | ReservationDrained
     | NodeForgotten
     | NodeRegistered
     | NodeReported

@@ -46,6 +46,8 @@ class Explanation:
     """Where its group and user stand in a queue with fairshare; empty in others."""
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Of a job with parts, part by part what it asks for, how many of its tasks fit alone, and why not more."""
+    soon: bool = False
+    """Whether nothing but a scheduler pass, or the write of its commitment, is between it and its start."""
     sentence: str = ""
     starts: str = ""
     starts_at: float | None = None
@@ -70,9 +72,9 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     told.fairshare = shares.standing_of(state, job)
     if not told.waits_for and job.startable:
         _explain_room(state, job, now, told)
-    told.sentence = (
-        told.sentence or " ".join(told.waits_for) or "It is its turn as soon as a scheduler pass is through."
-    )
+    told.sentence = told.sentence or " ".join(told.waits_for)
+    told.soon |= not told.sentence or bool(job.counts.get(ASSUMED))
+    told.sentence = told.sentence or "It is its turn as soon as a scheduler pass is through."
     return told
 
 
@@ -204,6 +206,7 @@ def _explain_room(state: ClusterState, job: JobState, now: float, told: Explanat
     if job.is_gang and job.class_key and _explain_gang(state, job, now, told) and why is None:
         return
     if why is None:
+        told.soon = True
         told.sentence = "It fits now, and starts when those before it in the order have been placed."
         return
     told.nodes, told.nearest, told.lacks = why.nodes, why.nearest, dict(why.lacks)

@@ -36,7 +36,7 @@ def subjects_of(job: JobState) -> tuple[Subject, ...]:
 
 def about_jobs(job: JobState) -> list[Affinity]:
     """Its terms about jobs."""
-    return [term for term in job.asks.affinity if not term.labels]
+    return [term for term in job.asks.affinity if not (term.labels or term.nodes)]
 
 
 def repels(job: JobState) -> list[tuple[Subject, str]]:

@@ -29,6 +29,7 @@ from lavalite.model.amounts import format_amount
 from lavalite.model.job import Share
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, WHOLE
+from lavalite.model.selector import Selector
 from lavalite.placement.classes import RequestClass
 from lavalite.placement.columns import DeviceRow, state_reason
 from lavalite.placement.ranking import Bounds
@@ -48,6 +49,8 @@ class Asked:
     end: float
     later: tuple[float, ...] = ()
     """When it starts again, where it recurs."""
+    selector: Selector | None = None
+    """Only nodes that it selects; where absent, any."""
 
     def spans(self) -> Iterator[tuple[float, float]]:
         yield self.start, self.end
@@ -71,6 +74,8 @@ class Left(NamedTuple):
 def choose_nodes(state: ClusterState, asked: Asked, now: float) -> list[str] | Refusal:
     """The nodes with least to spare that have room beside all that is committed or kept at that time; or why not."""
     members = state.pool_members().get(asked.pool, []) if asked.pool else list(state.nodes)
+    if (selector := asked.selector) is not None:
+        members = [name for name in members if selector.matches(name, state.nodes[name].labels)]
     refusal = Refusal(asked=asked.sentence())
     fitting: list[tuple[int, str]] = []
     least: int | None = None
@@ -298,6 +303,8 @@ def why_not_now(state: ClusterState, job: JobState, now: float) -> str:
         return f"Reservation {name} is over; this can never be met."
     if now < kept.start:
         return f"Reservation {name} begins in {round(kept.start - now)} s."
+    if kept.drained:
+        return f"Reservation {name} is drained."
     walltime = state.walltime_seconds(job)
     if job.spec.walltime_seconds is not None and walltime is not None and now + walltime > kept.end:
         return f"Reservation {name} ends in {round(kept.end - now)} s, and the job may take {walltime} s."

@@ -176,6 +176,8 @@ class ClusterState(Demand):
         """After everything is restored: what has ended, what waits for what, what waits to be placed."""
         done = [job for job in self.jobs.values() if not job.unfinished]
         self.finished = {job.id: job.ended_at or 0.0 for job in sorted(done, key=lambda j: j.ended_at or 0.0)}
+        for job in done:
+            self.component_left(job)
         self.refresh_links()
         for job in self.jobs.values():
             if job.asks.affinity and job.unfinished:

@@ -63,6 +63,7 @@ UNPACKED_ASKS = 4096
 OF_ONE_JOB: Any = {
     **dict.fromkeys(("name", "command", "cwd", "environment", "stdout_path", "stderr_path"), True),
     **dict.fromkeys(("depends", "not_before", "hold", "retries", "retry_on", "backoff"), True),
+    **dict.fromkeys(("grace_seconds", "start_within_seconds", "component"), True),
     "parts": {"__all__": {"command"}},
 }
 """What of a spec does not matter to which other jobs it waits with."""

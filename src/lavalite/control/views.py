@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from lavalite.control import numa, shares
+from lavalite.control import reservations as reservations_of
 from lavalite.control.estimates import Estimates
 from lavalite.control.explain import explain
 from lavalite.control.node_state import NodeState
@@ -90,6 +91,37 @@ def node_state(state: ClusterState, found: NodeState, now: float) -> str:
     if found.registered:
         return "drained" if row == Reason.DRAINING else "silent"
     return "lost" if now - found.heard_at >= state.queue(state.default_queue).lost_after_seconds else "unknown"
+
+
+# --- what each node has, device by device ---------------------------------------------------------------------------
+
+
+def resources(state: ClusterState, now: float, after: str = "") -> Iterator[View]:
+    """What nodes have and what of it is free, in the order of their names, from the one after `after` on."""
+    names = sorted(name for name in state.nodes if name > after)
+    return (resources_of(state, state.nodes[name], now) for name in names)
+
+
+def resources_of(state: ClusterState, found: NodeState, now: float) -> View:
+    """`kept` is what of `free` is for the tasks of reservations alone, now."""
+    kept = reservations_of.kept_on(state, found.name, now, now + 1.0) if state.reservations else {}
+    sums = amounts(state, found.name)
+    offer = found.offer
+    return {
+        "node": found.name,
+        "state": node_state(state, found, now),
+        "labels": found.labels,
+        "resources": {kind: {**sums[kind], "kept": min(kept.get(kind, 0), sums[kind]["free"])} for kind in sums},
+        "devices": [
+            {"kind": kind, **device.model_dump(), "free_milli": free[device.id]}
+            for kind in sorted(sums)
+            if kind == GPU or is_special(kind)
+            for free in [state.book.device_free(found.name, kind)]
+            for device in offer.devices(kind)
+            if device.id in free
+        ],
+        "version": offer.version,
+    }
 
 
 # --- pools, queues, hosts -------------------------------------------------------------------------------------------
@@ -192,6 +224,9 @@ def reservation(state: ClusterState, found: Reservation, now: float) -> View:
         "owner": found.owner,
         "users": found.users,
         "pool": found.pool,
+        "group": found.group,
+        "component": found.component,
+        "drained": found.drained,
         "amounts": found.amounts,
         "nodes": found.nodes,
         "start": found.start,
@@ -219,6 +254,8 @@ def job(state: ClusterState, found: JobState, now: float | None = None, estimate
     counts = found.by_state()
     single = found.ends.get(0) if len(found.codes) == 1 else None
     waits = now is not None and TaskState.PENDING in counts
+    run = state.runs.get(TaskKey(found.id, found.indices[0])) if len(found.codes) == 1 else None
+    live = run if run is not None and not run.assumed else None
     return {
         "id": found.id,
         "name": spec.name,
@@ -249,6 +286,13 @@ def job(state: ClusterState, found: JobState, now: float | None = None, estimate
         "depends": [d.text() for d in spec.depends],
         "rerunnable": spec.rerunnable,
         "walltime_seconds": spec.walltime_seconds,
+        "grace_seconds": spec.grace_seconds,
+        "start_within_seconds": spec.start_within_seconds,
+        "component": spec.component,
+        "gpus": [gpu.id for gpu in numa.gpus_of(state, live)] if live is not None else [],
+        "gpu_topology": numa.level_of(state, live) if live is not None else "",
+        "attempts": found.attempts_of(0) if len(found.codes) == 1 else 0,
+        "told_to_end": found.cancelling or (live is not None and live.cancel_requested),
         "held": found.held,
         "preemptions": sum(found.preemptions.values()),
     }

@@ -4,6 +4,9 @@
     requeue     lives: stopped, PENDING when its agent says so
     suspend, resume    a signal; the state follows when the agent reports it
 
+What is stopped has its job's `grace_seconds` to end in, if that says any. A job that was to start within some time,
+and of which nothing was placed by then, is cancelled as if by a person.
+
 A whole job of many tasks is cancelled a chunk at a time, so that others have their turn in between. That it is to be
 cancelled is durable with the first of them, and from then on nothing of it starts; a new leader goes on with it.
 """
@@ -37,14 +40,32 @@ def cancelled(state: ClusterState, event: CancelRequested, now: float, out: Outb
     """What holds nothing ends now, the rest when its agent says so; with `force`, UNKNOWN tasks end now too."""
     job = state.jobs[event.job]
     if event.tasks is not None and not job.is_gang:
-        _cancel(state, job, _positions(job, event.tasks), Cancel(0, event.force, event.by), now, out)
+        cancel = Cancel(0, event.force, event.by, event.waiting)
+        _cancel(state, job, _positions(job, event.tasks), cancel, now, out)
         return
-    if len(job.codes) > state.settings.max_cancels:
+    if len(job.codes) > state.settings.max_cancels and not event.waiting:
         state.set_cancelling(job)
     before = state.cancels.get(job.id)
     force, by = (True, before.by) if before is not None and before.force else (event.force, event.by)
-    state.cancels[job.id] = Cancel(0, force, by)
+    waiting = event.waiting and (before is None or before.waiting)
+    state.cancels[job.id] = Cancel(0, force, by, waiting)
     _cancel_some(state, job, now, out)
+
+
+def give_up(state: ClusterState, now: float, out: Outbox) -> None:
+    """End jobs of which nothing has been placed for as long as they were to wait at most."""
+    impatient, state.impatient = state.impatient, {}
+    for job_id in impatient:
+        job = state.jobs.get(job_id)
+        if job is None or not job.unfinished or job.id in state.cancels:
+            continue
+        if job.unfinished < len(job.codes) or job.attempts or any(True for _ in job.holding()):
+            continue
+        if len(job.codes) > state.settings.max_cancels:
+            state.set_cancelling(job)
+        why = f"nothing of it was placed within {job.spec.start_within_seconds} s"
+        state.cancels[job.id] = Cancel(why=why)
+        _cancel_some(state, job, now, out)
 
 
 def go_on_cancelling(state: ClusterState, now: float, out: Outbox) -> None:
@@ -70,13 +91,15 @@ def _cancel_some(state: ClusterState, job: JobState, now: float, out: Outbox) ->
 def _cancel(
     state: ClusterState, job: JobState, positions: Iterable[int], cancel: Cancel, now: float, out: Outbox
 ) -> None:
-    never_ran = End(None, "cancelled before it started", "", None, now)
+    never_ran = End(None, cancel.why, "", None, now)
     for position in positions:
         code = job.codes[position]
         if code in FINAL_CODES:
             continue
         if code not in LIVE_CODES and code != ASSUMED:
             state.cancel_pending(job, position, never_ran)
+            continue
+        if cancel.waiting:
             continue
         run = state.runs[TaskKey(job.id, job.indices[position])]
         if run.state is TaskState.UNKNOWN and cancel.force:
@@ -148,9 +171,15 @@ def _stop_when_durable(
 ) -> None:
     node = state.nodes.get(run.node)
     if not run.assumed and node is not None and node.connected and run.journal_id == node.journal_id:
-        ending = ending or Ending(int(SIGTERM), state.settings.stop_grace_seconds)
+        ending = ending or Ending(int(SIGTERM), grace_seconds(state, run))
         out.durable.append(SendStop(node.name, run.id, ending.signal, ending.grace_seconds, reason))
         state.told_to_stop(run, now + ending.grace_seconds)
+
+
+def grace_seconds(state: ClusterState, run: TaskRun) -> float:
+    """Between the request to end and the end by force: as its job says, else as the settings do."""
+    own = state.jobs[run.key.job].spec.grace_seconds
+    return state.settings.stop_grace_seconds if own is None else float(own)
 
 
 def _runs(state: ClusterState, job: JobState, tasks: tuple[int, ...] | None) -> Iterator[TaskRun]:

@@ -40,11 +40,13 @@ class Components:
         command: Sequence[str] | None,
         environment: Mapping[str, str] | None,
         drain_seconds: int,
+        image: str = "",
     ) -> Component:
         """Again is to change it. Raises InputError."""
         run: dict[str, Any] = {}
         if command:
             run = {"command": list(command), "environment": dict(environment or {}), "drain_seconds": drain_seconds}
+            run |= {"image": image} if image else {}
         component = Component(name, dict(requirements), dict(constraints or {}), run, drain_seconds)
         read_ask(name or " ", component.resources(with_run=True))
         self._known[name] = component

@@ -197,10 +197,14 @@ class ComputeGroupManager:
         command: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
         drain_seconds: int = 30,
+        image: str = "",
     ) -> Component:
-        """What each group of the component needs, and what runs in it. With this planner, until it ends."""
+        """What each group of the component needs, and what runs in it. With this planner, until it ends.
+
+        `image` is of the container, where components run in such (Kubernetes).
+        """
         return self._components.register(
-            component_name, resource_requirements, constraints, command, environment, drain_seconds
+            component_name, resource_requirements, constraints, command, environment, drain_seconds, image
         )
 
     async def scale_component(self, component_name: str, replicas: int) -> list[ComputeGroup]:

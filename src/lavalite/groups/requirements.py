@@ -207,6 +207,8 @@ class Run(_Asked):
     environment: dict[str, str] = {}
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] = 30
     """Between the request to end and the end by force."""
+    image: str = Field(default="", max_length=512)
+    """Of the container, where components run in such; else the provider's own."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -29,6 +29,8 @@ MAX_REMEMBERED = 10_000
 GATHER_SECONDS = 0.05
 """Who waits for changes looks this long after the first: they come in bursts."""
 NOW = "now"
+_RESERVATIONS = (events.Tick, events.ReservationMade, events.ReservationEnded, events.ReservationDrained)
+"""After which there may be other reservations."""
 _CURSOR = re.compile(r"(\d{1,18}\.\d{1,18})-(\d{1,18})")
 
 
@@ -54,9 +56,12 @@ class Changes:
         self._waiting = 0
         self._ended = False
         self._note_hosts()
+        self._reserved = self._reservations()
 
     def heard(self, event: events.Event) -> None:
         told = [*self._changes(event), *self._host_changes()]
+        if isinstance(event, _RESERVATIONS):
+            told += self._reservation_changes()
         if not told:
             return
         self._last += len(told)
@@ -164,7 +169,7 @@ class Changes:
         now = self._time.now()
         match event:
             case events.Submitted(record):
-                yield Told(kind="job", name=str(record.id), state=self._job(record.id), at=now)
+                yield from self._job_and_group(record.id, now)
             case events.NodeReported(attempts=attempts):
                 yield from self._tasks([report.id for report in attempts], now)
             case events.NodeRegistered(node=node, attempts=attempts):
@@ -190,7 +195,7 @@ class Changes:
                 | events.ReleaseRequested(job)
                 | events.RequeueRequested(job)
             ):
-                yield Told(kind="job", name=str(job), state=self._job(job), at=now)
+                yield from self._job_and_group(job, now)
             case _:
                 pass
 
@@ -208,11 +213,29 @@ class Changes:
                 yield Told(kind="task", name=f"{attempt.job}.{attempt.task}", state=state, at=now)
                 jobs[attempt.job] = None
         for job_id in jobs:
-            yield Told(kind="job", name=str(job_id), state=self._job(job_id), at=now)
+            yield from self._job_and_group(job_id, now)
+
+    def _job_and_group(self, job_id: int, now: float) -> Iterator[Told]:
+        """A job, and once more where it is a component's: who watches groups hears of no others."""
+        job = self._state.jobs.get(job_id)
+        yield Told(kind="job", name=str(job_id), state=self._job(job_id), at=now)
+        if job is not None and job.spec.component:
+            yield Told(kind="group", name=str(job_id), state=job.state.value, at=now)
 
     def _job(self, job_id: int) -> str:
         job = self._state.jobs.get(job_id)
         return job.state.value if job else "gone"
+
+    def _reservations(self) -> dict[str, str]:
+        return {name: "drained" if r.drained else "kept" for name, r in self._state.reservations.items()}
+
+    def _reservation_changes(self) -> Iterator[Told]:
+        """Some end by themselves, when time passes."""
+        before, self._reserved, now = self._reserved, self._reservations(), self._time.now()
+        for name in before.keys() | self._reserved.keys():
+            state = self._reserved.get(name, "gone")
+            if before.get(name) != state:
+                yield Told(kind="reservation", name=name, state=state, at=now)
 
     def _host_changes(self) -> Iterator[Told]:
         if self._state.hosts_version == self._hosts_version:

@@ -20,7 +20,7 @@ from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.output import OutputStreams
 from lavalite.mbatchd.pressure import Pressure
 from lavalite.mbatchd.service import Service
-from lavalite.model.job import JobRecord, JobSpec
+from lavalite.model.job import GROUP_VARIABLE, JobRecord, JobSpec, compute_group_id
 from lavalite.model.task import FINAL, AttemptId
 
 MAX_RECORD_BYTES = 512 * 1024
@@ -83,9 +83,10 @@ class JobDesk:
                 ids.append(known[key])
                 existing.append(known[key])
                 continue
+            job_id = self._service.state.next_job_id()
             record = JobRecord(
-                id=self._service.state.next_job_id(),
-                spec=spec,
+                id=job_id,
+                spec=_told_its_group(job_id, spec),
                 submitted_at=self._service.time.now(),
                 submit_key=key,
             )
@@ -96,8 +97,10 @@ class JobDesk:
         await self._service.settled()
         return models.Submitted(ids=ids, existing=existing)
 
-    async def cancel(self, job_id: int, tasks: list[int] | None, who: Identity, *, force: bool) -> None:
-        """End what runs and what waits. Cancelling what has ended changes nothing."""
+    async def cancel(
+        self, job_id: int, tasks: list[int] | None, who: Identity, *, force: bool, waiting: bool = False
+    ) -> None:
+        """End what runs and what waits, or with `waiting` only that. Cancelling what has ended changes nothing."""
         job = self._job(job_id)
         who.demand_owner(job.spec.user, f"cancel job {job_id}")
         if force:
@@ -106,11 +109,15 @@ class JobDesk:
             hint = f"Name none to cancel the whole job, or {MAX_NAMED_TASKS} at a time."
             raise InputError("too many tasks are named", code="too_many", field="tasks", hint=hint)
         indices = job.spec.indices()
+        if waiting and tasks is None and len(indices) > (most := self._service.state.settings.max_cancels):
+            # It is done in one go, so that no new leader takes the rest for tasks that are to end.
+            hint = f"Name at most {most} at a time."
+            raise InputError(f"job {job_id} has {len(indices)} tasks", code="too_many", field="waiting", hint=hint)
         for task in tasks or ():
             if task not in indices:
                 raise InputError(f"job {job_id} has no task {task}", code="unknown_task", field="tasks")
         asked = None if tasks is None else tuple(tasks)
-        await self._service.obey(events.CancelRequested(job_id, asked, force, who.user))
+        await self._service.obey(events.CancelRequested(job_id, asked, force, who.user, waiting))
         if force:
             # Durable is that all of it is to be cancelled; what force gives up is so only once that is done.
             while job_id in self._service.state.cancels:
@@ -195,6 +202,14 @@ def _event(job_id: int, verb: Verb, user: str) -> events.Event:
     if verb == "requeue":
         return events.RequeueRequested(job_id, by=user)
     return events.SignalRequested(job_id, verb)
+
+
+def _told_its_group(job_id: int, spec: JobSpec) -> JobSpec:
+    """What runs in a compute group is told which: nobody knew its number before."""
+    if not spec.component:
+        return spec
+    group = {GROUP_VARIABLE: compute_group_id(job_id, spec.reservation)}
+    return spec.model_copy(update={"environment": spec.environment | group})
 
 
 def _demand_storable(spec: JobSpec) -> None:

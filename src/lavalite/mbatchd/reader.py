@@ -19,6 +19,7 @@ from lavalite.control.explain import explain
 from lavalite.control.hosts.composer import planner
 from lavalite.control.hosts.growth import grown_spec
 from lavalite.control.node_state import NodeState
+from lavalite.control.tasks import JobState
 from lavalite.ledger.committer import Committer
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.leadership import Leadership
@@ -36,6 +37,7 @@ Named = TypeVar("Named", models.Pool, models.Queue)
 
 NEEDED_OF_HOST = frozenset({"name", "state", "anchor", "version"})
 """To tell whether it can be entered."""
+ANY_COMPONENT = "*"
 MAX_LOOKED_AT = 20_000
 """Jobs, or tasks, that one call looks at for a page of those that match; the cursor goes on from there."""
 
@@ -121,6 +123,10 @@ class Reader:
             view |= {"round_trip_ms": member.round_trip_ms, "lost_beats": member.lost}
         view["software_version"] = self._sessions.versions.get(view["name"], "")
         return models.Node.model_validate(view)
+
+    def resources(self, after: str = "") -> Iterator[models.NodeResources]:
+        found = views.resources(self._state, self._service.time.now(), after)
+        return map(models.NodeResources.model_validate, found)
 
     def pools(self) -> Iterator[models.Pool]:
         return (models.Pool.model_validate(self._with_spec("pools", v)) for v in views.pools(self._state))
@@ -209,22 +215,31 @@ class Reader:
         """Jobs after the id `cursor` that match. A page may be short, or empty, and yet not the last one."""
         after = int(cursor) if cursor.isdecimal() else 0
         items: list[models.Job] = []
+        component, reservation = wanted.pop("component", ""), wanted.pop("reservation", "")
         estimates = Estimates(self._state, self._service.time.now())
         looked_at = 0
-        for job_id, found in list(self._state.jobs.items()):
-            if job_id <= after:
+        for found in self._jobs_of(component) if component else list(self._state.jobs.values()):
+            if (job_id := found.id) <= after:
                 continue
             if len(items) == limit or looked_at == MAX_LOOKED_AT:
                 return models.Page(items=items, next_cursor=str(after))
             looked_at += 1
             after = job_id
             # Looked at before it is made into a view, which is what takes time.
+            if reservation and found.asks.reservation != reservation:
+                continue
             fields = {"user": found.user, "queue": found.queue, "host": found.host, "name": found.name}
             if all(not value or fields[field] == value for field, value in wanted.items()) and (
                 not states or found.state.value in states
             ):
                 items.append(_job(views.job(self._state, found, estimates=estimates)))
         return models.Page(items=items)
+
+    def _jobs_of(self, component: str) -> list[JobState]:
+        """Those that are compute groups of a component, or of any, and have not ended; in the order of their ids."""
+        components = self._state.components
+        named = components.values() if component == ANY_COMPONENT else [components.get(component, {})]
+        return [self._state.jobs[job_id] for job_id in sorted(job_id for jobs in named for job_id in jobs)]
 
     def job(self, job_id: int) -> models.Job:
         """With `why` it waits, and when it will start."""

@@ -8,17 +8,20 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from lavalite.api import models
 from lavalite.base.errors import ConflictError, Fault, InputError, UnknownNameError
-from lavalite.control.events import ReservationEnded, ReservationMade
+from lavalite.control.events import ReservationDrained, ReservationEnded, ReservationMade
 from lavalite.control.reservations import Asked, choose_nodes
 from lavalite.mbatchd.identity import Identity
 from lavalite.mbatchd.service import Service
 from lavalite.model.recurrence import MOST_DAYS, is_on_its_day, starts
 from lavalite.model.reservation import Reservation
 from lavalite.model.resources import GPU, KINDS, WHOLE
-from lavalite.placement.reasons import Refusal
+from lavalite.model.selector import Selector
+from lavalite.placement.reasons import Reason, Refusal
 
 MAX_RESERVATIONS = 1000
 UTC_NAME = "UTC"
+NEVER = frozenset({Reason.NOT_IN_POOL, Reason.NO_KIND, Reason.TOO_SMALL})
+"""Why a node could not have it even if nobody held anything of it."""
 LATE_SECONDS = 60.0
 """So much in the past a start may be, for a request takes its time and clocks differ; it begins now then."""
 
@@ -39,6 +42,7 @@ class ReservationDesk:
         known = self._service.state.reservations.get(name)
         if known is not None:
             _demand_same(known, ask, who)
+            self._demand_selected(known, ask)
             await self._service.settled()
             return known, False
         made = self._planned(name, ask, who)
@@ -46,15 +50,27 @@ class ReservationDesk:
             await self._service.obey(ReservationMade(made))
         return made, True
 
+    async def drain(self, name: str, who: Identity, undo: bool, *, dry_run: bool) -> Reservation:
+        """Let nothing new start in it, or (`undo`) let it again. Raises UnknownNameError."""
+        found = self._known(name)
+        who.demand_owner(found.owner, f"{'resume' if undo else 'drain'} reservation {name}")
+        if not dry_run:
+            await self._service.obey(ReservationDrained(name, undo))
+        return found.model_copy(update={"drained": not undo})
+
     async def delete(self, name: str, who: Identity, *, dry_run: bool) -> Reservation:
         """End it. What its tasks hold they go on holding. Raises UnknownNameError."""
+        found = self._known(name)
+        who.demand_owner(found.owner, f"end reservation {name}")
+        if not dry_run:
+            await self._service.obey(ReservationEnded(name))
+        return found
+
+    def _known(self, name: str) -> Reservation:
         found = self._service.state.reservations.get(name)
         if found is None:
             hint = "It may be over; see lavalite reservations."
             raise UnknownNameError(f"there is no reservation {name}", field="reservation", hint=hint)
-        who.demand_owner(found.owner, f"end reservation {name}")
-        if not dry_run:
-            await self._service.obey(ReservationEnded(name))
         return found
 
     def _planned(self, name: str, ask: models.ReservationPut, who: Identity) -> Reservation:
@@ -62,6 +78,7 @@ class ReservationDesk:
         start = max(now, ask.start or now)
         zone = zone_of(ask.zone)
         faults = [*_faults(ask, now), *self._pool_faults(ask), *_recurring_faults(ask, zone, start)]
+        faults += _group_faults(ask)
         if len(state.reservations) >= MAX_RESERVATIONS:
             faults.append(Fault("too_many", f"there are {MAX_RESERVATIONS} reservations already", "", "End some."))
         if faults:
@@ -69,12 +86,14 @@ class ReservationDesk:
         amounts = ask.amounts()
         until = _until(ask, start)
         later = starts(start, ask.every, zone, until)[1:] if ask.every and zone is not None else []
-        asked = Asked(amounts, ask.count, ask.pool, start, start + ask.duration_seconds, tuple(later))
+        end = start + ask.duration_seconds
+        asked = Asked(amounts, ask.count, ask.pool, start, end, tuple(later), selector_of(ask))
         nodes = choose_nodes(state, asked, now)
         if isinstance(nodes, Refusal):
             message = f"{nodes.asked} cannot be had at that time: {nodes.sentence()}"
             hint = "Ask for less, or for another time; what runs without a walltime may run for ever."
-            raise InputError(message, code="does_not_fit", field="amounts", hint=hint)
+            never = all(reason in NEVER for reason in nodes.turned_away)
+            raise InputError(message, code="never_fits" if never else "does_not_fit", field="amounts", hint=hint)
         return Reservation(
             name=name,
             owner=who.user,
@@ -91,7 +110,19 @@ class ReservationDesk:
             first=start if ask.every else None,
             until=until if ask.every else None,
             later=later,
+            group=ask.group,
+            component=ask.component,
         )
+
+    def _demand_selected(self, known: Reservation, ask: models.ReservationPut) -> None:
+        """One that there is already is on nodes that are asked for now. Raises ConflictError."""
+        selector, nodes = selector_of(ask), self._service.state.nodes
+        labels = {name: nodes[name].labels if name in nodes else {} for name in known.nodes}
+        if selector is not None and not all(selector.matches(name, labels[name]) for name in known.nodes):
+            hint = "A reservation is not changed: end it and make it anew, or give this one another name."
+            raise ConflictError(
+                f"reservation {known.name} is there already, on other nodes", code="exists", hint=hint
+            )
 
     def _pool_faults(self, ask: models.ReservationPut) -> list[Fault]:
         pools = self._service.state.specs.pools
@@ -117,6 +148,26 @@ def _faults(ask: models.ReservationPut, now: float) -> list[Fault]:
         message = f"the start is {round(now - ask.start)} s in the past"
         faults.append(Fault("in_the_past", message, "start", "Leave it out to begin now."))
     return faults
+
+
+def _group_faults(ask: models.ReservationPut) -> list[Fault]:
+    """What a compute group cannot be."""
+    if ask.component and not ask.group:
+        return [Fault("bad_input", "only a compute group is of a component", "component", "Say group, too.")]
+    if ask.group and (ask.count != 1 or ask.every or ask.start is not None):
+        message = "a compute group is on one node, from now on, and does not recur"
+        return [Fault("bad_input", message, "group", "Leave count, start and every out.")]
+    return []
+
+
+def selector_of(ask: models.ReservationPut) -> Selector | None:
+    """Raises InputError."""
+    if ask.selector is None:
+        return None
+    try:
+        return Selector.parse(ask.selector)
+    except InputError as error:
+        raise error.at("selector") from None
 
 
 def zone_of(name: str) -> tzinfo | None:
@@ -165,6 +216,8 @@ def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) 
         "timeout_seconds": ask.timeout_seconds,
         "start": known.made_at if ask.start is None else max(ask.start, known.made_at),
         "every": ask.every,
+        "group": ask.group,
+        "component": ask.component,
     }
     stands: dict[str, Any] = {
         "amounts": known.amounts,
@@ -175,6 +228,8 @@ def _demand_same(known: Reservation, ask: models.ReservationPut, who: Identity) 
         "timeout_seconds": known.timeout_seconds,
         "start": known.start if known.first is None else known.first,
         "every": known.every,
+        "group": known.group,
+        "component": known.component,
     }
     if ask.every and known.first is not None:
         wanted |= {"zone": ask.zone or UTC_NAME, "until": _until(ask, known.first)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+from lavalite.control.views import node_state
 from lavalite.mbatchd.hosts_here import HostNews
 from lavalite.mbatchd.service import Service
 
@@ -36,6 +37,13 @@ class Tags:
     def pools(self) -> str:
         state = self._service.state
         return self._tag([state.nodes_version, self._service.document["version"], state.book.changes])
+
+    def resources(self) -> str:
+        """Of what nodes have, device by device. How nodes are, and what is kept, changes with time too."""
+        state, now = self._service.state, self._service.time.now()
+        kept = hash(tuple((r.name, r.start <= now) for r in state.reservations.values()))
+        states = hash(tuple((node.name, node_state(state, node, now)) for node in state.nodes.values()))
+        return self._tag([state.nodes_version, state.book.changes, kept, states])
 
     def _tag(self, seen: list[int]) -> str:
         return f'"{self._process}-{".".join(str(count) for count in seen)}"'

@@ -29,10 +29,11 @@ Values = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Be
 
 
 class Affinity(Stored):
-    """One term. Just one of `job` (0: the job itself), `name`, `group` and `labels` says what it is about.
+    """One term. Just one of `job` (0: the job itself), `name`, `group`, `labels` and `nodes` says what it is about.
 
     Near tasks of such jobs, or with `anti` apart from them, is: on the same node, or with `within` on a node that has
     the same value of that label. Of `labels` a node must have all, or with `anti` not all; a list means any of them.
+    `nodes` are names of nodes, or patterns of such: it must be one of those, or with `anti` none.
     What has no `weight` is demanded; with one, from 1 to 100, it is preferred.
     """
 
@@ -40,17 +41,20 @@ class Affinity(Stored):
     name: str = Field(default="", max_length=128)
     group: str = Field(default="", max_length=128)
     labels: dict[str, Values] = Field(default={}, max_length=16)
+    nodes: Values = Field(default=[], max_length=256)
     anti: bool = False
     within: str = Field(default="", max_length=63)
     weight: int | None = Field(default=None, ge=1, le=MAX_WEIGHT)
 
     @model_validator(mode="after")
     def _about_one_thing(self) -> Affinity:
-        named = [self.job is not None, bool(self.name), bool(self.group), bool(self.labels)]
+        named = [self.job is not None, *map(bool, (self.name, self.group, self.labels, self.nodes))]
         if sum(named) != 1:
-            raise ValueError("an affinity is to a job, a name, a group or labels: just one of them")
+            raise ValueError("an affinity is to a job, a name, a group, labels or nodes: just one of them")
         if self.labels and self.within:
             raise ValueError("an affinity to labels has no within: the node itself has them, or has not")
+        if self.nodes and self.within:
+            raise ValueError("an affinity to nodes has no within: it is about those alone")
         try:
             self.selector()
         except InputError as error:
@@ -68,7 +72,9 @@ class Affinity(Stored):
         return ("name", self.name) if self.name else ("group", self.group)
 
     def selector(self) -> Selector | None:
-        """Which nodes are meant; None where it is about jobs."""
+        """Which nodes are meant, by labels or by name; None where it is about jobs."""
+        if self.nodes:
+            return Selector.parse(list(self.nodes))
         return Selector.parse(dict(self.labels)) if self.labels else None
 
     def text(self) -> str:

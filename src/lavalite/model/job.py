@@ -24,6 +24,7 @@ MAX_GANG_TASKS = 256
 """Of so many is known how each ended, so that each can be told where all of them are."""
 MAX_TEXT_BYTES = 128 * 1024
 MAX_BACKOFF_SECONDS = 30 * 86400
+MAX_GRACE_SECONDS = 86400
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
@@ -153,6 +154,8 @@ class JobSpec(Stored):
 
     `retries` and `retry_on` are the queue's where they are None. With an empty `retry_on` every failure is worth one.
     `user`, `uid` and `gid` are set by the server from whoever asks, never taken from the request.
+    `grace_seconds` are between the request to end and the end by force; else as the settings say. One of which
+    nothing has been placed for `start_within_seconds` is cancelled.
     """
 
     name: str = Field(default="", max_length=128)
@@ -173,6 +176,8 @@ class JobSpec(Stored):
     retry_on: list[ExitCode] | None = Field(default=None, max_length=400)
     backoff: Backoff | None = None
     rerunnable: bool = False
+    grace_seconds: int | None = Field(default=None, ge=0, le=MAX_GRACE_SECONDS)
+    start_within_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
     hold: bool = False
     not_before: float | None = Field(default=None, allow_inf_nan=False)
     depends: list[Dependency] = Field(default=[], max_length=1000)
@@ -182,6 +187,8 @@ class JobSpec(Stored):
     stderr_path: str = ""
     group: str = Field(default="", max_length=128)
     """For whom it counts in fairshare, limits and quotas; where none is named, the user's own, set by the server."""
+    component: str = Field(default="", max_length=63)
+    """Whose compute group the job is (lavalite.groups): jobs are found by it."""
     user: str = ""
     uid: int = -1
     gid: int = -1
@@ -253,6 +260,15 @@ class JobSpec(Stored):
         return self.model_copy(
             update={"request": part.request, "command": part.command or self.command, "parts": None}
         )
+
+
+GROUP_VARIABLE = "LAVALITE_COMPUTE_GROUP"
+"""In the environment of what runs in a compute group: the group's id."""
+
+
+def compute_group_id(job_id: int, reservation: str) -> str:
+    """What the compute group is called that a job of a component is: as its reservation, if it is in one."""
+    return reservation or f"job-{job_id}"
 
 
 class JobRecord(Stored):

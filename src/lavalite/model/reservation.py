@@ -12,6 +12,7 @@ from lavalite.model.job import Amount, Name
 from lavalite.model.resources import Stored
 
 Positive = Annotated[Amount, Field(gt=0)]
+_OF_GROUPS = ("group", "component", "drained")
 _RECURRING = ("every", "zone", "first", "until", "later")
 
 
@@ -40,12 +41,19 @@ class Reservation(Stored):
     first: float | None = None
     until: float | None = None
     later: list[float] = []
+    group: bool = False
+    """Whether it is a compute group (lavalite.groups), for one job at a time."""
+    component: str = ""
+    """Of a compute group: the only component whose jobs it lets in; empty: those of any."""
+    drained: bool = False
+    """Whether nothing new starts in it. What is kept stays so."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """One that does not recur is written as the first release did."""
+        """One that does not recur, and is no compute group, is written as the first release did."""
         written: dict[str, Any] = write(self)
-        return written if self.every else {name: v for name, v in written.items() if name not in _RECURRING}
+        unsaid = {*(() if self.every else _RECURRING), *(name for name in _OF_GROUPS if not written[name])}
+        return {name: value for name, value in written.items() if name not in unsaid}
 
     def lets_in(self, user: str) -> bool:
         return user == self.owner or user in self.users

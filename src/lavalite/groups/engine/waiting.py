@@ -17,6 +17,8 @@ from lavalite.groups.records import WAITING, GroupRecord, WaitingRecord
 from lavalite.groups.requirements import Ask
 from lavalite.placement.ranking import PolicyFault
 
+NEWCOMER = chr(0x10FFFF)
+"""Of those that came at the same moment, after all who wait."""
 Turn = tuple[int, int, float, str]
 """Less is sooner: by priority of the pool, own priority, how long it has waited."""
 
@@ -55,7 +57,7 @@ def _ahead(picture: Picture, ask: Ask, now: float, waiter_id: str) -> list[Waite
         return []
     mine = picture.waiting.get(waiter_id)
     asked_at = mine.record.asked_at if mine is not None else now
-    turn = turn_of(picture, ask, asked_at, waiter_id)
+    turn = turn_of(picture, ask, asked_at, waiter_id or NEWCOMER)
     found = []
     for name, waiter in picture.waiting.items():
         if name == waiter_id or waiter.record.expires_at <= now:

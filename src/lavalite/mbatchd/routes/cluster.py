@@ -48,6 +48,29 @@ async def pool(scheduler: TheScheduler, who: Who, name: str) -> models.Pool:
     return scheduler.reader.pool(name)
 
 
+@router.get("/resources", response_model=models.Page[models.NodeResources])
+async def resources(
+    scheduler: TheScheduler,
+    who: Who,
+    response: Response,
+    limit: Limit = 1000,
+    cursor: str = "",
+    state: str = "",
+    if_none_match: KnownTag = "",
+) -> models.Page[models.NodeResources] | Response:
+    """What each node has, device by device, and what of it is free. `state` as of /v1/nodes.
+
+    The `ETag` speaks for the whole collection, on whichever page it stands.
+    """
+    tag = scheduler.tags.resources()
+    if holds(tag, if_none_match):
+        return _unchanged(tag)
+    response.headers["ETag"] = tag
+    states = words(state)
+    found = scheduler.reader.resources(cursor)
+    return paged(found, lambda r: r.node, limit, cursor, keep=lambda r: not states or r.state in states)
+
+
 @router.get("/queues")
 async def queues(
     scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = ""

@@ -33,9 +33,15 @@ async def jobs(
     queue: str = "",
     host: str = "",
     name: str = "",
+    component: str = "",
+    reservation: str = "",
 ) -> models.Page[models.Job]:
-    """Newest last. `state` may name several, separated by commas."""
-    wanted = {"user": user, "queue": queue, "host": host, "name": name}
+    """Newest last. `state` may name several, separated by commas.
+
+    Of a `component`, or with `*` of any, those that have not ended: no others are looked at.
+    """
+    wanted = {"user": user, "queue": queue, "host": host, "name": name, "component": component}
+    wanted["reservation"] = reservation
     return scheduler.reader.jobs(limit, cursor, set(words(state)), wanted)
 
 
@@ -71,7 +77,7 @@ async def decision(scheduler: TheScheduler, who: Who, job_id: int, task: int | N
 
 @router.post("/jobs/{job_id}/cancel")
 async def cancel(scheduler: TheScheduler, who: Who, job_id: int, ask: models.CancelAsk) -> models.Job:
-    await scheduler.jobs.cancel(job_id, ask.tasks, who, force=ask.force)
+    await scheduler.jobs.cancel(job_id, ask.tasks, who, force=ask.force, waiting=ask.waiting)
     return scheduler.reader.job(job_id)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
@@ -18,12 +18,15 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 @router.get("/reservations")
 async def reservations(
-    scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = "", state: str = ""
+    scheduler: TheScheduler, who: Who, limit: Limit = 1000, cursor: str = "", state: str = "", group: bool = False
 ) -> models.Page[models.Reservation]:
-    """`state` may name several, separated by commas: planned, active."""
+    """`state` may name several, separated by commas: planned, active. With `group`, only compute groups."""
     states = words(state)
-    found = scheduler.reader.reservations()
-    return paged(found, lambda r: r.name, limit, cursor, keep=lambda r: not states or r.state in states)
+
+    def wanted(found: models.Reservation) -> bool:
+        return (not states or found.state in states) and (found.group or not group)
+
+    return paged(scheduler.reader.reservations(), lambda r: r.name, limit, cursor, keep=wanted)
 
 
 @router.get("/reservations/{name}")
@@ -39,6 +42,14 @@ async def reserve(
     who.demand_operator("make a reservation")
     made, changed = await scheduler.reservations.put(name, ask, who, dry_run=dry_run)
     return models.ReservationResult(changed=changed, reservation=scheduler.reader.reserved(made))
+
+
+@router.post("/reservations/{name}/{verb}")
+async def act(
+    scheduler: TheScheduler, who: Who, name: str, verb: Literal["drain", "resume"], dry_run: bool = False
+) -> models.Reservation:
+    """Let nothing new start in it, or let it again. What is kept stays so."""
+    return scheduler.reader.reserved(await scheduler.reservations.drain(name, who, verb == "resume", dry_run=dry_run))
 
 
 @router.delete("/reservations/{name}")
