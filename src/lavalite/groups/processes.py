@@ -1,4 +1,4 @@
-"""Who uses a group on this machine, beside the process that allocated it: all that carry its mark in their environment.
+"""Who uses a group on this machine: all processes that carry its mark in their environment.
 
 Blocking: call it in a worker thread. As another user than root only processes of one's own can be looked at.
 """
