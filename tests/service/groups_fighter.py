@@ -101,7 +101,7 @@ class Fighter:
 
 
 async def main(state: str, folder: str, name: str, seed: str, calls: str) -> None:
-    async with open_planner(Path(state)) as manager:
+    async with await open_planner(Path(state)) as manager:
         fighter = Fighter(manager, Path(folder), name, int(seed))
         print("ready", flush=True)
         for _ in range(int(calls)):

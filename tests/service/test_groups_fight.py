@@ -68,7 +68,7 @@ async def test_nothing_is_given_twice_and_in_the_end_all_is_free(
     corners = [Corner(state, folder, name, seed + at, counted) for at, name in enumerate(("red", "blue"))]
     enough = threading.Event()
     threads = [threading.Thread(target=corner.fight, args=(enough,)) for corner in corners]
-    async with open_planner(state) as judge:
+    async with await open_planner(state) as judge:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 500
