@@ -13,6 +13,8 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import structlog
+
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
 from lavalite.base.processes import ProcessIdentity
@@ -31,6 +33,7 @@ from lavalite.groups.sweep import dead_holders, orphans
 from lavalite.groups.utilization import Utilization
 from lavalite.groups.waits import Waits
 
+log = structlog.get_logger(__name__)
 NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
 """So many are written in one transaction, at most."""
 
@@ -261,9 +264,14 @@ class LedgerProvider(Hooks):
     async def _sweep(self) -> bool:
         """Give back what dead processes had, and undo what they left half done; whether there was anything."""
         await self._expire()
-        lost = orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine)
-        for record in lost:
-            await self._unmake(record)
+        lost = []
+        for record in orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine):
+            try:
+                await self._unmake(record)
+            except LavaLiteError as error:  # it is in use still; the next sweep tries again, and nobody waits for it
+                log.warning("what a dead process left cannot be removed yet", group=record.id, reason=str(error))
+            else:
+                lost.append(record)
         if lost:
             ids = [record.id for record in lost]
             await self._desk.carry_out(lambda p, _: life.remove(p, ids))
