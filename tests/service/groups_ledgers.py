@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from etcd_server import EtcdServer
+from kube_api import kubeconfig, running_api
 from memory_ledger import MemoryLedger, World
 
 from lavalite.base.clock import SystemClock
+from lavalite.groups.kubernetes.ledger import KubernetesLedger
 from lavalite.groups.ledger import GroupLedger
 from lavalite.groups.store_ledger import StoreLedger
+from lavalite.providers.kubernetes.connection import Connection
 from lavalite.store.base import Store
 from lavalite.store.open import StoreConfig, open_store
 
@@ -50,7 +53,11 @@ def cluster() -> str:
     return uuid.uuid4().hex
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.etcd)])
+LEDGERS = ["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.etcd), "computegroups", "configmaps"]
+"""The last two are of a played Kubernetes, with and without our own kind of objects."""
+
+
+@pytest.fixture(params=LEDGERS)
 async def open_ledger(request: pytest.FixtureRequest, tmp_path: Path, cluster: str) -> AsyncIterator[OpenLedger]:
     """Opens the ledger once more, as another process would."""
     world = World()
@@ -58,10 +65,20 @@ async def open_ledger(request: pytest.FixtureRequest, tmp_path: Path, cluster: s
     if request.param == "etcd":
         config = StoreConfig(kind="etcd", endpoints=(request.getfixturevalue("etcd_endpoint"),))
     async with AsyncExitStack() as stack:
+        if request.param in ("computegroups", "configmaps"):
+            api = await stack.enter_async_context(running_api())
+            if request.param == "configmaps":
+                del api.kinds["lavalite.io", "computegroups"]
 
         async def opened() -> GroupLedger:
             if request.param == "memory":
                 return MemoryLedger(world)
+            if request.param in ("computegroups", "configmaps"):
+                connection = Connection.open("", kubeconfig(api, tmp_path))
+                played = await KubernetesLedger.open(connection, SystemClock())
+                assert played.where == request.param
+                stack.push_async_callback(played.close)
+                return played
             ledger = StoreLedger(await open_store(config, SystemClock()), cluster, clock=SystemClock())
             stack.push_async_callback(ledger.close)
             return ledger
