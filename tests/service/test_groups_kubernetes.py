@@ -14,7 +14,7 @@ from groups_kubernetes import MANIFESTS, NAMESPACE, furnish, node, provider_on, 
 from kube_api import Key, KubeApi, kubeconfig, running_api
 
 from lavalite.base.clock import SystemClock
-from lavalite.base.errors import BusyError, RefusedError, UnreachableError
+from lavalite.base.errors import BusyError, ConflictError, RefusedError, UnreachableError
 from lavalite.groups import ComputeGroupManager, InsufficientResourcesError, KubernetesComputeResourceProvider
 from lavalite.groups.kubernetes.head import HEAD
 from lavalite.groups.kubernetes.ledger import KubernetesLedger
@@ -420,8 +420,8 @@ async def test_faults_while_a_group_is_made_and_removed(
     assert len(api.of("pods")) == 1
     try:
         await manager.deallocate_compute_group(group.id)
-    except Exception:
-        assert what == 409  # the delete of a pod is refused: nothing is given back
+    except ConflictError:
+        assert what == 409, "the delete of a pod is refused: nothing is given back"
         await manager.deallocate_compute_group(group.id)
     assert not api.of("pods") and await manager.list_compute_groups() == []
 
