@@ -40,7 +40,7 @@ class LedgerProvider(Hooks):
 
     def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
         """`holder` is who allocates: this process, where it is not said."""
-        self._desk = Desk(ledger, clock)
+        self._desk = Desk(ledger, clock, self._expire)
         self._clock = clock
         self._holder = holder if holder is not None else this_process()
         self._waits = Waits(self._desk)
@@ -254,8 +254,8 @@ class LedgerProvider(Hooks):
 
     async def _expire(self) -> None:
         """What has run out is no more; nothing is written where nothing has."""
-        if self.picture.due(self._clock.now()):
-            _, phases = await self._written(life.expire)
+        while self.picture.due(self._clock.now()):
+            _, phases = await self._written(lambda p, now: life.expire(p, now, GROUPS_AT_ONCE))
             await self._finish(phases)
 
     async def _sweep(self) -> bool:
@@ -264,9 +264,9 @@ class LedgerProvider(Hooks):
         lost = orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine)
         for record in lost:
             await self._unmake(record)
-        if lost:
-            ids = [record.id for record in lost]
-            await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        for at in range(0, len(lost), GROUPS_AT_ONCE):
+            ids = [record.id for record in lost[at : at + GROUPS_AT_ONCE]]
+            await self._desk.carry_out(lambda p, _, ids=ids: life.remove(p, ids))  # type: ignore[misc]
         left = dead_holders(self.picture) if self.on_one_machine else []
         busy = await self._busy(left) if left else set()
         ended = [record.id for record in left if record.id not in busy]
