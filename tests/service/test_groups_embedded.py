@@ -207,8 +207,32 @@ async def test_watchers_are_told_what_other_processes_do(provider: OpenProvider)
         return any(c["id"] == group.id and c["state"] == "gone" and c["group"] is None for c in seen)
 
     await until(gone)
+    kept = await other.reserve("decode", {"gpu": 1}, timeout_seconds=1)
+
+    async def run_out() -> bool:
+        return any(c["id"] == kept.id and c["state"] == "gone" for c in seen)
+
+    await until(run_out)
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
+
+
+async def test_very_many_run_out_and_are_drained_at_once(provider: OpenProvider) -> None:
+    manager, made = await provider()
+    for _ in range(130):
+        await manager.reserve("decode", {"cpu": 0.01}, timeout_seconds=2)
+    deadline = made._clock.now() + 2
+
+    async def over() -> bool:
+        return made._clock.now() >= deadline
+
+    await until(over)
+    assert await manager.list_compute_groups() == []
+    groups = [await manager.allocate_compute_group("decode", {"cpu": 0.01}) for _ in range(130)]
+    assert await made.drain_resources([group.id for group in groups])
+    assert {group.allocation_state for group in await manager.list_compute_groups()} == {"draining"}
+    assert await made.deallocate_resources("decode", [group.id for group in groups])
+    assert await manager.list_compute_groups() == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

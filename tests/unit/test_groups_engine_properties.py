@@ -169,7 +169,7 @@ class Groups(RuleBasedStateMachine):
     @rule(which=st.integers(0, PLANNERS - 1))
     def expire(self, which: int) -> None:
         planner = self.planners[which]
-        self._do(which, lambda p: life.expire(p, planner.now))
+        self._do(which, lambda p: life.expire(p, planner.now, 2))
 
     @rule(which=st.integers(0, PLANNERS - 1), name=st.sampled_from(["n1", "n2", "n3"]), gpus=st.integers(0, 4))
     def a_node_changes(self, which: int, name: str, gpus: int) -> None:

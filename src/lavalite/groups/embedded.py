@@ -43,7 +43,7 @@ class LedgerProvider(Hooks):
 
     def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
         """`holder` is who allocates: this process, where it is not said."""
-        self._desk = Desk(ledger, clock)
+        self._desk = Desk(ledger, clock, self._expire)
         self._clock = clock
         self._holder = holder if holder is not None else this_process()
         self._waits = Waits(self._desk)
@@ -257,8 +257,8 @@ class LedgerProvider(Hooks):
 
     async def _expire(self) -> None:
         """What has run out is no more; nothing is written where nothing has."""
-        if self.picture.due(self._clock.now()):
-            _, phases = await self._written(life.expire)
+        while self.picture.due(self._clock.now()):
+            _, phases = await self._written(lambda p, now: life.expire(p, now, GROUPS_AT_ONCE))
             await self._finish(phases)
 
     async def _sweep(self) -> bool:
@@ -271,10 +271,9 @@ class LedgerProvider(Hooks):
             except LavaLiteError as error:  # it is in use still; the next sweep tries again, and nobody waits for it
                 log.warning("what a dead process left cannot be removed yet", group=record.id, reason=str(error))
             else:
-                lost.append(record)
-        if lost:
-            ids = [record.id for record in lost]
-            await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+                lost.append(record.id)
+        for at in range(0, len(lost), GROUPS_AT_ONCE):
+            await self._desk.carry_out(lambda p, _, ids=lost[at : at + GROUPS_AT_ONCE]: life.remove(p, ids))  # type: ignore[misc]
         left = dead_holders(self.picture) if self.on_one_machine else []
         busy = await self._busy(left) if left else set()
         ended = [record.id for record in left if record.id not in busy]

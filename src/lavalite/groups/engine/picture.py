@@ -1,8 +1,8 @@
 """All records in memory, and what decisions look things up by, kept up by each change.
 
-    records ──► groups nodes pools waiting     by id or name
-            ──► book, columns                  who holds what, and what is free (stock)
-            ──► shelf, neighbours, usage       groups to be taken, where components are, what counts for whom
+records ──► groups nodes pools waiting     by id or name
+        ──► book, columns                  who holds what, and what is free (stock)
+        ──► shelf, neighbours, usage       groups to be taken, where components are, what counts for whom
 """
 
 from __future__ import annotations
