@@ -373,7 +373,7 @@ async def test_resources_have_pages_and_a_tag(system: UpSystem, manager: Compute
         status, page = await asyncio.to_thread(get, f"/v1/jobs?{query}")
         assert status == 200 and [str(item["id"]) for item in page["items"]] == found
     _, described = await asyncio.to_thread(get, "/v1/openapi.json")
-    assert {"/v1/resources", "/v1/reservations/{name}/{verb}"} <= described["paths"].keys()
+    assert {"/v1/resources", "/v1/reservations/{name}/drain"} <= described["paths"].keys()
 
 
 async def test_where_it_is_may_be_said_in_each_way(system: UpSystem) -> None:

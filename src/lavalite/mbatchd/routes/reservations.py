@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
@@ -44,12 +44,15 @@ async def reserve(
     return models.ReservationResult(changed=changed, reservation=scheduler.reader.reserved(made))
 
 
-@router.post("/reservations/{name}/{verb}")
-async def act(
-    scheduler: TheScheduler, who: Who, name: str, verb: Literal["drain", "resume"], dry_run: bool = False
-) -> models.Reservation:
-    """Let nothing new start in it, or let it again. What is kept stays so."""
-    return scheduler.reader.reserved(await scheduler.reservations.drain(name, who, verb == "resume", dry_run=dry_run))
+@router.post("/reservations/{name}/drain")
+async def drain(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = False) -> models.Reservation:
+    """Let nothing new start in it. What is kept stays so."""
+    return scheduler.reader.reserved(await scheduler.reservations.drain(name, who, False, dry_run=dry_run))
+
+
+@router.post("/reservations/{name}/resume")
+async def resume(scheduler: TheScheduler, who: Who, name: str, dry_run: bool = False) -> models.Reservation:
+    return scheduler.reader.reserved(await scheduler.reservations.drain(name, who, True, dry_run=dry_run))
 
 
 @router.delete("/reservations/{name}")
