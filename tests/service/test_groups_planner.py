@@ -74,3 +74,17 @@ def test_what_the_page_shows_in_python_is_what_it_does(tmp_path: Path) -> None:
 
 def test_the_page_runs_the_very_program_that_is_tested() -> None:
     assert f"$ python {PLANNER.relative_to(ROOT)} local:" in PAGE.read_text()
+
+
+def test_each_requirement_of_the_page_names_tests_that_there_are() -> None:
+    rows = [line for line in PAGE.read_text().partition("## The seed's requirements")[2].splitlines() if "|" in line]
+    assert len(rows) > 25
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    for row in rows[2:]:
+        named = re.findall(r"`([\w./]+)`", row.split("|")[2])
+        assert named, row
+        for name in named:
+            if name.endswith(".py"):
+                assert list(ROOT.rglob(f"tests/**/{name}")) or (ROOT / name).exists(), name
+            else:
+                assert f"def {name}(" in tests, name
