@@ -3,10 +3,10 @@
 python bench/groups.py [--allocations 300] [--held 2000] [--processes 16] [--together 1000] [--json]
 
 On one machine without daemons: one planner allocates groups of one GPU, each durable when it is answered, beside
-a bare transaction of the same bytes on the same kind of file, in turns; on one node of 8 GPUs, and on 1,250 such nodes,
-where so many groups are held already. Then so many processes at once take so many GPUs between them: none may be given
-twice, none may be lost. Last, a system is started on this machine (`lavalite up`), and groups of a hundredth of a core
-are allocated there, each until it is held; and how long it takes to discover this machine.
+a bare transaction of the same bytes on the same kind of file, in turns; on one node of 8 GPUs, and on 1,250 such,
+where so many groups are held already. Then so many processes at once take so many GPUs between them: none may be
+given twice, none may be lost. Last, a system is started on this machine (`lavalite up`), and groups of a hundredth
+of a core are allocated there, each until it is held; and how long it takes to discover this machine.
 """
 
 from __future__ import annotations

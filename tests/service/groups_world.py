@@ -128,7 +128,7 @@ class Planner:
             self.carry_out(lambda p, c=component, i=ids: life.deallocate(p, c, i))
 
     def expire(self) -> Changes:
-        answer = self.carry_out(lambda p: life.expire(p, self.now))
+        answer = self.carry_out(lambda p: life.expire(p, self.now, 100))
         assert isinstance(answer, Changes)
         return answer
 

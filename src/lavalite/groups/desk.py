@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
 from lavalite.base.clock import Clock
@@ -27,7 +27,7 @@ TRY_SECONDS = 30.0
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.001, 0.1
 LOOK_SECONDS = 5.0
 """So often it is looked whether anything has changed, while somebody wants to know, though nobody said so."""
-RETRY_SECONDS = 1.0
+RETRY_SECONDS, LEAST_SECONDS = 1.0, 0.001
 
 Answer = TypeVar("Answer", Changes, Refused, Changes | Refused)
 Listener = Callable[[list[str]], None]
@@ -36,8 +36,10 @@ Listener = Callable[[list[str]], None]
 class Desk:
     """See the module's docstring."""
 
-    def __init__(self, ledger: GroupLedger, clock: Clock) -> None:
+    def __init__(self, ledger: GroupLedger, clock: Clock, expire: Callable[[], Awaitable[None]]) -> None:
+        """`expire` writes that what has run out is no more."""
         self.ledger = ledger
+        self._expire = expire
         self.clock = clock
         self.picture = Picture()
         self._turn = asyncio.Lock()
@@ -113,14 +115,10 @@ class Desk:
         while True:
             try:
                 await self.sync()
+                await self._expire()
                 due = self.picture.next_due()
                 pause_seconds = LOOK_SECONDS if due is None else min(LOOK_SECONDS, due - self.clock.now())
-                if pause_seconds > 0:
-                    await self.ledger.wait(pause_seconds)
-                else:
-                    for listener in list(self._listeners):  # who waits has room now, perhaps
-                        listener([])
-                    await self.clock.sleep(RETRY_SECONDS)
+                await self.ledger.wait(max(LEAST_SECONDS, pause_seconds))
             except LavaLiteError:
                 await self.clock.sleep(RETRY_SECONDS)  # whoever asks for something meets the same, and says so
 

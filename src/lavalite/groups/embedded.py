@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+
+import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
@@ -22,6 +23,7 @@ from lavalite.groups.engine import decide, life, supply, views
 from lavalite.groups.engine.changes import Changes, Refused
 from lavalite.groups.engine.picture import Picture
 from lavalite.groups.errors import UnknownGroupError
+from lavalite.groups.hooks import Hooks
 from lavalite.groups.ledger import GroupLedger
 from lavalite.groups.listeners import Told
 from lavalite.groups.phases import Phases, first_phase, made
@@ -30,24 +32,18 @@ from lavalite.groups.requirements import Ask, read_ask
 from lavalite.groups.sweep import dead_holders, orphans
 from lavalite.groups.utilization import Utilization
 from lavalite.groups.waits import Waits
-from lavalite.model.resources import NodeOffer
-from lavalite.providers.base import ComputeResourceProvider
 
+log = structlog.get_logger(__name__)
 NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
 """So many are written in one transaction, at most."""
 
 
-class LedgerProvider(ComputeResourceProvider):
-    """Make one, then `await provider.start()`."""
-
-    discovers_all = True
-    """Whether a node that `_discover` does not name any more is gone."""
-    on_one_machine = True
-    """Whether all who allocate are processes of this machine, so that it can be told whether they live."""
+class LedgerProvider(Hooks):
+    """Make one, then `await provider.start()`. What subclasses give is in lavalite.groups.hooks."""
 
     def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
         """`holder` is who allocates: this process, where it is not said."""
-        self._desk = Desk(ledger, clock)
+        self._desk = Desk(ledger, clock, self._expire)
         self._clock = clock
         self._holder = holder if holder is not None else this_process()
         self._waits = Waits(self._desk)
@@ -65,44 +61,6 @@ class LedgerProvider(ComputeResourceProvider):
     def picture(self) -> Picture:
         """As of the last time that anything was asked."""
         return self._desk.picture
-
-    # --- what subclasses give --------------------------------------------------------------------------------------
-
-    @abstractmethod
-    async def _discover(self) -> list[NodeOffer]:
-        """What there is now. A node on which nothing new may be placed has an extra field `closed`: why not."""
-
-    def _needs_making(self, record: GroupRecord) -> bool:
-        """Whether `_make` and `_unmake` have anything to do for this group, as it is now: then it is written twice,
-        first with `ready` false. MIG instances and MPS, where nothing else is said."""
-        return record.isolation in ("mig", "mps")
-
-    async def _make(self, record: GroupRecord) -> GroupRecord:
-        """See to it that there is what the group needs, of its present state and component; idempotent.
-
-        Called when it was written durably with `ready` false: new groups, and such as change hands (a created one
-        that is taken, or is free again). Answers with the record, with what is now known of it (`instances`); its
-        shares must stay. What it raises as LavaLiteError undoes a new group.
-        """
-        return record
-
-    async def _unmake(self, record: GroupRecord) -> None:
-        """Remove what there is beside the commitment, before that is given back; idempotent."""
-
-    async def _ask_to_end(self, record: GroupRecord) -> None:
-        """What runs in the group is to end: it drains."""
-
-    def _environment(self, record: GroupRecord) -> dict[str, str]:
-        """What a process in the group needs in its environment."""
-        return {}
-
-    async def _busy(self, records: Sequence[GroupRecord]) -> set[str]:
-        """Ids of those groups that are in use by processes."""
-        return set()
-
-    async def _utilization(self) -> Utilization:
-        """Of all that this process can measure."""
-        return Utilization()
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -299,19 +257,23 @@ class LedgerProvider(ComputeResourceProvider):
 
     async def _expire(self) -> None:
         """What has run out is no more; nothing is written where nothing has."""
-        if self.picture.due(self._clock.now()):
-            _, phases = await self._written(life.expire)
+        while self.picture.due(self._clock.now()):
+            _, phases = await self._written(lambda p, now: life.expire(p, now, GROUPS_AT_ONCE))
             await self._finish(phases)
 
     async def _sweep(self) -> bool:
         """Give back what dead processes had, and undo what they left half done; whether there was anything."""
         await self._expire()
-        lost = orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine)
-        for record in lost:
-            await self._unmake(record)
-        if lost:
-            ids = [record.id for record in lost]
-            await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        lost = []
+        for record in orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine):
+            try:
+                await self._unmake(record)
+            except LavaLiteError as error:  # it is in use still; the next sweep tries again, and nobody waits for it
+                log.warning("what a dead process left cannot be removed yet", group=record.id, reason=str(error))
+            else:
+                lost.append(record.id)
+        for at in range(0, len(lost), GROUPS_AT_ONCE):
+            await self._desk.carry_out(lambda p, _, ids=lost[at : at + GROUPS_AT_ONCE]: life.remove(p, ids))  # type: ignore[misc]
         left = dead_holders(self.picture) if self.on_one_machine else []
         busy = await self._busy(left) if left else set()
         ended = [record.id for record in left if record.id not in busy]

@@ -11,7 +11,7 @@ from typing import Any
 from lavalite.base.clock import Clock
 from lavalite.groups.desk import Desk
 from lavalite.groups.engine import waiting
-from lavalite.groups.errors import GroupStateError, InsufficientResourcesError
+from lavalite.groups.errors import ConflictingAllocationError, GroupStateError, InsufficientResourcesError
 from lavalite.groups.requirements import Ask
 
 LIVES_SECONDS = 30.0
@@ -75,6 +75,9 @@ class Waits:
             except (InsufficientResourcesError, GroupStateError) as error:
                 left_seconds = deadline - self._clock.monotonic()
                 if left_seconds <= 0 or not _worth_waiting(error, ask):
+                    raise
+            except ConflictingAllocationError:
+                if (left_seconds := deadline - self._clock.monotonic()) <= 0:
                     raise
             await self._until(changed, min(left_seconds, heard_at + PROLONG_SECONDS - self._clock.monotonic()))
 

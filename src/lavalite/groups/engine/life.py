@@ -77,10 +77,10 @@ def release_reservation(picture: Picture, group_id: str) -> Changes:
     return changes
 
 
-def expire(picture: Picture, now: float) -> Changes:
-    """Reservations and waiting asks that have run out are no more."""
+def expire(picture: Picture, now: float, most: int) -> Changes:
+    """Reservations and waiting asks that have run out are no more; up to so many of them."""
     changes = Changes()
-    for key in picture.due(now):
+    for key in picture.due(now)[:most]:
         record = picture.record(key)
         if isinstance(record, GroupRecord):
             _give_back(changes, record)

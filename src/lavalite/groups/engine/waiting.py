@@ -93,7 +93,7 @@ def _seat(picture: Picture, waiter: Waiter) -> Changes | None:
             team=ask.team,
             isolation=room.variant.isolation,
             mig_profile=room.variant.profile if room.variant.instances else "",
-            requirements=dict(waiter.record.resources),
+            requirements={k: v for k, v in waiter.record.resources.items() if k not in ("constraints", "run")},
         )
     )
     return changes

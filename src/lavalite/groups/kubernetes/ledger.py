@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import TypeVar
 
@@ -124,10 +124,12 @@ class KubernetesLedger(GroupLedger):
             await self._remove_parts(writer, parts)
             return False
         self._goes_on(head)
+        new = intent.puts.keys() - self._keys
+        self._keys = (self._keys | intent.puts.keys()).difference(deletes)
         await self._remove_parts(before.writer, before.parts)
         # It is durable. What cannot be written now, whoever comes next writes.
         with contextlib.suppress(LavaLiteError):
-            await self._write(head.change, intent, known=True)
+            await self._write(head.change, intent, new)
         return True
 
     async def wait(self, timeout_seconds: float) -> None:
@@ -209,7 +211,7 @@ class KubernetesLedger(GroupLedger):
             changed |= intent.puts
             changed |= dict.fromkeys(intent.deletes)
         await self._clear_parts(after)
-        return after, changed
+        return after, {key: value for key, value in changed.items() if value is not None or key in self._keys}
 
     def _goes_on(self, head: Head) -> None:
         self._head, self._seen = head, head.change
@@ -276,20 +278,18 @@ class KubernetesLedger(GroupLedger):
         if head.change <= self._carried_out:
             return
         if (intent := await self._intent(head)) is not None:
-            await self._write(head.change, intent, known=False)
+            await self._write(head.change, intent)
         self._carried_out = head.change
 
-    async def _write(self, change: int, intent: Intent, *, known: bool) -> None:
-        """`known`: we have just decided it, on a picture that says which of the keys there are."""
+    async def _write(self, change: int, intent: Intent, new: Set[str] | None = None) -> None:
+        """`new`: of a change that we have just made, the keys that were not there before."""
         storage = self._storage
         for key, value in intent.puts.items():
-            if known or not await self._patiently(partial(storage.is_written, key, change)):
-                new = known and key not in self._keys
-                await self._patiently(partial(storage.write, key, value, change, new=new))
-            self._keys.add(key)
+            if new is not None or not await self._patiently(partial(storage.is_written, key, change)):
+                is_new = new is not None and key in new
+                await self._patiently(partial(storage.write, key, value, change, new=is_new))
         for key in intent.deletes:
             await self._patiently(partial(storage.remove, key, change))
-            self._keys.discard(key)
         self._carried_out = change
 
     async def _remove_parts(self, writer: str, parts: int) -> None:

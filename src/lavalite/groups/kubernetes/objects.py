@@ -152,11 +152,15 @@ class Objects:
         except (BusyError, UnreachableError) as error:
             task = asyncio.create_task(self._evict_on(group_id, name, error))
             self._evicting[group_id] = task
-            task.add_done_callback(lambda _: self._evicting.pop(group_id, None))
+            task.add_done_callback(lambda done: self._no_more(group_id, done))
 
     def no_more_evicted(self, group_id: str) -> None:
         if (task := self._evicting.pop(group_id, None)) is not None:
             task.cancel()
+
+    def _no_more(self, group_id: str, done: asyncio.Task[None]) -> None:
+        if self._evicting.get(group_id) is done:  # else it was called off, and there may be another one by now
+            del self._evicting[group_id]
 
     async def resume(self, group_id: str, name: str) -> None:
         self.no_more_evicted(group_id)
@@ -169,19 +173,17 @@ class Objects:
         await self._connection.scale(name, 0)
 
     async def _evict_on(self, group_id: str, name: str, error: LavaLiteError) -> None:
-        while True:
-            pauses = Pauses(self._clock, float("inf"))
-            try:
-                while True:
-                    await pauses.after(error)
-                    try:
-                        await self._evict(group_id, name)
-                        return
-                    except (BusyError, UnreachableError) as again:
-                        error = again
-            except LavaLiteError as other:
-                structlog.get_logger(__name__).warning("drain", group=group_id, reason=str(other))
-                return
+        pauses = Pauses(self._clock, float("inf"))
+        try:
+            while True:
+                await pauses.after(error)
+                try:
+                    await self._evict(group_id, name)
+                    return
+                except (BusyError, UnreachableError) as again:
+                    error = again
+        except LavaLiteError as other:
+            structlog.get_logger(__name__).warning("drain", group=group_id, reason=str(other))
 
     # --- what nobody has ----------------------------------------------------------------------------------------
 
