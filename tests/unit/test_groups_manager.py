@@ -136,3 +136,25 @@ async def test_bad_input(manager: ComputeGroupManager) -> None:
     created = await manager.create_compute_group({"cpu": 1})
     with pytest.raises(GroupStateError, match="no component has it"):
         await manager.deallocate_compute_group(created.id)
+
+
+class Draining(FourMethods):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drained: list[str] = []
+
+    async def drain_resources(self, resource_ids: list[str]) -> bool:
+        self.drained += resource_ids
+        return True
+
+
+async def test_what_has_failed_counts_and_goes_first() -> None:
+    provider = Draining()
+    manager = ComputeGroupManager(provider, clock=ManualClock())
+    await manager.register_component("decode", {"cpu": 1}, drain_seconds=0)
+    first, second, third = await manager.scale_component("decode", 3)
+    provider.groups[first.id]["state"] = "failed"
+    assert len(await manager.scale_component("decode", 3)) == 3 and len(provider.groups) == 3
+    left = await manager.scale_component("decode", 1)
+    assert [group.id for group in left] == [second.id] == list(provider.groups)
+    assert provider.drained == [third.id, first.id]

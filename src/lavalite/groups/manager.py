@@ -208,12 +208,17 @@ class ComputeGroupManager:
         )
 
     async def scale_component(self, component_name: str, replicas: int) -> list[ComputeGroup]:
-        """So many groups of the component, as it registered: the last come are drained first, and given back once
-        nothing runs in them, or after its `drain_seconds`. Growing is all or nothing."""
+        """So many groups of the component, as it registered. Failed ones count: they may come back by themselves.
+
+        Growing is all or nothing. Shrinking drains failed ones first, then those that came last, and gives them back
+        once nothing runs in them, or after the component's `drain_seconds`.
+        """
         component = self._components.known(component_name)
         if type(replicas) is not int or replicas < 0:
             raise InputError("it is a number of groups, 0 or more", field="replicas")
-        groups = [g for g in await self.get_component_allocations(component_name) if g.allocation_state == ALLOCATED]
+        found = await self.get_component_allocations(component_name)
+        groups = [group for group in found if group.allocation_state == ALLOCATED]
+        groups += [group for group in found if group.allocation_state == FAILED]
         if len(groups) > replicas:
             await self._shrink(component, groups[replicas:])
             return groups[:replicas]
