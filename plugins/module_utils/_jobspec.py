@@ -60,6 +60,10 @@ def spec_of(params):
             raise ValueError("parts and %s exclude each other: say it in each part" % twice[0])
     if params.get("walltime"):
         spec["walltime_seconds"] = _amounts.seconds(params["walltime"], "walltime")
+    if params.get("grace"):
+        spec["grace_seconds"] = _amounts.seconds(params["grace"], "grace")
+    if params.get("start_within"):
+        spec["start_within_seconds"] = _amounts.seconds(params["start_within"], "start_within")
     if params.get("gang") is not None:
         spec["gang"] = dict((name, value) for name, value in params["gang"].items() if value is not None)
     if params.get("affinity"):

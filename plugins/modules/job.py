@@ -205,6 +205,12 @@ options:
   walltime:
     description: For how long an attempt may run, as V(15m).
     type: str
+  grace:
+    description: How long a task that is told to end has until it is ended by force, as V(90s).
+    type: str
+  start_within:
+    description: The job is cancelled when nothing of it was placed for so long, as V(10m).
+    type: str
   retries:
     description: How often a task that failed is tried again. Without it, as often as the queue says.
     type: int
@@ -465,7 +471,7 @@ def arguments():
         "storage",
         "network",
     )
-    texts += ("policy", "walltime", "cwd", "stdout_path", "stderr_path")
+    texts += ("policy", "walltime", "grace", "start_within", "cwd", "stdout_path", "stderr_path")
     options = dict((name, dict(type="str")) for name in texts)
     options.update((name, dict(type="dict")) for name in ("special", "floating", "pools", "environment"))
     options.update((name, dict(type="int")) for name in ("priority", "retries"))

@@ -1,8 +1,8 @@
 """An API server of Kubernetes as far as ComputeGroups use one, after the API's documentation, in this process.
 
 kmock carries HTTP, reads the URLs and keeps what was asked. Here is the state behind it: versions, conflicts,
-watches, selectors. Scheduler, kubelet, DRA driver, evictions and the controllers of deployments are in kube_played. `fail`
-makes answers go wrong on purpose; `rules` are rights as in a Role: whatever is beyond them is 403.
+watches, selectors. Scheduler, kubelet, DRA driver, evictions and the controllers of deployments are in kube_played.
+`fail` makes answers go wrong on purpose; `rules` are rights as in a Role: whatever is beyond them is 403.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class KubeApi(Played, kmock.RawHandler):
         self.events: list[tuple[int, str, Key, Json]] = []
         self.version, self.forgotten = 1000, 0
         self.faults: list[Fault] = []
-        self.used: set[tuple[str, str, str]] = set()
-        """(verb, group, resource or resource/subresource) that was answered."""
+        self.used: set[tuple[bool, str, str, str]] = set()
+        """(in a namespace, verb, group, resource or resource/subresource) that was answered."""
         self.closing = asyncio.Event()
         self.bell = asyncio.Condition()
         self.start_playing()
@@ -174,7 +174,8 @@ class KubeApi(Played, kmock.RawHandler):
         if (group, plural) not in self.kinds:
             return aiohttp.web.Response(status=404, text="404 page not found\n")
         self._allow(verb, group, "/".join(filter(None, [plural, request.subresource])), request)
-        self.used.add((verb, group, "/".join(filter(None, [plural, request.subresource]))))
+        resource = "/".join(filter(None, [plural, request.subresource]))
+        self.used.add((request.namespace is not None, verb, group, resource))
         key = Key(group, plural, request.namespace or "", request.name or "")
         params, body = request.params, request.data
         if verb in ("list", "watch"):

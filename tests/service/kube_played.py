@@ -106,7 +106,7 @@ class Played:
                     self._condition(key, pod, conditions=[told])
         elif status["phase"] == "Pending":
             ready = {"type": "Ready", "status": "True"}
-            self._condition(key, pod, phase="Running", conditions=[*status["conditions"], ready])
+            self._condition(key, pod, phase="Running", conditions=[*status.get("conditions", []), ready])
 
     def _condition(self, key: Key, pod: Json, **status: Any) -> None:
         pod = copy.deepcopy(pod)
@@ -209,10 +209,11 @@ class Played:
                 group="resource.k8s.io", plural="resourceclaims", name=asked["resourceClaimName"]
             )
             if (claim := copy.deepcopy(self.objects.get(claim_key))) is not None:
-                left = [c for c in claim["status"].get("reservedFor", []) if c["uid"] != pod["metadata"]["uid"]]
-                claim["status"]["reservedFor"] = left
+                status = claim.setdefault("status", {})
+                left = [c for c in status.get("reservedFor", []) if c["uid"] != pod["metadata"]["uid"]]
+                status["reservedFor"] = left
                 if not left:
-                    claim["status"].pop("allocation", None)
+                    status.pop("allocation", None)
                 self.write(claim_key, claim, "MODIFIED")
         self.write(key, copy.deepcopy(pod), "DELETED")
 

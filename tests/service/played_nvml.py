@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib.util
 import json
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -386,6 +388,19 @@ def play(source: Path | dict[str, Any], fail: Callable[[str, int], int] | None =
     pynvml.nvmlLib = library
     pynvml._nvmlGetFunctionPointer_cache.clear()
     return library
+
+
+def module(source: Path | dict[str, Any]) -> Any:
+    """A copy of the module pynvml that asks this recording, while the one that is imported stays as it is."""
+    import pynvml
+
+    name = f"pynvml_played_{uuid.uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(name, pynvml.__file__)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = found = importlib.util.module_from_spec(spec)  # it looks for itself there
+    spec.loader.exec_module(found)
+    found.nvmlLib = Library(Recording(source))  # type: ignore[attr-defined]
+    return found
 
 
 @contextlib.contextmanager

@@ -440,7 +440,8 @@ class Explanation(Shape):
     nearest: str = ""
     lacks: dict[str, int] = {}
     soon: bool = False
-    """Whether nothing but a scheduler pass, or the write of its commitment, is between it and its start."""
+    """Whether it may start in a moment: a scheduler pass, or the write of its commitment, is all that is missing, or
+    nodes have yet to find a leader that has just begun to serve."""
     held_by: list[str] = []
     waits_for: list[str] = []
     fairshare: dict[str, Any] = {}

@@ -170,6 +170,8 @@ def job_text(found: Job) -> str:
             ("gang", gang_text(found.gang)),
             ("affinity", "; ".join(found.affinity)),
             ("walltime", walltime),
+            ("grace", format_duration(found.grace_seconds) if found.grace_seconds else ""),
+            ("component", found.component),
             ("after", ", ".join(found.depends)),
             ("rerunnable", "yes" if found.rerunnable else ""),
             ("submitted", moment(found.submitted_at)),

@@ -27,6 +27,8 @@ from lavalite.placement.reasons import Reason, Refusal
 from lavalite.placement.room import natural
 
 MAX_NAMED = 10
+COMING_BACK_SECONDS = 15.0
+"""So long after a leader began to serve, a node that is not connected is taken for one that looks for it."""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,8 @@ class Explanation:
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Of a job with parts, part by part what it asks for, how many of its tasks fit alone, and why not more."""
     soon: bool = False
-    """Whether nothing but a scheduler pass, or the write of its commitment, is between it and its start."""
+    """Whether it may start in a moment: a scheduler pass, or the write of its commitment, is all that is missing, or
+    nodes have yet to find a leader that has just begun to serve."""
     sentence: str = ""
     starts: str = ""
     starts_at: float | None = None
@@ -73,9 +76,16 @@ def explain(state: ClusterState, job: JobState, now: float) -> Explanation:
     if not told.waits_for and job.startable:
         _explain_room(state, job, now, told)
     told.sentence = told.sentence or " ".join(told.waits_for)
-    told.soon |= not told.sentence or bool(job.counts.get(ASSUMED))
+    told.soon |= not told.sentence or bool(job.counts.get(ASSUMED)) or _are_coming_back(state, now)
     told.sentence = told.sentence or "It is its turn as soon as a scheduler pass is through."
     return told
+
+
+def _are_coming_back(state: ClusterState, now: float) -> bool:
+    """Whether agents have yet to find this leader, who has just begun to serve."""
+    return now - state.service_started_at < COMING_BACK_SECONDS and not all(
+        node.connected for node in state.nodes.values()
+    )
 
 
 def _asks(state: ClusterState, job: JobState) -> str:

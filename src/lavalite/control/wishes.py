@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from signal import SIGCONT, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
 from lavalite.control.actions import SendStop, Wake
 from lavalite.control.demand import Cancel
@@ -171,15 +171,17 @@ def _stop_when_durable(
 ) -> None:
     node = state.nodes.get(run.node)
     if not run.assumed and node is not None and node.connected and run.journal_id == node.journal_id:
-        ending = ending or Ending(int(SIGTERM), grace_seconds(state, run))
+        ending = ending or _ending(state, run)
         out.durable.append(SendStop(node.name, run.id, ending.signal, ending.grace_seconds, reason))
         state.told_to_stop(run, now + ending.grace_seconds)
 
 
-def grace_seconds(state: ClusterState, run: TaskRun) -> float:
-    """Between the request to end and the end by force: as its job says, else as the settings do."""
+def _ending(state: ClusterState, run: TaskRun) -> Ending:
+    """With the grace that its job says, else as the settings do; of none it is ended by force at once."""
     own = state.jobs[run.key.job].spec.grace_seconds
-    return state.settings.stop_grace_seconds if own is None else float(own)
+    if own == 0:
+        return Ending(int(SIGKILL), 0.0)
+    return Ending(int(SIGTERM), state.settings.stop_grace_seconds if own is None else float(own))
 
 
 def _runs(state: ClusterState, job: JobState, tasks: tuple[int, ...] | None) -> Iterator[TaskRun]:

@@ -11,7 +11,9 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+import structlog
 
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
@@ -31,12 +33,16 @@ from lavalite.groups.sweep import dead_holders, orphans
 from lavalite.groups.utilization import Utilization
 from lavalite.groups.waits import Waits
 
+log = structlog.get_logger(__name__)
 NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
 """So many are written in one transaction, at most."""
 
 
 class LedgerProvider(Hooks):
     """Make one, then `await provider.start()`. What subclasses give is in lavalite.groups.hooks."""
+
+    _working: ClassVar[set[str]] = set()
+    """Groups of which something is being made or removed in this process, by whichever of its providers."""
 
     def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
         """`holder` is who allocates: this process, where it is not said."""
@@ -195,7 +201,11 @@ class LedgerProvider(Hooks):
         return await self._desk.carry_out(written), phases
 
     async def _finish_making(self, unready: GroupRecord, holder: Holder) -> GroupRecord:
-        ready = await self._make(unready)
+        self._working.add(unready.id)
+        try:
+            ready = await self._make(unready)
+        finally:
+            self._working.discard(unready.id)
         return (await self._desk.carry_out(lambda p, _: made(p, unready, ready, holder))).groups[0]
 
     # --- taking back -----------------------------------------------------------------------------------------------
@@ -239,13 +249,18 @@ class LedgerProvider(Hooks):
         return True
 
     async def _finish(self, phases: Phases) -> None:
-        for unready, holder in phases.to_make:
-            await self._finish_making(unready, holder)
-        for record in phases.to_remove:
-            await self._unmake(record)
-        if phases.to_remove:
-            ids = [record.id for record in phases.to_remove]
-            await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        ids = [record.id for record in phases.to_remove]
+        mine = {*ids, *(record.id for record, _ in phases.to_make)}
+        self._working.update(mine)
+        try:
+            for unready, holder in phases.to_make:
+                await self._finish_making(unready, holder)
+            for record in phases.to_remove:
+                await self._unmake(record)
+            if ids:
+                await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        finally:
+            self._working.difference_update(mine)
 
     async def _end(self, group_ids: Sequence[str]) -> None:
         """Give these back, whatever they are and wherever they are by now."""
@@ -261,9 +276,17 @@ class LedgerProvider(Hooks):
     async def _sweep(self) -> bool:
         """Give back what dead processes had, and undo what they left half done; whether there was anything."""
         await self._expire()
-        lost = orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine)
-        for record in lost:
-            await self._unmake(record)
+        lost = []
+        unready = orphans(self.picture, self._clock.now(), self._holder, on_one_machine=self.on_one_machine)
+        for record in unready:
+            if record.holder == self._holder and record.id in self._working:
+                continue
+            try:
+                await self._unmake(record)
+            except LavaLiteError as error:  # it is in use still; the next sweep tries again, and nobody waits for it
+                log.warning("what a dead process left cannot be removed yet", group=record.id, reason=str(error))
+            else:
+                lost.append(record)
         for at in range(0, len(lost), GROUPS_AT_ONCE):
             ids = [record.id for record in lost[at : at + GROUPS_AT_ONCE]]
             await self._desk.carry_out(lambda p, _, ids=ids: life.remove(p, ids))  # type: ignore[misc]
@@ -271,7 +294,10 @@ class LedgerProvider(Hooks):
         busy = await self._busy(left) if left else set()
         ended = [record.id for record in left if record.id not in busy]
         for at in range(0, len(ended), GROUPS_AT_ONCE):
-            await self._end(ended[at : at + GROUPS_AT_ONCE])
+            try:
+                await self._end(ended[at : at + GROUPS_AT_ONCE])
+            except LavaLiteError as error:
+                log.warning("what a dead process had cannot be given back yet", reason=str(error))
         return bool(lost or ended)
 
     # --- pools and changes ------------------------------------------------------------------------------------------

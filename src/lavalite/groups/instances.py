@@ -3,9 +3,9 @@
     FOLDER/lock           held while an instance is made or removed
     FOLDER/GROUP.json     {"wanted": [[GPU, profile]], "before": {GPU: [UUID]}, "made": [UUID] or null}
 
-A file without `made` is of somebody who died while making: whoever holds the lock next removes what came since
-`before`. Only then is anything else made on a GPU, so that nothing of others is ever removed. Blocking: call it in a
-worker thread.
+A file without `made` is of somebody who died while making or removing: whoever holds the lock next removes what
+there is beside `before`. Only then is anything else made on a GPU, so that nothing of others is ever removed.
+Blocking: call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lavalite.base.errors import LavaLiteError
-from lavalite.providers.mig import create_instance, destroy_instance, instances_of, remove_unfinished
+from lavalite.providers.mig import GPU_GONE, MigInstance, create_instance, instances_of, remove_unfinished
 
 Wanted = Sequence[tuple[str, str]]
 """(GPU's UUID, profile) of each instance."""
@@ -35,7 +35,8 @@ class Instances:
             known = self._read(group)
             if known is not None and self._all_there(known):
                 return list(known["made"])
-            self._remove(group, known)
+            if known is not None:
+                self._undo(group, known)
             gpus = sorted({gpu for gpu, _ in wanted})
             before = {gpu: [each.id for each in instances_of(gpu, self._nvml)] for gpu in gpus}
             intent: dict[str, Any] = {"wanted": [list(each) for each in wanted], "before": before, "made": None}
@@ -45,8 +46,7 @@ class Instances:
                 for gpu, profile in wanted:
                     made.append(create_instance(gpu, profile, self._nvml).id)
             except LavaLiteError:
-                self._write(group, intent | {"made": made})
-                self._remove(group, self._read(group))
+                self._undo(group, intent)
                 raise
             self._write(group, intent | {"made": made})
             return made
@@ -56,7 +56,8 @@ class Instances:
         if not self._path(group).exists():
             return
         with self._locked():
-            self._remove(group, self._read(group))
+            if (known := self._read(group)) is not None:
+                self._undo(group, known)
 
     def ours(self) -> dict[str, list[str]]:
         """Group → UUIDs of what was made for it."""
@@ -69,24 +70,54 @@ class Instances:
         }
 
     def _all_there(self, known: dict[str, Any]) -> bool:
-        there = {each.id for gpu, _ in known["wanted"] for each in instances_of(gpu, self._nvml)}
-        return known["made"] is not None and set(known["made"]) <= there  # after a boot there are none
+        made, there = known["made"] or [], {each.id for gpu, _ in known["wanted"] for each in self._of(gpu)}
+        return len(made) == len(known["wanted"]) and set(made) <= there  # after a boot there are none
 
-    def _remove(self, group: str, known: dict[str, Any] | None) -> None:
-        if known is None:
-            return
-        for instance in known["made"] or []:
-            destroy_instance(instance, self._nvml)
+    def _undo(self, group: str, known: dict[str, Any]) -> None:
+        """Nothing of it is left, and no note. Raises LavaLiteError; then the note says what there still is."""
+        wanted = list(dict.fromkeys((gpu, profile) for gpu, profile in known["wanted"]))
+        ours = set(known["made"] or [])
+        try:
+            if ours:  # what is half removed is found as what is half made
+                there = {gpu: [each.id for each in self._of(gpu)] for gpu, _ in wanted}
+                others = {gpu: [each for each in ids if each not in ours] for gpu, ids in there.items()}
+                known = known | {"before": others, "made": None}
+                self._write(group, known)
+            for gpu, profile in wanted if ours or known["made"] is None else ():
+                self._remove(gpu, profile, known["before"].get(gpu, []))
+        except LavaLiteError:
+            left = [
+                each.id
+                for gpu in dict.fromkeys(gpu for gpu, _ in wanted)
+                for each in self._of(gpu)
+                if each.id not in known["before"].get(gpu, []) and (gpu, each.profile) in wanted
+            ]
+            self._write(group, known | {"made": left})
+            raise
         self._path(group).unlink(missing_ok=True)
 
+    def _of(self, gpu: str) -> list[MigInstance]:
+        try:
+            return instances_of(gpu, self._nvml)
+        except LavaLiteError as error:
+            if error.code == GPU_GONE:  # they do not outlive its reset
+                return []
+            raise
+
+    def _remove(self, gpu: str, profile: str, keep: Collection[str]) -> None:
+        try:
+            remove_unfinished(gpu, profile, keep, self._nvml)
+        except LavaLiteError as error:
+            if error.code != GPU_GONE:
+                raise
+
     def _recover(self) -> None:
-        """What others began and did not end."""
+        """What others began and did not end. What a process still uses stays, until its group is given back."""
         for path in sorted(self._folder.glob("*.json")):
             known = self._read(path.stem)
             if known is not None and known["made"] is None:
-                for gpu, profile in dict.fromkeys((gpu, profile) for gpu, profile in known["wanted"]):
-                    remove_unfinished(gpu, profile, known["before"].get(gpu, []), self._nvml)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(LavaLiteError):
+                    self._undo(path.stem, known)
 
     def _path(self, group: str) -> Path:
         return self._folder / f"{group}.json"

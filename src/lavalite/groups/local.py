@@ -88,6 +88,7 @@ class LocalComputeResourceProvider(LedgerProvider):
         )
         try:
             await provider.start()
+            await provider._measured()  # before anything is given out
             await provider._restore()
         except BaseException:
             await provider.close()
@@ -146,11 +147,12 @@ class LocalComputeResourceProvider(LedgerProvider):
             try:
                 again = await self._make(record)
                 if again != record:
-                    await self._desk.carry_out(
-                        lambda picture, _, record=record, again=again: made(picture, record, again, record.holder)
-                    )
+                    await self._rewrite(record, again)
             except LavaLiteError as error:
                 log.warning("a group has not what it needs", group=record.id, reason=str(error))
+
+    async def _rewrite(self, record: GroupRecord, again: GroupRecord) -> None:
+        await self._desk.carry_out(lambda picture, _: made(picture, record, again, record.holder))
 
     # --- what LedgerProvider asks for -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Who uses a group on this machine: the process that allocated it, and all that carry its mark in their environment.
+"""Who uses a group on this machine: all processes that carry its mark in their environment.
 
 Blocking: call it in a worker thread. As another user than root only processes of one's own can be looked at.
 """
@@ -11,25 +11,8 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
-from lavalite.base.processes import ProcessIdentity, current_boot_id
+from lavalite.base.processes import ProcessIdentity
 from lavalite.groups.isolation import MARKER
-from lavalite.groups.records import Holder
-
-
-def this_process() -> Holder:
-    found = ProcessIdentity.of(os.getpid())
-    assert found is not None, "we are alive"
-    return Holder(boot_id=found.boot_id, pid=found.pid, start_ticks=found.start_ticks)
-
-
-def is_alive(holder: Holder) -> bool:
-    if holder.pid <= 0:
-        return False
-    return ProcessIdentity(pid=holder.pid, start_ticks=holder.start_ticks, boot_id=holder.boot_id).is_alive()
-
-
-def is_of_this_boot(holder: Holder) -> bool:
-    return holder.boot_id == current_boot_id()
 
 
 def marked(groups: Collection[str]) -> dict[str, list[ProcessIdentity]]:

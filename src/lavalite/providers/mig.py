@@ -14,10 +14,13 @@ from typing import Any
 
 from lavalite.base.errors import InputError, LavaLiteError, RefusedError
 from lavalite.model.resources import WHOLE
-from lavalite.providers.nvml_calls import asked, opened, text
+from lavalite.providers.nvml_calls import LOST, asked, opened, text
 
 OFFERED = re.compile(r"\d+g\.\d+gb")
 """Profiles without `+me`, `+gfx` and the like: of those there are few, for who asks for them by hand."""
+
+GPU_GONE = "gpu_gone"
+"""The code of an error that says that the GPU is lost, and its instances with it."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -205,4 +208,5 @@ def _asking(nvml: Any) -> Iterator[Any]:
             if type(error).__name__ == "NVMLError_InUse":
                 hint = "End its processes; `nvidia-smi` lists them."
                 raise LavaLiteError("a MIG instance is still in use by a process", hint=hint) from None
-            raise LavaLiteError(f"the GPU cannot be divided so: NVML says {error}") from None
+            code = GPU_GONE if type(error).__name__ in (*LOST, "NVMLError_NotFound") else ""
+            raise LavaLiteError(f"the GPU cannot be divided so: NVML says {error}", code=code) from None

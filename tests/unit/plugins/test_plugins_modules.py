@@ -66,6 +66,8 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
         "cpu": "0.5",
         "memory": "2GiB",
         "walltime": "1h30m",
+        "grace": "90s",
+        "start_within": "10m",
         "depends": [{"job": 4, "kind": "ended"}],
         "environment": {"A": 1},
         "gpu": "2",
@@ -80,6 +82,7 @@ def test_a_spec_is_one_that_the_api_takes() -> None:
     spec = JobSpec.model_validate(spec_of(params) | {})
     assert list(spec.indices()) == [1, 3, 5, 7, 9]
     assert (spec.request.cpu_milli, spec.request.memory_bytes, spec.walltime_seconds) == (500, 2 * 1024**3, 5400)
+    assert (spec.grace_seconds, spec.start_within_seconds) == (90, 600)
     assert spec.environment == {"A": "1"}
     assert spec.depends[0].job == 4
     assert (spec.request.gpu_topology, spec.request.gpu_mig, spec.request.exclusive) == ("nvlink", "", True)

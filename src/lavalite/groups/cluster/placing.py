@@ -17,8 +17,8 @@ from lavalite.model.job import JobSpec
 NEVER = frozenset({"never_fits", "over_limit", "no_quota"})
 """What the API says of a job that could not run here whatever was free."""
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.002, 0.5
-SOON_SECONDS = 5.0
-"""For so long one is waited for that fits, and whose turn it is."""
+SOON_SECONDS = 20.0
+"""For so long one is waited for that may start in a moment; the API says whether it may."""
 
 
 async def place(calls: Calls, clock: Clock, spec: JobSpec, wait_seconds: float) -> Job:

@@ -124,7 +124,7 @@ class KubernetesComputeResourceProvider(LedgerProvider):
         await self._end([r.id for r in self._records() if not r.ready and r.holder == self._holder])
         records = list(self._records())
         await self._objects.remove_but(ours, {label_of(record.id) for record in records})
-        there = {obj["metadata"]["name"] for _, obj in ours}
+        there = {obj["metadata"]["name"] for kind, obj in ours if kind is not RESOURCE_CLAIMS}
         for record in records:
             if record.ready and name_of(record.id) not in there:
                 await self._make_anew(record)

@@ -1,0 +1,76 @@
+"""docs/examples/planner.py, a planner in seven steps: on this machine without daemons, and on a running system.
+
+And the page: what it shows in Python is run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from groups_cluster import GPUS, up_system
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANNER = ROOT / "docs/examples/planner.py"
+PAGE = ROOT / "docs/computegroups.md"
+
+pytestmark = [pytest.mark.slow]
+
+
+def played(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LAVALITE_")}
+    gpus = {"PYTHONPATH": str(Path(__file__).parent / "fake_gpus"), "FAKE_GPUS": GPUS}
+    return {**kept, **gpus, **more}
+
+
+@pytest.fixture(params=["local", "up"])
+async def where(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    if request.param == "local":
+        yield f"local:{tmp_path / 'groups.db'}"
+        return
+    async with up_system() as system:
+        yield f"up:{system.state}"
+
+
+async def test_seven_steps_with_prefill_and_decode_that_scale_and_go(where: str, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    command = [sys.executable, str(PLANNER), where, str(served)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=played(), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = done.stdout.splitlines()
+    assert list(dict.fromkeys(line[0] for line in steps)) == list("1234567"), steps
+    assert "2 4 GPUs on" in done.stdout and done.stdout.count("is allocated, of") == 2
+    assert "6 decode has 3 groups, 0 of them sick" in steps and steps[-1] == "7 4 of 4 GPUs are free"
+    # What ran: one prefill and three of decode, each on a GPU of its own, and each was let finish.
+    said = {file.name: file.read_text().splitlines() for file in served.iterdir()}
+    names = sorted(name.split(".")[0] for name in said)
+    assert names == ["decode"] * 3 + ["prefill"], said
+    gpus = [lines[0].rpartition(" ")[2] for lines in said.values()]
+    assert sorted(gpus) == sorted(GPUS.split(",")), said
+    assert all(lines[-1] == "drained" for lines in said.values()), said
+
+
+def test_what_the_page_shows_in_python_is_what_it_does(tmp_path: Path) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    imports, _, body = block.partition("\n\n")
+    program = f"import asyncio\n{imports}\nasync def main():\n{textwrap.indent(body, '    ')}\nasyncio.run(main())\n"
+    environment = played(LAVALITE_GROUPS=f"local:{tmp_path / 'groups.db'}")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("decode has 2 GPUs: allocated\n"), done.stdout
+
+
+def test_the_page_runs_the_very_program_that_is_tested() -> None:
+    assert f"$ python {PLANNER.relative_to(ROOT)} local:" in PAGE.read_text()
