@@ -272,6 +272,20 @@ async def test_two_that_allocate_at_once_never_share_a_device(provider: OpenProv
     assert summary["resources"]["gpu_milli"] == {"capacity": 4000, "free": 4000}
 
 
+async def test_what_another_provider_of_the_process_makes_is_let_alone(provider: OpenProvider) -> None:
+    manager, made = await provider()
+    made.hangs = True
+    allocating = asyncio.create_task(manager.allocate_compute_group("small", HALF))
+    await asyncio.wait_for(made.hung.wait(), DEADLINE_SECONDS)
+    other, second = await provider()
+    assert [group.id for group in await other.list_compute_groups()] == [made.made[0][0]] and second.made == []
+    for task in asyncio.all_tasks() - {asyncio.current_task(), allocating}:
+        if "_give" in str(task.get_coro()):
+            task.cancel()
+    await asyncio.gather(allocating, return_exceptions=True)
+    assert await other.list_compute_groups() == [], "nobody makes it any more"
+
+
 async def test_what_could_not_be_removed_is_removed_later(provider: OpenProvider) -> None:
     manager, made = await provider()
     group = await manager.allocate_compute_group("small", HALF)
