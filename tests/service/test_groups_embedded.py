@@ -36,7 +36,7 @@ class Provider(LedgerProvider):
     def __init__(self, ledger: GroupLedger, holder: Holder | None = None) -> None:
         super().__init__(ledger, clock=SystemClock(), holder=holder)
         self.made: list[tuple[str, bool]] = []
-        self.fails = self.hangs = False
+        self.fails = self.hangs = self.stuck = False
         self.hung = asyncio.Event()
 
     async def _discover(self) -> list[NodeOffer]:
@@ -56,6 +56,8 @@ class Provider(LedgerProvider):
         return record.model_copy(update={"instances": [f"MPS-{record.id}"]})
 
     async def _unmake(self, record: GroupRecord) -> None:
+        if self.stuck:
+            raise LavaLiteError("it is in use still")
         self.made.append((record.id, False))
 
     def _environment(self, record: GroupRecord) -> dict[str, str]:
@@ -268,6 +270,31 @@ async def test_two_that_allocate_at_once_never_share_a_device(provider: OpenProv
         await asyncio.gather(*(play(manager, f"p{at}") for at, manager in enumerate(managers)))
     summary = await managers[0].get_allocation_summary()
     assert summary["resources"]["gpu_milli"] == {"capacity": 4000, "free": 4000}
+
+
+async def test_what_another_provider_of_the_process_makes_is_let_alone(provider: OpenProvider) -> None:
+    manager, made = await provider()
+    made.hangs = True
+    allocating = asyncio.create_task(manager.allocate_compute_group("small", HALF))
+    await asyncio.wait_for(made.hung.wait(), DEADLINE_SECONDS)
+    other, second = await provider()
+    assert [group.id for group in await other.list_compute_groups()] == [made.made[0][0]] and second.made == []
+    for task in asyncio.all_tasks() - {asyncio.current_task(), allocating}:
+        if "_give" in str(task.get_coro()):
+            task.cancel()
+    await asyncio.gather(allocating, return_exceptions=True)
+    assert await other.list_compute_groups() == [], "nobody makes it any more"
+
+
+async def test_what_could_not_be_removed_is_removed_later(provider: OpenProvider) -> None:
+    manager, made = await provider()
+    group = await manager.allocate_compute_group("small", HALF)
+    made.stuck = True
+    with pytest.raises(LavaLiteError, match="in use still"):
+        await manager.deallocate_compute_group(group.id)
+    assert [each.id for each in await manager.list_compute_groups()] == [group.id], "and nobody else is stopped by it"
+    made.stuck = False
+    assert await manager.list_compute_groups() == []
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

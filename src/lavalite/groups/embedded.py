@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 
@@ -40,6 +40,9 @@ NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
 
 class LedgerProvider(Hooks):
     """Make one, then `await provider.start()`. What subclasses give is in lavalite.groups.hooks."""
+
+    _working: ClassVar[set[str]] = set()
+    """Groups of which something is being made or removed in this process, by whichever of its providers."""
 
     def __init__(self, ledger: GroupLedger, *, clock: Clock, holder: Holder | None = None) -> None:
         """`holder` is who allocates: this process, where it is not said."""
@@ -192,13 +195,17 @@ class LedgerProvider(Hooks):
             phases = Phases()
             answer = decision(picture, now)
             if isinstance(answer, Changes):
-                answer, phases = first_phase(answer, self._needs_making, self._holder, remakes=remakes)
+                answer, phases = first_phase(answer, self._needs_making, self._holder, now, remakes=remakes)
             return answer
 
         return await self._desk.carry_out(written), phases
 
     async def _finish_making(self, unready: GroupRecord, holder: Holder) -> GroupRecord:
-        ready = await self._make(unready)
+        self._working.add(unready.id)
+        try:
+            ready = await self._make(unready)
+        finally:
+            self._working.discard(unready.id)
         return (await self._desk.carry_out(lambda p, _: made(p, unready, ready, holder))).groups[0]
 
     # --- taking back -----------------------------------------------------------------------------------------------
@@ -242,13 +249,18 @@ class LedgerProvider(Hooks):
         return True
 
     async def _finish(self, phases: Phases) -> None:
-        for unready, holder in phases.to_make:
-            await self._finish_making(unready, holder)
-        for record in phases.to_remove:
-            await self._unmake(record)
-        if phases.to_remove:
-            ids = [record.id for record in phases.to_remove]
-            await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        ids = [record.id for record in phases.to_remove]
+        mine = {*ids, *(record.id for record, _ in phases.to_make)}
+        self._working.update(mine)
+        try:
+            for unready, holder in phases.to_make:
+                await self._finish_making(unready, holder)
+            for record in phases.to_remove:
+                await self._unmake(record)
+            if ids:
+                await self._desk.carry_out(lambda p, _: life.remove(p, ids))
+        finally:
+            self._working.difference_update(mine)
 
     async def _end(self, group_ids: Sequence[str]) -> None:
         """Give these back, whatever they are and wherever they are by now."""
@@ -265,7 +277,10 @@ class LedgerProvider(Hooks):
         """Give back what dead processes had, and undo what they left half done; whether there was anything."""
         await self._expire()
         lost = []
-        for record in orphans(self.picture, self._clock.now(), on_one_machine=self.on_one_machine):
+        unready = orphans(self.picture, self._clock.now(), self._holder, on_one_machine=self.on_one_machine)
+        for record in unready:
+            if record.holder == self._holder and record.id in self._working:
+                continue
             try:
                 await self._unmake(record)
             except LavaLiteError as error:  # it is in use still; the next sweep tries again, and nobody waits for it
@@ -278,7 +293,10 @@ class LedgerProvider(Hooks):
         busy = await self._busy(left) if left else set()
         ended = [record.id for record in left if record.id not in busy]
         for at in range(0, len(ended), GROUPS_AT_ONCE):
-            await self._end(ended[at : at + GROUPS_AT_ONCE])
+            try:
+                await self._end(ended[at : at + GROUPS_AT_ONCE])
+            except LavaLiteError as error:
+                log.warning("what a dead process had cannot be given back yet", reason=str(error))
         return bool(lost or ended)
 
     # --- pools and changes ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Phases:
 
 
 def first_phase(
-    changes: Changes, needs_making: Callable[[GroupRecord], bool], me: Holder, *, remakes: bool = True
+    changes: Changes, needs_making: Callable[[GroupRecord], bool], me: Holder, now: float, *, remakes: bool = True
 ) -> tuple[Changes, Phases]:
     """What is to be written first. `remakes`: groups that only change their state need making too."""
     phases = Phases()
@@ -41,14 +41,14 @@ def first_phase(
     written.deletes += [key for key in changes.deletes if not key.startswith(GROUPS)]
     for record in changes.groups:
         if remakes and needs_making(record):
-            unready = record.model_copy(update={"ready": False, "holder": me})
+            unready = record.model_copy(update={"ready": False, "unready_since": now, "holder": me})
             phases.to_make.append((unready, record.holder))
             written.put(unready)
         else:
             written.put(record)
     for record in changes.gone:
         if needs_making(record):
-            unready = record.model_copy(update={"ready": False, "holder": me})
+            unready = record.model_copy(update={"ready": False, "unready_since": now, "holder": me})
             phases.to_remove.append(unready)
             written.put(unready)
         else:

@@ -50,6 +50,8 @@ class GroupRecord(Stored):
     """MIG instances that were made for it and are removed with it, by UUID."""
     ready: bool = True
     """False while what it needs beside the commitment (a MIG instance, a pod) is being made or removed."""
+    unready_since: float = 0.0
+    """Since when it is; seconds since the Unix epoch."""
     lifetime: Literal["process", "manual"] = "process"
     holder: Holder = Holder()
     made_at: float = 0.0

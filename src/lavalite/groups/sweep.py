@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lavalite.base.processes import ProcessIdentity, current_boot_id
+from lavalite.base.processes import ProcessIdentity
 from lavalite.groups.engine.picture import Picture
 from lavalite.groups.records import GroupRecord, Holder
 
 MAKING_SECONDS = 600.0
-"""Where it cannot be told whether its maker lives, a group that is not ready so long after it was made never is."""
+"""Where it cannot be told whether its maker lives, a group that has not been ready for so long never is."""
 
 
 def dead_holders(picture: Picture) -> list[GroupRecord]:
@@ -20,13 +20,15 @@ def dead_holders(picture: Picture) -> list[GroupRecord]:
     ]
 
 
-def orphans(picture: Picture, now: float, *, on_one_machine: bool) -> list[GroupRecord]:
-    """Groups that are not ready, and that nobody makes or removes any more."""
+def orphans(picture: Picture, now: float, me: Holder, *, on_one_machine: bool) -> list[GroupRecord]:
+    """Groups that are not ready, and that nobody makes or removes any more; those that are `me`'s to make or remove
+    too, who knows what it is about."""
     found = []
     for name in picture.unready():
         record = picture.groups[name]
-        here = on_one_machine or record.holder.boot_id == current_boot_id()
-        if (here and not lives(record.holder)) or (not here and now - record.made_at > MAKING_SECONDS):
+        # Elsewhere it cannot be told: a pod on the same node has the same boot, and processes of its own.
+        is_dead = not lives(record.holder) if on_one_machine else now - record.unready_since > MAKING_SECONDS
+        if record.holder == me or is_dead:
             found.append(record)
     return found
 
