@@ -300,7 +300,7 @@ async def test_what_a_reservation_cannot_keep_is_refused_in_one_sentence(manager
     for asked in ({"gpu": 0.5}, {"gpu": {"count": 2, "topology": "numa"}}, {"network": "1Gbit/s"}):
         with pytest.raises(NotOfferedError, match="a group of a running system that nobody has yet"):
             await manager.create_compute_group(asked)
-    with pytest.raises(NotOfferedError, match="not apart by mps"):
+    with pytest.raises(NotOfferedError, match="does not keep parts of a GPU apart"):
         await manager.allocate_compute_group("decode", {"gpu": 0.5, "isolation": "mps"})
     with pytest.raises(InsufficientResourcesError) as caught:
         await manager.create_compute_group({"gpu": {"count": 1, "model": "no such"}})

@@ -24,6 +24,7 @@ from lavalite.groups import (
     ConflictingAllocationError,
     GroupStateError,
     InsufficientResourcesError,
+    NotOfferedError,
     ReservationError,
     UnknownGroupError,
 )
@@ -206,6 +207,13 @@ async def test_parts_of_a_gpu_share_it(manager: ComputeGroupManager) -> None:
     assert not set(devices(one)) & set(devices(three))
     with pytest.raises(InsufficientResourcesError):
         await manager.allocate_compute_group("small-3", half)
+
+
+async def test_parts_that_nothing_keeps_apart_are_refused_unless_that_is_said(manager: ComputeGroupManager) -> None:
+    for isolation in ({}, {"isolation": "mig"}, {"isolation": "mps"}):
+        with pytest.raises((InsufficientResourcesError, NotOfferedError)):
+            await manager.allocate_compute_group("small", {"gpu": 0.5, "cpu": 0.1, **isolation})
+        assert await manager.list_compute_groups() == []
 
 
 # --- 3. life ------------------------------------------------------------------------------------------------------

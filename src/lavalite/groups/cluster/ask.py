@@ -105,11 +105,9 @@ def affinity_of(ask: Ask) -> list[Affinity]:
 
 def demand_offered(ask: Ask) -> None:
     """Raises NotOfferedError for what a running system does not do."""
-    part = 0 < ask.request.gpu_milli < WHOLE
-    if part and ask.requirements.isolation in ("mig", "mps"):
+    if 0 < ask.request.gpu_milli < WHOLE and ask.requirements.isolation != "none":
         hint = "Say isolation: none, or ask for an instance: gpu: {count: 1, mig: 1g.10gb}."
-        said = ask.requirements.isolation
-        raise NotOfferedError(f"a running system keeps parts of a GPU not apart by {said}", hint=hint)
+        raise NotOfferedError("a running system does not keep parts of a GPU apart", hint=hint)
 
 
 def demand_keepable(ask: Ask) -> None:
