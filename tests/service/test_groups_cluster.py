@@ -297,7 +297,11 @@ async def test_a_created_group_that_is_drained_takes_nobody_after_the_scheduler_
 
 
 async def test_what_a_reservation_cannot_keep_is_refused_in_one_sentence(manager: ComputeGroupManager) -> None:
-    for asked in ({"gpu": 0.5}, {"gpu": {"count": 2, "topology": "numa"}}, {"network": "1Gbit/s"}):
+    for asked in (
+        {"gpu": 0.5, "isolation": "none"},
+        {"gpu": {"count": 2, "topology": "numa"}},
+        {"network": "1Gbit/s"},
+    ):
         with pytest.raises(NotOfferedError, match="a group of a running system that nobody has yet"):
             await manager.create_compute_group(asked)
     with pytest.raises(NotOfferedError, match="does not keep parts of a GPU apart"):
