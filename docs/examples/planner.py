@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lavalite.base.errors import LavaLiteError
 from lavalite.groups import ComputeGroup, ComputeGroupManager, connect
 
 COMPONENTS = {
@@ -38,9 +39,15 @@ class Processes:
         for group_id in [each for each, process in self._of.items() if process.poll() is not None]:
             del self._of[group_id]
 
+    def end(self) -> None:
+        """Whatever still runs is asked to end, and waited for: a planner that fails leaves nobody behind."""
+        for process in self._of.values():
+            process.terminate()
+        for process in self._of.values():
+            process.wait()
 
-async def plan(manager: ComputeGroupManager, folder: str) -> None:
-    processes = Processes()
+
+async def plan(manager: ComputeGroupManager, folder: str, processes: Processes) -> None:
 
     async def scale(name: str, replicas: int) -> list[ComputeGroup]:
         groups = await manager.scale_component(name, replicas)
@@ -91,10 +98,19 @@ async def everybody_serves(folder: str, wanted: dict[str, int]) -> None:
             await asyncio.sleep(0.05)  # another process is waited for
 
 
-async def main(where: str, folder: str) -> None:
-    async with await connect(where) as manager:
-        await plan(manager, folder)
+async def main(where: str, folder: str) -> int:
+    Path(folder).mkdir(exist_ok=True)
+    processes = Processes()
+    try:
+        async with await connect(where) as manager:
+            await plan(manager, folder, processes)
+    except LavaLiteError as error:  # as where there are too few GPUs
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        processes.end()
+    return 0
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    sys.exit(asyncio.run(main(*sys.argv[1:])))

@@ -72,6 +72,19 @@ def test_the_bench_of_plans_measures_what_it_says() -> None:
 
 
 @pytest.mark.slow
+def test_the_bench_of_compute_groups_measures_what_it_says() -> None:
+    figures = _figures(
+        "bench/groups.py", "--allocations", "12", "--held", "40", "--processes", "3", "--together", "24"
+    )
+    assert figures["given twice, 3 processes"]["value"] == 0
+    assert figures["given twice, 3 processes"]["peer"] == "24 allocations"
+    assert figures["not given"]["value"] == 0
+    for metric in ("allocate_p50_ms, 8 GPUs", "allocate_p99_ms, 10000 GPUs", "allocate_p50_ms, a running system"):
+        assert figures[metric]["value"] > 0
+    assert figures["discovery_ms"]["target"] == "<= 200"
+
+
+@pytest.mark.slow
 def test_the_packing_bench_measures_what_it_says(tmp_path: Path) -> None:
     nodes = ["sn,cpu_milli,memory_mib,gpu,model", *(f"n{at},8000,65536,2,A100" for at in range(4))]
     (tmp_path / "openb_node_list_all_node.csv").write_text("\n".join(nodes))

@@ -41,7 +41,6 @@ async def where(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_seven_steps_with_prefill_and_decode_that_scale_and_go(where: str, tmp_path: Path) -> None:
     served = tmp_path / "served"
-    served.mkdir()
     command = [sys.executable, str(PLANNER), where, str(served)]
     done = await asyncio.to_thread(
         subprocess.run, command, env=played(), capture_output=True, text=True, timeout=200, check=False
@@ -58,6 +57,14 @@ async def test_seven_steps_with_prefill_and_decode_that_scale_and_go(where: str,
     gpus = [lines[0].rpartition(" ")[2] for lines in said.values()]
     assert sorted(gpus) == sorted(GPUS.split(",")), said
     assert all(lines[-1] == "drained" for lines in said.values()), said
+
+
+def test_without_gpus_the_planner_says_so_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, str(PLANNER), f"local:{tmp_path / 'groups.db'}", str(tmp_path / "served")]
+    environment = {**played(), "FAKE_GPUS": "GPU-0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "1 has too few free" in done.stderr, done.stderr
 
 
 def test_what_the_page_shows_in_python_is_what_it_does(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lavalite.groups.views import ComputeGroup, ComputeNode
 from lavalite.providers.base import ComputeResourceProvider, NotOfferedError
 
 __all__ = [
+    "ClusterComputeResourceProvider",
     "ComputeGroup",
     "ComputeGroupManager",
     "ComputeNode",
