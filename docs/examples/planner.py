@@ -48,7 +48,6 @@ class Processes:
 
 
 async def plan(manager: ComputeGroupManager, folder: str, processes: Processes) -> None:
-
     async def scale(name: str, replicas: int) -> list[ComputeGroup]:
         groups = await manager.scale_component(name, replicas)
         if not manager.provider.runs_components:
