@@ -23,7 +23,7 @@ from played_nvml import RECORDINGS, Recording, plain_gpus, playing
 from lavalite.base.errors import LavaLiteError, UnreachableError
 from lavalite.groups import ComputeGroupManager, InsufficientResourcesError, LocalComputeResourceProvider
 from lavalite.groups.errors import UnknownGroupError
-from lavalite.groups.processes import ask_to_end, marked
+from lavalite.groups.local.processes import ask_to_end, marked
 
 HERE = Path(__file__).parent
 ONE = {"gpu": 1, "cpu": 0.1}

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from played_nvml import RECORDINGS, Library, Recording, play, playing
 
 from lavalite.base.errors import LavaLiteError, RefusedError
-from lavalite.groups.instances import Instances
-from lavalite.groups.isolation import environment
-from lavalite.groups.mps import MpsServers
+from lavalite.groups.local.instances import Instances
+from lavalite.groups.local.isolation import environment
+from lavalite.groups.local.mps import MpsServers
 from lavalite.groups.records import GroupRecord
 from lavalite.model.job import Share
 from lavalite.model.resources import Device

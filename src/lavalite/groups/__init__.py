@@ -3,8 +3,9 @@
     what a planner calls   manager (the seed's ComputeGroupManager), views (ComputeGroup, ComputeNode), errors,
                            requirements (what may be asked for), components (who registered), connect (where)
     what decides           engine/ (pure: what is free, what fits, quotas, reservations, who waits)
-    where it is kept       ledger (the contract), store_ledger (SQLite, several processes without a leader)
-    providers              local (this machine), cluster (/v1), kubernetes/
+    where it is kept       ledger (the contract), store_ledger (SQLite, several processes without a leader), records
+    providers              embedded/ (over a ledger and the engine), local/ (this machine) and kubernetes/ by that;
+                           cluster/ (a running system, by /v1)
 
 The class ComputeResourceProvider is in lavalite.providers.base.
 """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lavalite.groups.embedded.utilization import Utilization
 from lavalite.groups.engine.node_state import GpuState, NodeState
 from lavalite.groups.engine.picture import Picture, devices_of
 from lavalite.groups.engine.pools import Pool, pool_view
 from lavalite.groups.engine.shelf import totals
 from lavalite.groups.records import GroupRecord
-from lavalite.groups.utilization import Utilization
 from lavalite.model.resources import CPU, GPU, MEMORY, NETWORK, STORAGE, kinds_in_order
 from lavalite.placement.closeness import shared_level
 

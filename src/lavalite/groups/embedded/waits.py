@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from lavalite.base.clock import Clock
-from lavalite.groups.desk import Desk
+from lavalite.groups.embedded.desk import Desk
 from lavalite.groups.engine import waiting
 from lavalite.groups.errors import ConflictingAllocationError, GroupStateError, InsufficientResourcesError
 from lavalite.groups.requirements import Ask

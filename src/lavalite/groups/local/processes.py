@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lavalite.base.processes import ProcessIdentity
-from lavalite.groups.isolation import MARKER
+from lavalite.groups.local.isolation import MARKER
 
 
 def marked(groups: Collection[str]) -> dict[str, list[ProcessIdentity]]:

@@ -18,7 +18,7 @@ import psutil
 import structlog
 
 from lavalite.base.processes import current_boot_id
-from lavalite.groups.utilization import Utilization
+from lavalite.groups.embedded.utilization import Utilization
 from lavalite.model.resources import GPU, Device, NodeOffer
 from lavalite.providers.health import GpuState, HealthWatch
 from lavalite.providers.local import discover as discover_this

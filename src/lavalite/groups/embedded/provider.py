@@ -18,20 +18,20 @@ import structlog
 from lavalite.base.clock import Clock
 from lavalite.base.errors import LavaLiteError
 from lavalite.base.processes import ProcessIdentity
-from lavalite.groups.desk import Desk
+from lavalite.groups.embedded.desk import Desk
+from lavalite.groups.embedded.hooks import Hooks
+from lavalite.groups.embedded.listeners import Told
+from lavalite.groups.embedded.phases import Phases, first_phase, made
+from lavalite.groups.embedded.sweep import dead_holders, orphans
+from lavalite.groups.embedded.utilization import Utilization
+from lavalite.groups.embedded.waits import Waits
 from lavalite.groups.engine import decide, life, supply, views
 from lavalite.groups.engine.changes import Changes, Refused
 from lavalite.groups.engine.picture import Picture
 from lavalite.groups.errors import UnknownGroupError
-from lavalite.groups.hooks import Hooks
 from lavalite.groups.ledger import GroupLedger
-from lavalite.groups.listeners import Told
-from lavalite.groups.phases import Phases, first_phase, made
 from lavalite.groups.records import NODES, GroupRecord, Holder
 from lavalite.groups.requirements import Ask, read_ask
-from lavalite.groups.sweep import dead_holders, orphans
-from lavalite.groups.utilization import Utilization
-from lavalite.groups.waits import Waits
 
 log = structlog.get_logger(__name__)
 NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
@@ -39,7 +39,7 @@ NODES_AT_ONCE, GROUPS_AT_ONCE = 16, 48
 
 
 class LedgerProvider(Hooks):
-    """Make one, then `await provider.start()`. What subclasses give is in lavalite.groups.hooks."""
+    """Make one, then `await provider.start()`. What subclasses give is in lavalite.groups.embedded.hooks."""
 
     _working: ClassVar[set[str]] = set()
     """Groups of which something is being made or removed in this process, by whichever of its providers."""

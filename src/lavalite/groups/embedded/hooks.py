@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+from lavalite.groups.embedded.utilization import Utilization
 from lavalite.groups.records import GroupRecord
-from lavalite.groups.utilization import Utilization
 from lavalite.model.resources import NodeOffer
 from lavalite.providers.base import ComputeResourceProvider
 

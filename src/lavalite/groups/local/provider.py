@@ -24,16 +24,16 @@ import structlog
 from lavalite.base.clock import Clock, SystemClock
 from lavalite.base.errors import LavaLiteError, UnreachableError
 from lavalite.groups.embedded import LedgerProvider
-from lavalite.groups.instances import Instances
-from lavalite.groups.isolation import environment, gpus_of
+from lavalite.groups.embedded.phases import made
+from lavalite.groups.embedded.utilization import Utilization
 from lavalite.groups.ledger import GroupLedger
-from lavalite.groups.machine import Discover, Machine, node_name
-from lavalite.groups.mps import MpsServers
-from lavalite.groups.phases import made
-from lavalite.groups.processes import ask_to_end, marked
+from lavalite.groups.local.instances import Instances
+from lavalite.groups.local.isolation import environment, gpus_of
+from lavalite.groups.local.machine import Discover, Machine, node_name
+from lavalite.groups.local.mps import MpsServers
+from lavalite.groups.local.processes import ask_to_end, marked
 from lavalite.groups.records import GROUPS, GroupRecord
 from lavalite.groups.store_ledger import StoreLedger
-from lavalite.groups.utilization import Utilization
 from lavalite.model.resources import GPU, Device, NodeOffer
 from lavalite.store.sqlite import SqliteStore
 
