@@ -445,7 +445,7 @@ async def test_after_a_boot_a_group_that_stays_has_its_instance_again(mig_box: R
 @pytest.fixture
 def mps(box: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "mps"
-    monkeypatch.setattr("lavalite.groups.local.mps_folder", lambda state: folder)
+    monkeypatch.setattr("lavalite.groups.local.provider.mps_folder", lambda state: folder)
     monkeypatch.setenv("PATH", f"{HERE / 'fake_mps'}:{os.environ['PATH']}")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)  # what was left of the servers ends then
