@@ -30,18 +30,26 @@ def played(**more: str) -> dict[str, str]:
     return {**kept, **gpus, **more}
 
 
+def shown(tmp_path: Path) -> list[str]:
+    """The one command of the page, with its files in a folder of the test's."""
+    [line] = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
+    program, script, *rest = line.replace("/tmp", str(tmp_path)).split()
+    assert (program, ROOT / script) == ("python", PLANNER)
+    return [sys.executable, str(PLANNER), *rest]
+
+
 @pytest.fixture(params=["local", "up"])
 async def where(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     if request.param == "local":
-        yield f"local:{tmp_path / 'groups.db'}"
+        yield shown(tmp_path)[2]
         return
     async with up_system() as system:
         yield f"up:{system.state}"
 
 
 async def test_seven_steps_with_prefill_and_decode_that_scale_and_go(where: str, tmp_path: Path) -> None:
-    served = tmp_path / "served"
-    command = [sys.executable, str(PLANNER), where, str(served)]
+    _, _, _, served = command = shown(tmp_path)
+    command[2] = where
     done = await asyncio.to_thread(
         subprocess.run, command, env=played(), capture_output=True, text=True, timeout=200, check=False
     )
@@ -51,7 +59,7 @@ async def test_seven_steps_with_prefill_and_decode_that_scale_and_go(where: str,
     assert "2 4 GPUs on" in done.stdout and done.stdout.count("is allocated, of") == 2
     assert "6 decode has 3 groups, 0 of them sick" in steps and steps[-1] == "7 4 of 4 GPUs are free"
     # What ran: one prefill and three of decode, each on a GPU of its own, and each was let finish.
-    said = {file.name: file.read_text().splitlines() for file in served.iterdir()}
+    said = {file.name: file.read_text().splitlines() for file in Path(served).iterdir()}
     names = sorted(name.split(".")[0] for name in said)
     assert names == ["decode"] * 3 + ["prefill"], said
     gpus = [lines[0].rpartition(" ")[2] for lines in said.values()]
@@ -77,10 +85,6 @@ def test_what_the_page_shows_in_python_is_what_it_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("decode has 2 GPUs: allocated\n"), done.stdout
-
-
-def test_the_page_runs_the_very_program_that_is_tested() -> None:
-    assert f"$ python {PLANNER.relative_to(ROOT)} local:" in PAGE.read_text()
 
 
 def test_each_requirement_of_the_page_names_tests_that_there_are() -> None:
