@@ -158,3 +158,43 @@ async def test_what_has_failed_counts_and_goes_first() -> None:
     left = await manager.scale_component("decode", 1)
     assert [group.id for group in left] == [second.id] == list(provider.groups)
     assert provider.drained == [third.id, first.id]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "said"),
+    [
+        ("list_compute_groups", ({"gpu_milli": "2"},), r"filters\.gpu_milli"),
+        ("list_compute_groups", ({"model": ["H100"]},), r"filters\.model"),
+        ("list_compute_groups", (["state"],), "filters"),
+        ("create_compute_group", (7,), "resources"),
+        ("allocate_compute_group", ("decode", {"cpu": 1}, "near"), "constraints"),
+        ("register_component", ("decode", "cpu"), "resource_requirements"),
+        ("register_component", ("decode", {"cpu": 1}, "near"), "constraints"),
+        ("put_pool", ("fast", "all"), "pool"),
+    ],
+)
+async def test_what_is_of_the_wrong_type_is_said_by_its_name(
+    manager: ComputeGroupManager, call: str, arguments: tuple[Any, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        await getattr(manager, call)(*arguments)
+
+
+class Leaving(FourMethods):
+    """Its first group ends by itself as soon as another one is refused."""
+
+    async def allocate_resources(self, component_name: str, resources: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await super().allocate_resources(component_name, resources)
+        except InsufficientResourcesError:
+            self.groups.pop("g1")
+            raise
+
+
+async def test_growing_that_fails_gives_the_rest_back_where_one_has_gone() -> None:
+    provider = Leaving()
+    manager = ComputeGroupManager(provider, clock=ManualClock())
+    await manager.register_component("decode", {"cpu": 1.5})
+    with pytest.raises(InsufficientResourcesError):
+        await manager.scale_component("decode", 3)
+    assert provider.groups == {}

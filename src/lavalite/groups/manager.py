@@ -5,18 +5,20 @@ It holds no state but which components have registered: the provider's state is 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from lavalite.base.clock import Clock, SystemClock
-from lavalite.base.errors import Fault, InputError
+from lavalite.base.errors import Fault, InputError, LavaLiteError
 from lavalite.groups.components import Component, Components
 from lavalite.groups.errors import GroupStateError, UnknownGroupError
 from lavalite.groups.requirements import read_ask
 from lavalite.groups.views import ALLOCATED, DRAINING, FAILED, RESERVED, STATES, ComputeGroup, ComputeNode
 from lavalite.providers.base import ComputeResourceProvider
 
-FILTERS = ("state", "component", "node", "pool", "model", "gpu_milli", "cpu_milli", "memory_bytes")
+AMOUNTS = ("gpu_milli", "cpu_milli", "memory_bytes")
+FILTERS = ("state", "component", "node", "pool", "model", *AMOUNTS)
 """Amounts are at least so much; the others are equal."""
 POLL_FIRST_SECONDS, POLL_MOST_SECONDS = 0.02, 1.0
 RESERVE_SECONDS = 300
@@ -110,6 +112,7 @@ class ComputeGroupManager:
 
     async def create_compute_group(self, resources: dict[str, Any], node_id: str | None = None) -> ComputeGroup:
         """Create a new compute group with specified resources: they are set aside until it is deleted."""
+        _demand_mapping(resources, "resources")
         asked = {**resources, "constraints": {"node": node_id}} if node_id else dict(resources)
         if "run" in resources or (node_id and "constraints" in resources):
             raise InputError("resources are amounts; say where by node_id", field="resources")
@@ -181,6 +184,7 @@ class ComputeGroupManager:
 
     async def put_pool(self, name: str, pool: dict[str, Any]) -> dict[str, Any]:
         """Make or change a pool, in the words of pools.yml: `nodes`, `kinds`, `quota`, `priority`."""
+        _demand_mapping(pool, "pool")
         return await self.provider.put_pool(name, dict(pool))
 
     async def delete_pool(self, name: str) -> bool:
@@ -203,6 +207,8 @@ class ComputeGroupManager:
 
         `image` is of the container, where components run in such (Kubernetes).
         """
+        _demand_mapping(resource_requirements, "resource_requirements")
+        _demand_mapping({} if constraints is None else constraints, "constraints")
         return self._components.register(
             component_name, resource_requirements, constraints, command, environment, drain_seconds, image
         )
@@ -229,7 +235,8 @@ class ComputeGroupManager:
                 made.append(ComputeGroup(await self.provider.allocate_resources(component_name, asked)))
         except BaseException:
             for group in made:
-                await self.provider.deallocate_resources(component_name, [group.id])
+                with contextlib.suppress(LavaLiteError):  # one may have ended by itself; the others go all the same
+                    await self.provider.deallocate_resources(component_name, [group.id])
             raise
         return groups + made
 
@@ -258,11 +265,10 @@ class ComputeGroupManager:
     def _asked(
         component_name: str, requirements: dict[str, Any], constraints: dict[str, Any] | None
     ) -> dict[str, Any]:
-        if not isinstance(requirements, Mapping):
-            raise InputError(f"it is a mapping, not a {type(requirements).__name__}", field="resource_requirements")
+        _demand_mapping(requirements, "resource_requirements")
         if taken := sorted({"constraints", "run"} & set(requirements)):
             raise InputError("there is no such key", field=f"requirements.{taken[0]}")
-        asked = {**requirements, **({"constraints": dict(constraints)} if constraints else {})}
+        asked = {**requirements, **({"constraints": constraints} if constraints else {})}
         read_ask(component_name, asked)
         return asked
 
@@ -273,12 +279,24 @@ def _id(group_id: str) -> str:
     return group_id
 
 
+def _demand_mapping(value: object, field: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"a mapping is wanted, not a {type(value).__name__}", field=field)
+
+
 def _read_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
+    _demand_mapping(filters, "filters")
     faults = [
         Fault("bad_input", "there is no such filter", f"filters.{str(name)[:40]}", f"There are {', '.join(FILTERS)}.")
         for name in filters
         if name not in FILTERS
     ]
+    for name in set(filters) & set(FILTERS):
+        kind, what = (int, "a number") if name in AMOUNTS else (str, "text")
+        if type(filters[name]) is not kind and not (name == "component" and filters[name] is None):
+            faults.append(
+                Fault("bad_input", f"it is {what}, not a {type(filters[name]).__name__}", f"filters.{name}")
+            )
     if "state" in filters and filters["state"] not in STATES:
         faults.append(Fault("bad_input", "it is no state", "filters.state", f"There are {', '.join(STATES)}."))
     if faults:
@@ -288,7 +306,7 @@ def _read_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _passes(group: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     for name, value in wanted.items():
-        if name in ("gpu_milli", "cpu_milli", "memory_bytes"):
+        if name in AMOUNTS:
             if group["resources"].get(name, 0) < value:
                 return False
         elif name == "model":

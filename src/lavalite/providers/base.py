@@ -11,7 +11,7 @@ Shapes (all amounts are integers, units last):
                "free_milli": int, "health": "ok" or a sentence, "utilization": {name: float}}
     GROUP     {"id", "node", "resources": {"cpu_milli", …, "gpus": [GPU as far as known]}, "topology": {…},
                "utilization": {name: float}, "state": free|reserved|allocated|draining|failed,
-               "component": str or None, "pool", "priority", "expires_at", "environment": {name: text},
+               "component": str or None, "pool", "expires_at", "environment": {name: text},
                "reason", "busy": bool}
               `busy`: whether any process is known to use it.
     RESOURCES what is asked for: requirements as lavalite.groups.requirements reads them, and beside them, if

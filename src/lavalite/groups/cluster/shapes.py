@@ -96,7 +96,6 @@ def group_of_job(job: Job, devices: Devices, kept: Reservation | None = None) ->
         "state": state,
         "component": job.component,
         "pool": next(iter(request.pools.values()), kept.pool if kept is not None else ""),
-        "priority": 0,
         "expires_at": None,
         "environment": {
             GROUP_VARIABLE: id_of(job),
@@ -139,7 +138,6 @@ def group_of_reservation(kept: Reservation) -> Shape:
         "state": DRAINING if kept.drained else RESERVED if reserved else FREE,
         "component": kept.component or None,
         "pool": kept.pool,
-        "priority": 0,
         "expires_at": None if kept.timeout_seconds is None else kept.start + kept.timeout_seconds,
         "environment": {},
         "reason": "",

@@ -52,7 +52,6 @@ def group_view(
         "component": record.component or None,
         "pool": record.pool,
         "team": record.team,
-        "priority": record.priority,
         "created": record.created,
         "isolation": record.isolation,
         "expires_at": record.expires_at,
