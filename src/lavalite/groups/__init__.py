@@ -1,7 +1,7 @@
 """ComputeGroups: one API for planners, over this machine, a LavaLite cluster, or a Kubernetes cluster.
 
     what a planner calls   manager (the seed's ComputeGroupManager), views (ComputeGroup, ComputeNode), errors,
-                           requirements (what may be asked for), components (who registered), connect (where)
+                           requirements (what may be asked for), filters, components (who registered), connect
     what decides           engine/ (pure: what is free, what fits, quotas, reservations, who waits)
     where it is kept       ledger (the contract), store_ledger (SQLite, several processes without a leader), records
     providers              embedded/ (over a ledger and the engine), local/ (this machine) and kubernetes/ by that;

@@ -10,16 +10,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from lavalite.base.clock import Clock, SystemClock
-from lavalite.base.errors import Fault, InputError, LavaLiteError
+from lavalite.base.errors import InputError, LavaLiteError
 from lavalite.groups.components import Component, Components
 from lavalite.groups.errors import GroupStateError, UnknownGroupError
+from lavalite.groups.filters import passes, read_filters
 from lavalite.groups.requirements import read_ask
 from lavalite.groups.views import ALLOCATED, DRAINING, FAILED, RESERVED, STATES, ComputeGroup, ComputeNode
 from lavalite.providers.base import ComputeResourceProvider
 
-AMOUNTS = ("gpu_milli", "cpu_milli", "memory_bytes")
-FILTERS = ("state", "component", "node", "pool", "model", *AMOUNTS)
-"""Amounts are at least so much; the others are equal."""
 POLL_FIRST_SECONDS, POLL_MOST_SECONDS = 0.02, 1.0
 RESERVE_SECONDS = 300
 NOBODY = " "
@@ -56,12 +54,12 @@ class ComputeGroupManager:
         return [ComputeNode(node, by_node.get(node["id"], [])) for node in state["nodes"]]
 
     async def list_compute_groups(self, filters: dict[str, Any] | None = None) -> list[ComputeGroup]:
-        """List compute groups, optionally filtered by criteria: FILTERS says which."""
-        wanted = _read_filters(filters or {})
+        """List compute groups, optionally filtered by criteria: lavalite.groups.filters says which."""
+        wanted = read_filters({} if filters is None else filters)
         if set(wanted) == {"component"} and wanted["component"]:
             return await self.get_component_allocations(wanted["component"])
         groups = (await self.provider.get_resource_state())["groups"]
-        return [ComputeGroup(group) for group in groups if _passes(group, wanted)]
+        return [ComputeGroup(group) for group in groups if passes(group, wanted)]
 
     async def get_compute_group(self, group_id: str) -> ComputeGroup:
         """Get a specific compute group by ID."""
@@ -282,36 +280,3 @@ def _id(group_id: str) -> str:
 def _demand_mapping(value: object, field: str) -> None:
     if not isinstance(value, Mapping):
         raise InputError(f"a mapping is wanted, not a {type(value).__name__}", field=field)
-
-
-def _read_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
-    _demand_mapping(filters, "filters")
-    faults = [
-        Fault("bad_input", "there is no such filter", f"filters.{str(name)[:40]}", f"There are {', '.join(FILTERS)}.")
-        for name in filters
-        if name not in FILTERS
-    ]
-    for name in set(filters) & set(FILTERS):
-        kind, what = (int, "a number") if name in AMOUNTS else (str, "text")
-        if type(filters[name]) is not kind and not (name == "component" and filters[name] is None):
-            faults.append(
-                Fault("bad_input", f"it is {what}, not a {type(filters[name]).__name__}", f"filters.{name}")
-            )
-    if "state" in filters and filters["state"] not in STATES:
-        faults.append(Fault("bad_input", "it is no state", "filters.state", f"There are {', '.join(STATES)}."))
-    if faults:
-        raise InputError(faults=faults)
-    return dict(filters)
-
-
-def _passes(group: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    for name, value in wanted.items():
-        if name in AMOUNTS:
-            if group["resources"].get(name, 0) < value:
-                return False
-        elif name == "model":
-            if value not in {gpu.get("model") for gpu in group["resources"].get("gpus", [])}:
-                return False
-        elif (group.get(name) or "") != (value or ""):
-            return False
-    return True
